@@ -1,0 +1,112 @@
+"""Over which mesh axes the sum of a leaf has to go on: the leaf's own type says, or the caller does."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+from jax import lax
+from jax.sharding import PartitionSpec
+
+#: What a caller can say: nothing, a name, a tuple of names, or a pytree prefix of `PartitionSpec`s.
+AxisName = Any
+
+
+class Reduction(NamedTuple):
+    """How the sum over a leaf becomes the sum over all its shards: a `psum` over `axes`, divided by the size of `copies`."""
+
+    axes: tuple[str, ...]
+    copies: tuple[str, ...]
+
+
+def reductions(tree: Any, axis_name: AxisName) -> list[Reduction]:
+    """The `Reduction` of each leaf of `tree`, in order.
+
+    Raises:
+      ValueError: where the type of a leaf cannot tell and `axis_name` does not say, names an axis that is not in scope, or
+        names one that a leaf's type says it does not vary over.
+    """
+    manual = manual_axes()
+    leaves = jax.tree.leaves(tree)
+    if axis_name is None:
+        if manual and not _typed(manual):
+            raise ValueError(
+                f"axis_name must be given inside a map over the axes {manual} that does not track which values vary "
+                "(shard_map with check_vma=False, or pmap): the norm of sharded gradients needs the axes they are sharded "
+                "over. Pass axis_name=() for gradients that are the same on every device (averaged, say), an axis name or a "
+                "tuple of them where every leaf is sharded, or a pytree prefix of PartitionSpecs; or use check_vma=True."
+            )
+        return [Reduction(_varying(leaf, manual), ()) for leaf in leaves]
+    typed = _typed(manual)
+    return [
+        _said(leaf, axes, manual) if typed else Reduction(axes, ())
+        for leaf, axes in zip(leaves, _axes_per_leaf(tree, axis_name), strict=True)
+    ]
+
+
+def manual_axes() -> tuple[str, ...]:
+    """The mesh axes that the code being traced is mapped over by hand, in `shard_map` or `pmap`."""
+    return tuple(jax.sharding.get_abstract_mesh().manual_axes)
+
+
+def _typed(manual: Sequence[str]) -> bool:
+    # Every device has its own index, so a type that does not say so says nothing at all.
+    return bool(manual) and bool(_varying(lax.axis_index(manual[0]), manual))
+
+
+def _varying(leaf: Any, manual: Sequence[str]) -> tuple[str, ...]:
+    varying = jax.typeof(leaf).manual_axis_type.varying if manual else ()
+    return tuple(axis for axis in manual if axis in varying)
+
+
+def _said(leaf: Any, axes: tuple[str, ...], manual: Sequence[str]) -> Reduction:
+    """In a typed map the sum goes over all varying axes, so that its type is replicated; the unsaid ones hold copies."""
+    varying = _varying(leaf, manual)
+    outside = [axis for axis in axes if axis in manual and axis not in varying]
+    if outside:
+        raise ValueError(
+            f"axis_name must name axes that the gradient varies over; got {axes!r} for a leaf of type {jax.typeof(leaf)}, "
+            f"which is the same along {', '.join(map(repr, outside))} and would be counted once per device. "
+            "Leave axis_name out: the types tell."
+        )
+    extra = tuple(axis for axis in axes if axis not in varying)
+    return Reduction((*varying, *extra), tuple(axis for axis in varying if axis not in axes))
+
+
+def _axes_per_leaf(tree: Any, axis_name: AxisName) -> list[tuple[str, ...]]:
+    if isinstance(axis_name, str) or (type(axis_name) is tuple and all(isinstance(name, str) for name in axis_name)):
+        axes = _in_scope((axis_name,) if isinstance(axis_name, str) else axis_name)
+        return [axes] * len(jax.tree.leaves(tree))
+    try:
+        specs = jax.tree.broadcast(axis_name, tree, is_leaf=_is_spec)
+    except ValueError as error:
+        raise ValueError(
+            f"axis_name must be a name, a tuple of names, or a pytree prefix of the gradients with PartitionSpec leaves; got "
+            f"{axis_name!r}, which does not match the gradients: {error}"
+        ) from error
+    return [_axes_of(spec) for spec in jax.tree.leaves(specs, is_leaf=_is_spec)]
+
+
+def _is_spec(node: Any) -> bool:
+    return isinstance(node, PartitionSpec)
+
+
+def _axes_of(spec: Any) -> tuple[str, ...]:
+    if not _is_spec(spec):
+        raise TypeError(
+            f"axis_name must be a name, a tuple of names, or a pytree prefix with PartitionSpec leaves; got the leaf {spec!r} "
+            f"({type(spec).__name__}). Wrap the axes of a leaf: PartitionSpec('data', None)."
+        )
+    parts = [part if isinstance(part, tuple) else (part,) for part in spec if part is not None]
+    return _in_scope(tuple(axis for part in parts for axis in part if isinstance(axis, str)))
+
+
+def _in_scope(axes: tuple[str, ...]) -> tuple[str, ...]:
+    for axis in axes:
+        try:
+            lax.axis_index(axis)
+        except NameError as error:
+            raise ValueError(
+                f"axis_name must name axes in scope; got {axis!r}, and the mapped axes here are {manual_axes()!r}. Outside of "
+                "shard_map and pmap leave axis_name out: under jit the compiler sums over all shards by itself."
+            ) from error
+    return axes

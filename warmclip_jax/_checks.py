@@ -1,0 +1,112 @@
+"""Argument checks that are safe under tracing, and the wording of every message.
+
+A check looks at a value only when it is concrete. A traced value has a dtype and a shape but no number, so only those two
+are checked; each public docstring says what an unchecked value then does.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.core
+import jax.numpy as jnp
+import numpy as np
+
+#: A number as users write it: Python, NumPy, a JAX scalar or a tracer of one.
+Scalar = float | np.integer[Any] | np.floating[Any] | jax.Array
+
+#: The largest count, and the largest length that is kept as an integer.
+MAX_COUNT = 2**31 - 1
+
+
+def default_float() -> np.dtype:
+    """The dtype of every schedule's value: float32, or float64 under `jax_enable_x64`."""
+    return np.dtype(jnp.result_type(float))
+
+
+def is_traced(value: object) -> bool:
+    """Whether `value` is a tracer, whose number nobody can see yet."""
+    return isinstance(value, jax.core.Tracer)
+
+
+def broken_rule(name: str, rule: str, value: object, remedy: str, error: type[Exception] = ValueError) -> Exception:
+    """The one wording of every message: the argument, its rule, what came, and what to do."""
+    shown = f"{value!r} ({type(value).__name__})" if error is TypeError else repr(value)
+    return error(f"{name} must be {rule}; got {shown}. {remedy}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Number:
+    """What a numeric argument may be. `whole` ones count steps and are kept as integers."""
+
+    rule: str
+    remedy: str
+    holds: Callable[[float], bool]
+    whole: bool = False
+
+    def check(self, name: str, value: Any) -> Any:
+        """`value` as a Python number, or as it is when it is traced. Raises TypeError or ValueError."""
+        _check_scalar(name, value, self)
+        if is_traced(value):
+            return value
+        number = value.item() if isinstance(value, (np.generic, np.ndarray, jax.Array)) else value
+        if not _is_finite(number) or not self.holds(number) or (self.whole and number != int(number)):
+            raise broken_rule(name, self.rule, number, self.remedy)
+        if not self.whole:
+            return float(number)
+        # A length past int32 could not be a jit argument as an integer; as a float it only loses what no count can reach.
+        return int(number) if number <= MAX_COUNT else float(number)
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """An argument that is one of a few fixed values, and so part of what the program is, not of its data."""
+
+    options: tuple[Any, ...]
+
+    def check(self, name: str, value: Any) -> Any:
+        """`value`, when it is one of the options. Raises TypeError (another type) or ValueError."""
+        if not isinstance(value, type(self.options[0])):
+            raise broken_rule(name, self._rule, value, "It is fixed when the object is built and cannot be traced.", TypeError)
+        if value not in self.options:
+            raise broken_rule(name, self._rule, value, "Check the spelling.")
+        return value
+
+    @property
+    def _rule(self) -> str:
+        return "one of " + ", ".join(map(repr, self.options))
+
+
+def exactly_one(names: tuple[str, str], values: tuple[Any, Any]) -> None:
+    """Raises ValueError unless exactly one of two ways to say the same thing is used."""
+    if (values[0] is None) == (values[1] is None):
+        said = "both" if values[0] is not None else "neither"
+        pair = " and ".join(f"{name}={value!r}" for name, value in zip(names, values, strict=True))
+        raise ValueError(f"exactly one of {names[0]} and {names[1]} must be given; got {said} ({pair}). Give one of them.")
+
+
+def _check_scalar(name: str, value: Any, number: Number) -> None:
+    remedy = "Pass a Python number or a scalar array."
+    if isinstance(value, (str, bytes, bool, complex)) or value is None:
+        raise broken_rule(name, number.rule, value, remedy, TypeError)
+    if isinstance(value, (int, float)):
+        return
+    shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
+    if shape is None or dtype is None:
+        raise broken_rule(name, number.rule, value, remedy, TypeError)
+    if not (jnp.issubdtype(dtype, jnp.integer) or jnp.issubdtype(dtype, jnp.floating)):
+        raise broken_rule(name, number.rule, value, remedy, TypeError)
+    if shape != ():
+        raise broken_rule(
+            name, f"{number.rule}, a scalar", value, f"Its shape is {shape}; use jax.vmap to build one object for each entry."
+        )
+
+
+def _is_finite(number: float) -> bool:
+    """Finite in the dtype it will be computed in, not only as a Python float."""
+    try:
+        return math.isfinite(number) and abs(number) <= float(jnp.finfo(default_float()).max)
+    except OverflowError:
+        return False

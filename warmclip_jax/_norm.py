@@ -1,0 +1,193 @@
+"""The L2 norm of a gradient tree, right for every finite input. It knows no thresholds and no steps.
+
+`sqrt(sum(x * x))` fails where `x * x` leaves the range of its dtype: float32 entries of 1e20 give inf, of 1e-30 give 0. So a
+norm is kept as a mantissa and a power-of-two scale, and the entries are scaled before they are squared whenever the plain sum
+shows that this is needed, which costs an ordinary gradient nothing.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from warmclip_jax._axes import AxisName, Reduction, reductions
+
+
+class ScaledNorm(NamedTuple):
+    """The norm `mantissa / scale`, also where that is not representable. Both are scalars of the accumulation dtype."""
+
+    mantissa: jax.Array
+    scale: jax.Array  # a power of two, positive
+
+    @property
+    def value(self) -> jax.Array:
+        """The norm as one number: inf where it is too large for its dtype."""
+        return self.mantissa / self.scale
+
+    @property
+    def is_finite(self) -> jax.Array:
+        """Whether every entry is finite, even where the norm is not representable."""
+        return jnp.isfinite(self.mantissa)
+
+    @classmethod
+    def of(cls, norm: jax.Array) -> "ScaledNorm":
+        """A norm that is known as one number."""
+        limits = _Range.of(norm.dtype)
+        scale = jnp.where(norm * norm < limits.low, limits.up, jnp.where(jnp.isinf(norm * norm), limits.down, 1))
+        scale = lax.stop_gradient(scale.astype(norm.dtype))
+        return cls(norm * scale, scale)
+
+
+class _Range(NamedTuple):
+    """Where a sum of squares can be trusted, and the powers of two that bring the others there."""
+
+    low: np.ndarray  # below it, squares that underflowed may be missing from the sum
+    up: np.ndarray  # scale for what is below `low`
+    down: np.ndarray  # scale for what overflowed
+
+    @classmethod
+    def of(cls, dtype: Any) -> "_Range":
+        # An entry below sqrt(tiny) squares to nothing. 2^31 such entries are missing 2^-95 (float32) from a sum of at least
+        # 2^-60. Scaled by `down`, 2^31 of the largest entries still add up to less than the largest number.
+        low, up, down = (-60, 70, -80) if dtype == jnp.float32 else (-900, 600, -600)
+        return cls(*(np.ldexp(np.asarray(1, dtype), exponent) for exponent in (low, up, down)))
+
+
+def global_norm(tree: Any, *, axis_name: AxisName = None) -> jax.Array:
+    """The L2 norm over all leaves, correct for every finite input.
+
+    `sqrt(sum over leaves of sum(|x| ** 2))`, without the overflow and underflow of that expression.
+
+    Args:
+      tree: gradients: a pytree of arrays of any floating or complex dtype and any shape. `None`, `float0`, integer, bool and
+        `optax.MaskedNode` leaves are no gradients and take no part.
+      axis_name: only inside `shard_map(check_vma=False)` and `pmap`, where types do not tell how leaves are sharded: an axis
+        name or a tuple of them for every leaf (`()`: the same on every device), or a pytree prefix with `PartitionSpec`
+        leaves. Elsewhere it is known: under `jit` by the compiler, inside `shard_map` by the type of each leaf.
+
+    Returns:
+      A scalar, float32 (float64 when there is a float64 leaf): 0 for an empty tree, not finite when an entry is not. It is inf
+      also where the norm itself is past the largest number. On CPU and TPU, XLA reads float32 and bfloat16 subnormals (below
+      1.18e-38) as zero, so they add nothing.
+
+    Raises:
+      ValueError: where the sharding of a leaf is not known and `axis_name` does not say it, or contradicts its type. That a
+        leaf is sharded as `axis_name` says is not checked in a map without types.
+
+    >>> import jax.numpy as jnp
+    >>> import warmclip_jax as wc
+    >>> float(wc.global_norm({"kernel": jnp.array([3.0]), "bias": jnp.array([4.0])}))
+    5.0
+    >>> float(wc.global_norm(jnp.array([300.0, 400.0], jnp.float16)))
+    500.0
+
+    Source: Pascanu et al. 2013, "On the difficulty of training recurrent neural networks", section 3.2; the scaling after
+    Blue 1978, "A portable Fortran program to find the Euclidean norm of a vector".
+    """
+    return scaled_norm(tree, axis_name=axis_name).value
+
+
+def scaled_norm(tree: Any, *, axis_name: AxisName = None) -> ScaledNorm:
+    """`global_norm` with its whole range. See there for the arguments."""
+    gradients = jax.tree.map(lambda leaf: jnp.asarray(leaf) if is_gradient(leaf) else None, tree)
+    per_leaf = tuple(reductions(gradients, axis_name))
+    return ScaledNorm(*_jitted_parts(per_leaf, jax.tree.leaves(gradients)))
+
+
+def is_gradient(leaf: Any) -> bool:
+    """Whether a leaf is a gradient: floating or complex."""
+    return isinstance(leaf, float) or jnp.issubdtype(getattr(leaf, "dtype", np.bool_), jnp.inexact)
+
+
+def accumulation_dtype(tree: Any) -> np.dtype:
+    """The dtype of the norm of a tree: float64 if one of its gradients is, else float32."""
+    dtypes = [jnp.finfo(jnp.result_type(leaf)).dtype for leaf in jax.tree.leaves(tree) if is_gradient(leaf)]
+    return np.dtype(jnp.float64 if jnp.float64 in dtypes else jnp.float32)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _parts(per_leaf: tuple[Reduction, ...], leaves: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    dtype = accumulation_dtype(leaves)
+    if not leaves:
+        return jnp.zeros((), dtype), jnp.ones((), dtype)
+
+    def sum_of_squares(scale: jax.Array | None) -> jax.Array:
+        return _summed(per_leaf, [_sum_of_squares(leaf, scale, dtype) for leaf in leaves])
+
+    total, scale = _in_range(sum_of_squares, _Range.of(dtype))
+    return jnp.sqrt(total), scale
+
+
+@_parts.defjvp  # pyright: ignore[reportFunctionMemberAccess]
+def _parts_jvp(per_leaf: tuple[Reduction, ...], primals: Any, tangents: Any) -> Any:
+    # d sqrt(sum x^2) = sum (x / norm) dx. The unit vector x / norm is 0 where the norm is, which keeps the derivative at a
+    # zero gradient finite. No part of it leaves the range, and the scale is piecewise constant.
+    (leaves,), (rates,) = primals, tangents
+    mantissa, scale = _parts(per_leaf, leaves)
+    some = mantissa > 0
+    inverse = jnp.where(some, 1 / jnp.where(some, mantissa, 1), 0)
+    if not leaves:
+        return (mantissa, scale), (jnp.zeros_like(mantissa), jnp.zeros_like(scale))
+    products = [
+        jnp.sum(left * scale * inverse * right * scale)
+        for leaf, rate in zip(leaves, rates, strict=True)
+        for left, right in zip(_real_parts(leaf, mantissa.dtype), _real_parts(rate, mantissa.dtype), strict=True)
+    ]
+    each = tuple(r for r, leaf in zip(per_leaf, leaves, strict=True) for _ in _real_parts(leaf, mantissa.dtype))
+    return (mantissa, scale), (_summed(each, products), jnp.zeros_like(scale))
+
+
+# Jitted, so that an eager call is one dispatch and does not compile its branches anew.
+_jitted_parts = jax.jit(_parts, static_argnums=0, inline=True)
+
+
+def _in_range(sum_of_squares: Callable[[jax.Array | None], jax.Array], limits: _Range) -> tuple[jax.Array, jax.Array]:
+    """The sum of squares at the first of the scales 1, `up` and `down` that keeps it in range, and that scale."""
+
+    def second_pass_if_needed() -> tuple[jax.Array, jax.Array]:
+        plain = sum_of_squares(None)
+        fits = (plain >= limits.low) & (plain < jnp.inf)
+        scale = jnp.where(fits, 1, jnp.where(plain < limits.low, limits.up, limits.down)).astype(plain.dtype)
+        return lax.cond(fits, lambda: plain, lambda: sum_of_squares(scale)), scale
+
+    def three_sums() -> tuple[jax.Array, jax.Array]:
+        plain, raised, lowered = (sum_of_squares(scale) for scale in (None, jnp.asarray(limits.up), jnp.asarray(limits.down)))
+        small, fits = plain < limits.low, plain < jnp.inf
+        scale = jnp.where(small, limits.up, jnp.where(fits, 1, limits.down)).astype(plain.dtype)
+        return jnp.where(small, raised, jnp.where(fits, plain, lowered)), scale
+
+    # Accelerators turn so small a branch into a select and would always run both passes one after the other.
+    return lax.platform_dependent(cpu=second_pass_if_needed, default=three_sums)
+
+
+def _sum_of_squares(leaf: jax.Array, scale: jax.Array | None, dtype: np.dtype) -> jax.Array:
+    parts = _real_parts(leaf, dtype)
+    scaled = parts if scale is None else [part * scale for part in parts]
+    # Not vdot or ravel: those reshape, which an explicitly sharded leaf may refuse.
+    return functools.reduce(jnp.add, [jnp.sum(jnp.square(part)) for part in scaled])
+
+
+def _real_parts(leaf: jax.Array, dtype: np.dtype) -> list[jax.Array]:
+    parts = [leaf.real, leaf.imag] if jnp.iscomplexobj(leaf) else [leaf]
+    return [part.astype(dtype) for part in parts]
+
+
+def _summed(per_leaf: tuple[Reduction, ...], sums: list[jax.Array]) -> jax.Array:
+    """The sum over all leaves and all their shards: one `psum` for each distinct set of axes."""
+    groups: dict[tuple[str, ...], list[jax.Array]] = {}
+    for reduction, value in zip(per_leaf, sums, strict=True):
+        groups.setdefault(reduction.axes, []).append(value / _size(reduction.copies) if reduction.copies else value)
+    return _added([lax.psum(_added(values), axes) if axes else _added(values) for axes, values in groups.items()])
+
+
+def _size(axes: tuple[str, ...]) -> int:
+    return int(np.prod([lax.axis_size(axis) for axis in axes]))
+
+
+def _added(values: list[jax.Array]) -> jax.Array:
+    # Stacked and summed rather than added in turn: the rounding grows with the logarithm of the number of leaves.
+    return values[0] if len(values) == 1 else jnp.sum(jnp.stack(values))

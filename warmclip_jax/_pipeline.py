@@ -1,0 +1,198 @@
+"""Clip, then an optimizer, with a schedule as its learning rate; and what they know, read back out of any state."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from warmclip_jax import _clipping as clipping
+from warmclip_jax._axes import AxisName
+from warmclip_jax._checks import Choice, Number, Scalar, default_float
+from warmclip_jax._norm import scaled_norm
+from warmclip_jax._skipping import GIVE_UPDATES, Finish, Skipping, SkipState, as_transformation, update_if
+
+_LEARNING_RATE = Number(
+    "a schedule or a finite number", "Pass warmclip_jax.linear_warmup(...), any optax schedule, or 1e-3.", np.isfinite
+)
+_NONFINITE = Choice(("skip", "propagate", "zero"))
+
+
+class PipelineState(NamedTuple):
+    """What `pipeline` keeps. The clip's record stands beside what a skipped step leaves alone, so it knows of that step."""
+
+    clip_state: clipping.ClipState
+    skipped_count: jax.Array  # int32 scalar
+    last_learning_rate: jax.Array  # default float scalar: that of the last update made; before one, of the first to come
+    inner_state: optax.OptState
+
+
+def pipeline(
+    optimizer: Callable[[Any], optax.GradientTransformation],
+    schedule: Scalar | Callable[[Any], Any],
+    *,
+    max_norm: clipping.MaxNorm = 1.0,
+    nonfinite: Literal["skip", "propagate", "zero"] = "skip",
+    axis_name: AxisName = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Global-norm clipping, then an optimizer with a learning-rate schedule, as one optax transformation.
+
+    The same numbers as `optax.chain(clip_by_global_norm(max_norm), optimizer(schedule))`; with one computation of the norm for
+    clip, skip and metrics.
+
+    Args:
+      optimizer: a function from a learning rate to a transformation: `optax.sgd`, `optax.adamw`, or
+        `functools.partial(optax.adamw, weight_decay=0.01)`.
+      schedule: the learning rate: a `Schedule`, any optax schedule, or a number.
+      max_norm: the bound, as in `clip_by_global_norm`. A schedule is given the number of steps taken so far.
+      nonfinite: what happens at a gradient with a NaN or inf entry. `"skip"`: the step is left out, as by `skip_nonfinite`.
+        `"propagate"` and `"zero"` as in `clip_by_global_norm`. It is counted in each case.
+      axis_name: how gradients are sharded, where their types do not tell: see `global_norm`.
+
+    Returns:
+      A transformation with a `PipelineState`, which `metrics` reads. Use it with `apply_gradients`, or as any other. Inside of
+      `optax.MultiSteps` a NaN has been added to what is accumulated before it is seen here: there, use
+      `skip_nonfinite(optax.MultiSteps(pipeline(...), ...))`.
+
+    Raises:
+      TypeError, ValueError: for an `optimizer` that is already built, a concrete argument that breaks its rule, and (when
+        used) as `global_norm`. Traced arguments are not checked.
+
+    >>> import jax.numpy as jnp, optax
+    >>> import warmclip_jax as wc
+    >>> optimizer = wc.pipeline(optax.sgd, wc.linear_warmup(peak_value=0.1, warmup_steps=2), max_norm=1.0)
+    >>> params = jnp.zeros(2)
+    >>> opt_state = optimizer.init(params)
+    >>> for _ in range(3):
+    ...     params, opt_state = wc.apply_gradients(optimizer, params, opt_state, jnp.array([3.0, 4.0]))
+    >>> [round(float(p), 4) for p in params], round(float(wc.metrics(opt_state)["learning_rate"]), 4)
+    ([-0.09, -0.12], 0.1)
+
+    Source: the recipe of Devlin et al. 2018, "BERT", appendix A.2.
+    """
+    _NONFINITE.check("nonfinite", nonfinite)
+    bound = clipping.check_max_norm(max_norm)
+    rate = schedule if callable(schedule) else _LEARNING_RATE.check("schedule", schedule)
+    if isinstance(optimizer, optax.GradientTransformation) or not callable(optimizer):
+        raise TypeError(
+            f"optimizer must be a function from a learning rate to a GradientTransformation; got {optimizer!r} "
+            f"({type(optimizer).__name__}). Pass optax.adamw, or functools.partial(optax.adamw, weight_decay=0.01), not "
+            "optax.adamw(1e-3)."
+        )
+    inner = as_transformation("what optimizer returns", optimizer(rate))
+
+    def rate_at(step: jax.Array) -> jax.Array:
+        return jnp.asarray(rate(step) if callable(rate) else rate).astype(default_float())
+
+    def init(params: optax.Params) -> PipelineState:
+        zero = jnp.zeros((), jnp.int32)
+        return PipelineState(clipping.init_clip_state(params), zero, rate_at(zero), inner.init(params))
+
+    def step(
+        finish: Finish, updates: Any, state: PipelineState, params: Any, extra: dict[str, Any]
+    ) -> tuple[Any, PipelineState]:
+        steps_taken = state.clip_state.clip_calls - state.skipped_count
+        norm = scaled_norm(updates, axis_name=axis_name)
+        coef = clipping.coefficient(norm, clipping.at_step(bound, steps_taken), nonfinite)
+
+        def take(updates: Any, state: Any, params: Any) -> tuple[Any, Any]:
+            return inner.update(clipping.scale_tree(updates, coef), state, params, **extra)
+
+        learning_rate = rate_at(steps_taken)
+        if nonfinite == "skip":
+            result, inner_state = update_if(norm.is_finite, take, finish, updates, state.inner_state, params)
+            learning_rate = jnp.where(norm.is_finite, learning_rate, state.last_learning_rate)
+            skipped_count = clipping.increment_if(~norm.is_finite, state.skipped_count)
+        else:
+            updates, inner_state = take(updates, state.inner_state, params)
+            result, skipped_count = finish.done(updates, params), state.skipped_count
+        return result, PipelineState(clipping.record(state.clip_state, norm, coef), skipped_count, learning_rate, inner_state)
+
+    if nonfinite == "skip":
+        return Skipping.of(init, step)
+
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, PipelineState]:
+        return step(GIVE_UPDATES, updates, state, params, extra)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def metrics(opt_state: optax.OptState) -> dict[str, jax.Array]:
+    """What the clips, skips and pipelines in an optimizer state know, by name.
+
+    Args:
+      opt_state: any optimizer state, however nested: `chain`, `MultiSteps`, `masked`, `partition`, `inject_hyperparams`.
+
+    Returns:
+      Scalars: `step` (updates made, int32; neither skipped steps nor accumulated micro-steps count), `learning_rate` (that of
+      the last update made; where `pipeline` built it), `grad_norm` (before clipping), `clip_coef`, `clipped_count`,
+      `nonfinite_count` and `skipped_count` (int32). Where a state holds several clips each has its path before the name:
+      `"encoder/grad_norm"`. Works on traced states.
+
+    Raises:
+      ValueError: when the state holds nothing of this package.
+
+    >>> import jax.numpy as jnp, optax
+    >>> import warmclip_jax as wc
+    >>> optimizer = optax.chain(wc.clip_by_global_norm(1.0), optax.adamw(1e-3))
+    >>> sorted(wc.metrics(optimizer.init(jnp.zeros(2))))
+    ['clip_coef', 'clipped_count', 'grad_norm', 'nonfinite_count', 'step']
+    """
+    found = list(_found(opt_state))
+    if not found:
+        raise ValueError(
+            f"opt_state must hold a state of clip_by_global_norm, skip_nonfinite or pipeline; got {type(opt_state).__name__} "
+            "without one. Pass the state that init or update returned."
+        )
+    clips = [path for path, state in found if not isinstance(state, SkipState)]
+    names = dict(zip(clips, _names(clips), strict=True))
+    merged: dict[str, jax.Array] = {}
+    for path, state in found:
+        # A skip around or inside of the only clip speaks of the same steps; beside several it speaks for its own group.
+        group = names.get(path, "" if len(clips) == 1 else _name(path, (jax.tree_util.DictKey,)))
+        for name, value in _of_state(state).items():
+            full = f"{group}/{name}" if group else name
+            merged[full] = merged[full] + value if full in merged else value
+    return merged
+
+
+_OURS = (clipping.ClipState, SkipState, PipelineState)
+
+
+def _of_state(state: Any) -> dict[str, jax.Array]:
+    if isinstance(state, SkipState):
+        return {"skipped_count": state.skipped_count}
+    if isinstance(state, PipelineState):
+        own = {"learning_rate": state.last_learning_rate, "skipped_count": state.skipped_count}
+        clip = _of_state(state.clip_state)
+        return {**clip, **own, "step": clip["step"] - state.skipped_count}
+    return {"step": state.clip_calls, **{name: value for name, value in state._asdict().items() if name != "clip_calls"}}
+
+
+def _found(tree: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """Our states in `tree` with their paths, outermost first."""
+    nodes, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda node: isinstance(node, _OURS))
+    for below, node in nodes:
+        if isinstance(node, _OURS):
+            yield (*path, *below), node
+        if isinstance(node, (PipelineState, SkipState)):
+            yield from _found(node.inner_state, (*path, *below, jax.tree_util.GetAttrKey("inner_state")))
+
+
+def _names(paths: list[tuple[Any, ...]]) -> list[str]:
+    """The shortest name for each path that tells them all apart: its dict keys; with its indices; or all of it."""
+    if len(paths) == 1:
+        return [""]
+    dict_key, index, field = jax.tree_util.DictKey, jax.tree_util.SequenceKey, jax.tree_util.GetAttrKey
+    names: list[str] = []
+    for kinds in ((dict_key,), (dict_key, index), (dict_key, index, field)):
+        names = [_name(path, kinds) for path in paths]
+        if len(set(names)) == len(names):
+            break
+    return names
+
+
+def _name(path: tuple[Any, ...], kinds: tuple[type, ...]) -> str:
+    return jax.tree_util.keystr(tuple(key for key in path if isinstance(key, kinds)), simple=True, separator="/")
