@@ -1,0 +1,41 @@
+"""Eight CPU devices, strict rank promotion and a repeatable hypothesis for every test."""
+
+import importlib.metadata
+import os
+
+# Before jax is imported: it reads them once.
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import hypothesis
+import jax
+import pytest
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
+hypothesis.settings.load_profile("repeatable")
+
+
+def pytest_report_header() -> list[str]:
+    packages = ("jax", "jaxlib", "optax", "chex", "flax", "orbax-checkpoint", "numpy", "hypothesis")
+    return ["packages: " + ", ".join(f"{name} {_version(name)}" for name in packages)]
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+@pytest.fixture
+def strict_dtypes():
+    """Our code alone under strict dtype promotion; optax's own optimizers do not all pass it."""
+    with jax.numpy_dtype_promotion("strict"):
+        yield
+
+
+@pytest.fixture
+def x64():
+    with jax.enable_x64(True):
+        yield
