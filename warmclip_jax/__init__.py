@@ -4,14 +4,19 @@ from warmclip_jax._clipping import ClipState, clip_by_global_norm, clip_tree
 from warmclip_jax._curve import Schedule
 from warmclip_jax._norm import global_norm
 from warmclip_jax._pipeline import PipelineState, metrics, pipeline
+from warmclip_jax._recipes import warmup_cosine_decay, warmup_polynomial_decay, warmup_stable_decay
 from warmclip_jax._schedules import (
     constant,
+    cosine_decay,
+    exponential_decay,
+    exponential_warmup,
+    inverse_sqrt_decay,
     linear_warmup,
     polynomial_decay,
     polynomial_warmup,
-    warmup_polynomial_decay,
 )
 from warmclip_jax._skipping import SkipState, apply_gradients, skip_nonfinite
+from warmclip_jax._transforms import join, repeat, shift, with_warmup
 
 __version__ = "0.1.0"
 
@@ -24,12 +29,22 @@ __all__ = [
     "clip_by_global_norm",
     "clip_tree",
     "constant",
+    "cosine_decay",
+    "exponential_decay",
+    "exponential_warmup",
     "global_norm",
+    "inverse_sqrt_decay",
+    "join",
     "linear_warmup",
     "metrics",
     "pipeline",
     "polynomial_decay",
     "polynomial_warmup",
+    "repeat",
+    "shift",
     "skip_nonfinite",
+    "warmup_cosine_decay",
     "warmup_polynomial_decay",
+    "warmup_stable_decay",
+    "with_warmup",
 ]

@@ -39,12 +39,17 @@ def broken_rule(name: str, rule: str, value: object, remedy: str, error: type[Ex
 
 @dataclasses.dataclass(frozen=True)
 class Number:
-    """What a numeric argument may be. `whole` ones count steps and are kept as integers."""
+    """What a numeric argument may be.
+
+    `whole` ones count steps and are kept as integers. `lowered` works out what is computed with instead of the number itself,
+    before it is rounded to float32: for the few arguments that lose their meaning there.
+    """
 
     rule: str
     remedy: str
     holds: Callable[[float], bool]
     whole: bool = False
+    lowered: Callable[[Any], Any] | None = None
 
     def check(self, name: str, value: Any) -> Any:
         """`value` as a Python number, or as it is when it is traced. Raises TypeError or ValueError."""
@@ -57,7 +62,13 @@ class Number:
         if not self.whole:
             return float(number)
         # A length past int32 could not be a jit argument as an integer; as a float it only loses what no count can reach.
-        return int(number) if number <= MAX_COUNT else float(number)
+        return int(number) if abs(number) <= MAX_COUNT else float(number)
+
+    def as_array(self, number: Any) -> jax.Array:
+        """A checked, perhaps traced, perhaps stacked number as what is computed with: int32 for steps, or the default float."""
+        array = jnp.asarray(number)
+        is_int32 = jnp.issubdtype(array.dtype, jnp.integer) and jnp.iinfo(array.dtype).max <= MAX_COUNT
+        return array.astype(jnp.int32 if self.whole and is_int32 else default_float())
 
 
 @dataclasses.dataclass(frozen=True)

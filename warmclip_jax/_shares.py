@@ -1,0 +1,127 @@
+"""The arithmetic that the curves share: what has passed of a length, what is left of it, and a point between two values.
+
+Two things keep the curves exact where floats are: steps are subtracted as integers before they are divided, and what is left
+of a length is computed next to what has passed, never as one minus it. A rule has turned every argument into an array by
+now, which the annotations of the public functions cannot say; hence `Any`.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from warmclip_jax._checks import MAX_COUNT, default_float, is_traced
+
+
+class Shares(NamedTuple):
+    """The share of a length that has passed and the share that is left, both in [0, 1]."""
+
+    passed: jax.Array
+    left: jax.Array
+
+
+def shares(count: jax.Array, length: Any) -> Shares:
+    """What has passed of `length` at `count`. No length has passed from the start."""
+    count, length = _alike(count, length)
+    done = jnp.clip(count, 0, jnp.maximum(length, 0))
+    return _divided(done, length - done, length)
+
+
+def cycle_shares(count: jax.Array, length: Any) -> Shares:
+    """`shares` of the smallest multiple of `length` that is not below `count`, and at least one."""
+    count, length = _alike(count, length)
+    length = jnp.maximum(length, 1)
+    before = jnp.maximum(count - 1, 0)
+    cycles = before // length + 1
+    # The multiple itself can be past int32; what is left of it never is.
+    left = jnp.where(count > 0, length - 1 - before % length, length)
+    return _divided(count, left, length.astype(default_float()) * cycles.astype(default_float()))
+
+
+def periods(count: jax.Array, length: Any, *, whole: bool = False) -> jax.Array:
+    """How many times `length` has passed at `count`; as a whole number, rounded down, if asked for."""
+    count, length = _alike(count, length)
+    # A traced length of 0 is next to none, so that the quotient stays finite.
+    length = jnp.maximum(length, 1 if jnp.issubdtype(length.dtype, jnp.integer) else 1e-9)
+    dtype = default_float()
+    return (count // length).astype(dtype) if whole else count.astype(dtype) / length.astype(dtype)
+
+
+def between(origin: Any, target: Any, weight: jax.Array) -> jax.Array:
+    """`origin + (target - origin) * weight`, never outside the two and exactly `target` at weight 1."""
+    value = origin + (target - origin) * weight
+    low, high = jnp.minimum(origin, target), jnp.maximum(origin, target)
+    # Comparisons rather than `clip`, whose derivative is shared out between equal operands.
+    value = jnp.where(value < low, low, jnp.where(value > high, high, value))
+    return jnp.where(weight == 1, target, value)
+
+
+def raised(share: jax.Array, complement: jax.Array, exponent: Any) -> jax.Array:
+    """`share ** exponent` to a few ulp of 1, its derivative finite at 0. `complement` is 1 - share."""
+    some = share > 0
+    base = jnp.where(some, share, 1)
+    # share ** 1000 turns the rounding of a share near one into a thousand roundings; its logarithm does not.
+    log = jnp.where(complement < 0.5, jnp.log1p(-jnp.minimum(complement, 0.5)), jnp.log(base))
+    value = jnp.where(exponent <= 4, base**exponent, jnp.exp(exponent * log))
+    # A straight line is exact, and still has its derivative with respect to the exponent.
+    straight = jax.lax.stop_gradient(share) + (value - jax.lax.stop_gradient(value))
+    return jnp.where(some, jnp.where(exponent == 1, straight, value), 0)
+
+
+def half_cosine(share: jax.Array, complement: jax.Array) -> jax.Array:
+    """`(1 - cos(pi * share)) / 2` as squared sines, which keep every digit near 0 and lose none near 1."""
+    rising, falling = (jnp.square(jnp.sin(jnp.minimum(part, 0.5) * (math.pi / 2))) for part in (share, complement))
+    return jnp.where(share < 0.5, rising, 1 - falling)
+
+
+def difference(left: Any, right: Any) -> jax.Array:
+    """`left - right`, exact when both are integers."""
+    left, right = _alike(left, right)
+    return left - right
+
+
+def total(left: jax.Array, right: Any) -> jax.Array:
+    """`left + right` for a `left` that is not negative, stopping at the largest count instead of wrapping around."""
+    left, right = _alike(left, right)
+    return jnp.minimum(left, MAX_COUNT - jnp.maximum(right, 0)) + right
+
+
+def remainder(count: jax.Array, length: Any) -> jax.Array:
+    """What is left of `count` after as many whole lengths as fit."""
+    count, length = _alike(count, length)
+    return count % jnp.maximum(length, 1)
+
+
+def is_before(count: jax.Array, step: Any) -> jax.Array:
+    """Whether `count` is below `step`."""
+    count, step = _alike(count, step)
+    return count < step
+
+
+def share_of(fraction: Any, total: Any) -> Any:
+    """`fraction` of `total` in whole steps, halves up; in float64 on the host, or traced where either is."""
+    if not (is_traced(fraction) or is_traced(total)):
+        return math.floor(np.float64(fraction) * np.float64(total) + 0.5)
+    dtype = default_float()
+    rounded = jnp.floor(jnp.asarray(fraction).astype(dtype) * jnp.asarray(total).astype(dtype) + 0.5)
+    if jnp.issubdtype(jnp.result_type(total), jnp.integer):
+        limit = np.nextafter(np.asarray(MAX_COUNT + 1, dtype), np.asarray(0, dtype))
+        # As an integer, so that it is subtracted from counts exactly.
+        rounded = jnp.clip(rounded, 0, limit).astype(jnp.int32)
+    return rounded
+
+
+def _divided(passed: jax.Array, left: jax.Array, length: jax.Array) -> Shares:
+    dtype = default_float()
+    some = length > 0
+    whole = jnp.where(some, length, 1).astype(dtype)
+    return Shares(jnp.where(some, passed.astype(dtype) / whole, 1), jnp.where(some, left.astype(dtype) / whole, 0))
+
+
+def _alike(left: Any, right: Any) -> tuple[jax.Array, jax.Array]:
+    """Both as they are when both are integers, so that their difference is exact; otherwise both as floats."""
+    if jnp.issubdtype(left.dtype, jnp.integer) and jnp.issubdtype(right.dtype, jnp.integer):
+        return left, right
+    return left.astype(default_float()), right.astype(default_float())
