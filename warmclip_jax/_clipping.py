@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax import lax
 
 from warmclip_jax._axes import AxisName
 from warmclip_jax._checks import Choice, Number, Scalar, is_traced
@@ -145,8 +146,9 @@ def at_step(max_norm: Any, step: jax.Array) -> Any:
 def init_clip_state(params: optax.Params) -> ClipState:
     """The state before the first call: no norm measured, nothing clipped."""
     dtype = accumulation_dtype(params)
-    zero = jnp.zeros((), jnp.int32)
-    return ClipState(zero, jnp.zeros((), dtype), jnp.ones((), dtype), zero, zero)
+    # A buffer for each field: one shared by two could not be donated.
+    clip_calls, clipped_count, nonfinite_count = (jnp.zeros((), jnp.int32) for _ in range(3))
+    return ClipState(clip_calls, jnp.zeros((), dtype), jnp.ones((), dtype), clipped_count, nonfinite_count)
 
 
 def coefficient(norm: ScaledNorm, max_norm: Any, nonfinite: str) -> Coefficient:
@@ -157,15 +159,17 @@ def coefficient(norm: ScaledNorm, max_norm: Any, nonfinite: str) -> Coefficient:
     over = ~(norm.mantissa <= bound * norm.scale) & (bound != jnp.inf)
     mantissa = jnp.where(over, norm.mantissa, 1)
     tiny = jnp.finfo(dtype).tiny
-    far = over & (bound > 0) & (bound / mantissa * norm.scale < tiny)
-    boost = jnp.where(far, np.sqrt(1 / tiny), 1).astype(dtype)
     # Scales above one multiply first and those below one last, so that nothing on the way leaves the range.
     rise, fall = jnp.maximum(norm.scale, 1), jnp.minimum(norm.scale, 1)
+    far = over & (bound > 0) & ((bound * rise) / mantissa * fall < tiny)
+    boost = jnp.where(far, np.sqrt(1 / tiny), 1).astype(dtype)
     ratio = jnp.minimum((bound * boost * rise) / mantissa * (fall * boost), 1)
     factor = jnp.where(over, jnp.where(norm.is_finite, ratio, jnp.nan), 1)
     if nonfinite == "zero":
         factor = jnp.where(norm.is_finite, factor, 0)
-    return Coefficient(factor, jnp.where(far, tiny, 1).astype(dtype))
+    # Behind a barrier, so that each leaf reads two scalars. Otherwise the compiler works them out again in every leaf's loop,
+    # and where nothing clips it keeps the squares that norm and optimizer both need: another copy of all gradients.
+    return Coefficient(*lax.optimization_barrier((factor, jnp.where(far, tiny, 1).astype(dtype))))
 
 
 def scale_tree(tree: Any, coef: Coefficient) -> Any:
@@ -178,7 +182,7 @@ def scale_tree(tree: Any, coef: Coefficient) -> Any:
         leaf = jnp.asarray(leaf)
         if jnp.iscomplexobj(leaf):
             # Part by part: as a complex number the coefficient would also multiply by its imaginary zero.
-            return jax.lax.complex(scale_real(leaf.real), scale_real(leaf.imag))
+            return lax.complex(scale_real(leaf.real), scale_real(leaf.imag))
         return scale_real(leaf)
 
     def scale_real(leaf: jax.Array) -> jax.Array:

@@ -17,6 +17,10 @@ from jax import lax
 from warmclip_jax._axes import AxisName, Reduction, reductions
 
 
+#: Leaves of fewer entries take longer to compile and start than to read.
+_SMALL = 2**14
+
+
 class ScaledNorm(NamedTuple):
     """The norm `mantissa / scale`, also where that is not representable. Both are scalars of the accumulation dtype."""
 
@@ -114,11 +118,12 @@ def _parts(per_leaf: tuple[Reduction, ...], leaves: list[jax.Array]) -> tuple[ja
     dtype = accumulation_dtype(leaves)
     if not leaves:
         return jnp.zeros((), dtype), jnp.ones((), dtype)
-
-    def sum_of_squares(scale: jax.Array | None) -> jax.Array:
-        return _summed(per_leaf, [_sum_of_squares(leaf, scale, dtype) for leaf in leaves])
-
-    total, scale = _in_range(sum_of_squares, _Range.of(dtype))
+    limits = _Range.of(dtype)
+    # Accelerators turn so small a branch into a select and would always run both passes one after the other.
+    total, scale = lax.platform_dependent(
+        cpu=lambda: _second_pass_if_needed(_sum_of_squares(*_packed(per_leaf, leaves), dtype), limits),
+        default=lambda: _three_sums(_sum_of_squares(per_leaf, leaves, dtype), limits),
+    )
     return jnp.sqrt(total), scale
 
 
@@ -145,30 +150,51 @@ def _parts_jvp(per_leaf: tuple[Reduction, ...], primals: Any, tangents: Any) -> 
 _jitted_parts = jax.jit(_parts, static_argnums=0, inline=True)
 
 
-def _in_range(sum_of_squares: Callable[[jax.Array | None], jax.Array], limits: _Range) -> tuple[jax.Array, jax.Array]:
-    """The sum of squares at the first of the scales 1, `up` and `down` that keeps it in range, and that scale."""
-
-    def second_pass_if_needed() -> tuple[jax.Array, jax.Array]:
-        plain = sum_of_squares(None)
-        fits = (plain >= limits.low) & (plain < jnp.inf)
-        scale = jnp.where(fits, 1, jnp.where(plain < limits.low, limits.up, limits.down)).astype(plain.dtype)
-        return lax.cond(fits, lambda: plain, lambda: sum_of_squares(scale)), scale
-
-    def three_sums() -> tuple[jax.Array, jax.Array]:
-        plain, raised, lowered = (sum_of_squares(scale) for scale in (None, jnp.asarray(limits.up), jnp.asarray(limits.down)))
-        small, fits = plain < limits.low, plain < jnp.inf
-        scale = jnp.where(small, limits.up, jnp.where(fits, 1, limits.down)).astype(plain.dtype)
-        return jnp.where(small, raised, jnp.where(fits, plain, lowered)), scale
-
-    # Accelerators turn so small a branch into a select and would always run both passes one after the other.
-    return lax.platform_dependent(cpu=second_pass_if_needed, default=three_sums)
+#: The sum of the squares of all entries, each times a scale (None: as they are).
+SumOfSquares = Callable[[jax.Array | None], jax.Array]
 
 
-def _sum_of_squares(leaf: jax.Array, scale: jax.Array | None, dtype: np.dtype) -> jax.Array:
-    parts = _real_parts(leaf, dtype)
-    scaled = parts if scale is None else [part * scale for part in parts]
-    # Not vdot or ravel: those reshape, which an explicitly sharded leaf may refuse.
-    return functools.reduce(jnp.add, [jnp.sum(jnp.square(part)) for part in scaled])
+def _second_pass_if_needed(sum_of_squares: SumOfSquares, limits: _Range) -> tuple[jax.Array, jax.Array]:
+    """The sum at the one of the scales 1, `up` and `down` that keeps it in range, and that scale; seldom reads twice."""
+    plain = sum_of_squares(None)
+    fits = (plain >= limits.low) & (plain < jnp.inf)
+    scale = jnp.where(fits, 1, jnp.where(plain < limits.low, limits.up, limits.down)).astype(plain.dtype)
+    return lax.cond(fits, lambda: plain, lambda: sum_of_squares(scale)), scale
+
+
+def _three_sums(sum_of_squares: SumOfSquares, limits: _Range) -> tuple[jax.Array, jax.Array]:
+    """The same without a branch: the sums at all three scales, of entries that are read once."""
+    plain, raised, lowered = (sum_of_squares(scale) for scale in (None, jnp.asarray(limits.up), jnp.asarray(limits.down)))
+    small, fits = plain < limits.low, plain < jnp.inf
+    scale = jnp.where(small, limits.up, jnp.where(fits, 1, limits.down)).astype(plain.dtype)
+    return jnp.where(small, raised, jnp.where(fits, plain, lowered)), scale
+
+
+def _sum_of_squares(per_leaf: tuple[Reduction, ...], leaves: list[jax.Array], dtype: np.dtype) -> SumOfSquares:
+    def sum_of_squares(scale: jax.Array | None) -> jax.Array:
+        # Not vdot or ravel: those reshape, which an explicitly sharded leaf may refuse.
+        sums = [
+            _added([jnp.sum(jnp.square(part if scale is None else part * scale)) for part in _real_parts(leaf, dtype)])
+            for leaf in leaves
+        ]
+        return _summed(per_leaf, sums)
+
+    return sum_of_squares
+
+
+def _packed(per_leaf: tuple[Reduction, ...], leaves: list[jax.Array]) -> tuple[tuple[Reduction, ...], list[jax.Array]]:
+    """The leaves with the small ones of each sort put into one, which saves most of the time to compile a thousand of them.
+
+    Only where nothing can be sharded: elsewhere the compiler might have to gather them.
+    """
+    if jax.device_count() > 1:
+        return per_leaf, leaves
+    groups: dict[Any, list[jax.Array]] = {}
+    for index, (reduction, leaf) in enumerate(zip(per_leaf, leaves, strict=True)):
+        sort = (reduction, leaf.dtype) if leaf.size < _SMALL else (reduction, index)
+        groups.setdefault(sort, []).append(leaf)
+    packed = [group[0] if len(group) == 1 else jnp.concatenate([leaf.ravel() for leaf in group]) for group in groups.values()]
+    return tuple(reduction for reduction, _ in groups), packed
 
 
 def _real_parts(leaf: jax.Array, dtype: np.dtype) -> list[jax.Array]:

@@ -87,8 +87,8 @@ def pipeline(
         return jnp.asarray(rate(step) if callable(rate) else rate).astype(default_float())
 
     def init(params: optax.Params) -> PipelineState:
-        zero = jnp.zeros((), jnp.int32)
-        return PipelineState(clipping.init_clip_state(params), zero, rate_at(zero), inner.init(params))
+        skipped_count = jnp.zeros((), jnp.int32)
+        return PipelineState(clipping.init_clip_state(params), skipped_count, rate_at(skipped_count), inner.init(params))
 
     def step(
         finish: Finish, updates: Any, state: PipelineState, params: Any, extra: dict[str, Any]
