@@ -22,9 +22,11 @@ def reductions(tree: Any, axis_name: AxisName) -> list[Reduction]:
     """The `Reduction` of each leaf of `tree`, in order.
 
     Raises:
+      TypeError: for an `axis_name` of another form.
       ValueError: where the type of a leaf cannot tell and `axis_name` does not say, names an axis that is not in scope, or
         names one that a leaf's type says it does not vary over.
     """
+    check_axis_name(axis_name)
     manual = manual_axes()
     leaves = jax.tree.leaves(tree)
     if axis_name is None:
@@ -41,6 +43,19 @@ def reductions(tree: Any, axis_name: AxisName) -> list[Reduction]:
         _said(leaf, axes, manual) if typed else Reduction(axes, ())
         for leaf, axes in zip(leaves, _axes_per_leaf(tree, axis_name), strict=True)
     ]
+
+
+def check_axis_name(axis_name: AxisName) -> AxisName:
+    """`axis_name`, when it has one of the forms that `reductions` takes. Raises TypeError."""
+    if axis_name is None or _is_names(axis_name):
+        return axis_name
+    for leaf in jax.tree.leaves(axis_name, is_leaf=_is_spec):
+        if not _is_spec(leaf):
+            raise TypeError(
+                f"axis_name must be a name, a tuple of names, or a pytree prefix of the gradients with PartitionSpec leaves; got "
+                f"{axis_name!r} with the leaf {leaf!r} ({type(leaf).__name__}). For one leaf write PartitionSpec('data', None)."
+            )
+    return axis_name
 
 
 def manual_axes() -> tuple[str, ...]:
@@ -73,7 +88,7 @@ def _said(leaf: Any, axes: tuple[str, ...], manual: Sequence[str]) -> Reduction:
 
 
 def _axes_per_leaf(tree: Any, axis_name: AxisName) -> list[tuple[str, ...]]:
-    if isinstance(axis_name, str) or (type(axis_name) is tuple and all(isinstance(name, str) for name in axis_name)):
+    if _is_names(axis_name):
         axes = _in_scope((axis_name,) if isinstance(axis_name, str) else axis_name)
         return [axes] * len(jax.tree.leaves(tree))
     try:
@@ -86,16 +101,15 @@ def _axes_per_leaf(tree: Any, axis_name: AxisName) -> list[tuple[str, ...]]:
     return [_axes_of(spec) for spec in jax.tree.leaves(specs, is_leaf=_is_spec)]
 
 
+def _is_names(axis_name: AxisName) -> bool:
+    return isinstance(axis_name, str) or (type(axis_name) is tuple and all(isinstance(name, str) for name in axis_name))
+
+
 def _is_spec(node: Any) -> bool:
     return isinstance(node, PartitionSpec)
 
 
-def _axes_of(spec: Any) -> tuple[str, ...]:
-    if not _is_spec(spec):
-        raise TypeError(
-            f"axis_name must be a name, a tuple of names, or a pytree prefix with PartitionSpec leaves; got the leaf {spec!r} "
-            f"({type(spec).__name__}). Wrap the axes of a leaf: PartitionSpec('data', None)."
-        )
+def _axes_of(spec: PartitionSpec) -> tuple[str, ...]:
     parts = [part if isinstance(part, tuple) else (part,) for part in spec if part is not None]
     return _in_scope(tuple(axis for part in parts for axis in part if isinstance(axis, str)))
 

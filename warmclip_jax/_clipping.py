@@ -9,7 +9,7 @@ import numpy as np
 import optax
 from jax import lax
 
-from warmclip_jax._axes import AxisName
+from warmclip_jax._axes import AxisName, check_axis_name
 from warmclip_jax._checks import Choice, Number, Scalar, is_traced
 from warmclip_jax._norm import ScaledNorm, accumulation_dtype, is_gradient, scaled_norm
 
@@ -116,6 +116,7 @@ def clip_by_global_norm(
     non-finite gradients is TensorFlow's.
     """
     bound = check_max_norm(max_norm)
+    check_axis_name(axis_name)
     _NONFINITE.check("nonfinite", nonfinite)
 
     def update(

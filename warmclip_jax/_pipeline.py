@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from warmclip_jax import _clipping as clipping
-from warmclip_jax._axes import AxisName
+from warmclip_jax._axes import AxisName, check_axis_name
 from warmclip_jax._checks import Choice, Number, Scalar, default_float
 from warmclip_jax._norm import scaled_norm
 from warmclip_jax._skipping import GIVE_UPDATES, Finish, Skipping, SkipState, as_transformation, update_if
@@ -74,6 +74,7 @@ def pipeline(
     """
     _NONFINITE.check("nonfinite", nonfinite)
     bound = clipping.check_max_norm(max_norm)
+    check_axis_name(axis_name)
     rate = schedule if callable(schedule) else _LEARNING_RATE.check("schedule", schedule)
     if isinstance(optimizer, optax.GradientTransformation) or not callable(optimizer):
         raise TypeError(

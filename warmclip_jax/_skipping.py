@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from warmclip_jax._axes import AxisName, manual_axes
+from warmclip_jax._axes import AxisName, check_axis_name, manual_axes
 from warmclip_jax._clipping import increment_if
 from warmclip_jax._norm import scaled_norm
 
@@ -89,6 +89,7 @@ def skip_nonfinite(
 
     Source: the skipped step of mixed-precision training, Micikevicius et al. 2018, section 3.2.
     """
+    check_axis_name(axis_name)
     guarded = as_transformation("inner", inner)
 
     def init(params: optax.Params) -> SkipState:

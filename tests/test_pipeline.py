@@ -1,0 +1,253 @@
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import warmclip_jax as wc
+
+PARAMS = {"w": jnp.linspace(-1.0, 1.0, 12).reshape(3, 4), "b": jnp.array([0.5, -2.0])}
+SCHEDULE = wc.warmup_polynomial_decay(peak_value=0.1, total_steps=20, warmup_steps=4)
+NAN = jax.tree.map(lambda p: p * jnp.nan, PARAMS)
+COUNTS = ("step", "clipped_count", "nonfinite_count", "skipped_count")
+
+
+def gradients(step):
+    """Small ones, below a bound of 1, and large ones in turn."""
+    return jax.tree.map(lambda p: jnp.sin(p * (step + 1)) * (0.1 if step % 2 else 5.0), PARAMS)
+
+
+def run(optimizer, stream, params=PARAMS):
+    @jax.jit
+    def step(params, state, grads):
+        updates, state = optimizer.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    state = optimizer.init(params)
+    for grads in stream:
+        params, state = step(params, state, grads)
+    return params, state
+
+
+def counts(state):
+    known = wc.metrics(state)
+    return {name: int(known[name]) for name in COUNTS if name in known}
+
+
+@pytest.mark.parametrize("optimizer", [optax.adamw, functools.partial(optax.sgd, momentum=0.9), optax.lion])
+@pytest.mark.parametrize("schedule", [SCHEDULE, optax.linear_schedule(0.1, 0.0, 9), 0.05], ids=["ours", "optax", "number"])
+def test_the_pipeline_is_the_chain_to_the_last_bit(optimizer, schedule):
+    stream = [gradients(step) for step in range(8)]
+    ours, _ = run(wc.pipeline(optimizer, schedule, max_norm=0.7, nonfinite="propagate"), stream)
+    chained, _ = run(optax.chain(wc.clip_by_global_norm(0.7), optimizer(schedule)), stream)
+    chex.assert_trees_all_equal(ours, chained)
+
+
+@pytest.mark.parametrize("nonfinite", ["skip", "zero"])
+def test_the_other_policies_change_well_behaved_steps_by_rounding_only(nonfinite):
+    stream = [gradients(step) for step in range(8)]
+    ours, _ = run(wc.pipeline(optax.adamw, SCHEDULE, max_norm=0.7, nonfinite=nonfinite), stream)
+    chained, _ = run(optax.chain(wc.clip_by_global_norm(0.7), optax.adamw(SCHEDULE)), stream)
+    chex.assert_trees_all_close(ours, chained, rtol=2e-6)
+
+
+def test_a_thousand_steps_are_one_trace():
+    optimizer = wc.pipeline(optax.adamw, SCHEDULE)
+
+    @jax.jit
+    @chex.assert_max_traces(n=1)
+    def step(params, state, grads):
+        return wc.apply_gradients(optimizer, params, state, grads)
+
+    params, state, grads = PARAMS, optimizer.init(PARAMS), gradients(0)
+    for _ in range(1000):
+        params, state = step(params, state, grads)
+    assert counts(state)["step"] == 1000
+
+
+@pytest.mark.parametrize("nonfinite", ["skip", "propagate", "zero"])
+def test_the_state_keeps_its_structure_and_dtypes(nonfinite):
+    optimizer = wc.pipeline(optax.adamw, SCHEDULE, nonfinite=nonfinite)
+    before = optimizer.init(PARAMS)
+    _, after = optimizer.update(gradients(0), before, PARAMS)
+    chex.assert_trees_all_equal_structs(before, after)
+    chex.assert_trees_all_equal_shapes_and_dtypes(before, after)
+
+
+def test_a_fresh_state_can_be_donated_to_a_scan():
+    optimizer = wc.pipeline(optax.adamw, SCHEDULE)
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def train(params, state):
+        def step(carry, count):
+            params, state = carry
+            grads = jax.tree.map(lambda p: p * (count + 1), params)
+            params, state = wc.apply_gradients(optimizer, params, state, grads)
+            return (params, state), wc.metrics(state)["grad_norm"]
+
+        return jax.lax.scan(step, (params, state), jnp.arange(5.0))
+
+    params = jax.tree.map(jnp.copy, PARAMS)
+    (_, state), norms = train(params, optimizer.init(params))
+    assert counts(state)["step"] == 5
+    expected = np.sqrt(sum(np.sum(np.square(np.asarray(p, np.float64))) for p in PARAMS.values()))
+    np.testing.assert_allclose(norms[0], expected, rtol=1e-6)
+
+
+def test_metrics_tell_what_the_last_update_did():
+    optimizer = wc.pipeline(functools.partial(optax.sgd), SCHEDULE, max_norm=1.0)
+    grads = {"w": jnp.zeros((3, 4)).at[0, 0].set(3.0), "b": jnp.array([0.0, 4.0])}
+    _, state = run(optimizer, [grads, grads])
+    known = wc.metrics(state)
+    assert counts(state) == {"step": 2, "clipped_count": 2, "nonfinite_count": 0, "skipped_count": 0}
+    assert float(known["grad_norm"]) == 5.0
+    np.testing.assert_allclose(known["clip_coef"], 0.2, rtol=2e-7)
+    np.testing.assert_allclose(known["learning_rate"], 0.1 * 1 / 4, rtol=2e-7)
+
+
+def test_a_bad_step_is_recorded_but_moves_no_step_and_no_learning_rate():
+    good = gradients(0)
+    _, before = run(wc.pipeline(optax.adamw, SCHEDULE), [good, good])
+    _, after = run(wc.pipeline(optax.adamw, SCHEDULE), [good, good, NAN])
+    known = wc.metrics(after)
+    assert np.isnan(known["grad_norm"])
+    assert float(known["learning_rate"]) == float(wc.metrics(before)["learning_rate"])
+    assert counts(after) == {"step": 2, "clipped_count": 2, "nonfinite_count": 1, "skipped_count": 1}
+    chex.assert_trees_all_equal(before.inner_state, after.inner_state)
+
+
+def test_propagate_makes_every_parameter_nan_and_zero_makes_a_step_of_zeros():
+    propagated, state = run(wc.pipeline(optax.sgd, 0.1, nonfinite="propagate"), [{**gradients(0), "b": NAN["b"]}])
+    assert all(np.isnan(leaf).all() for leaf in jax.tree.leaves(propagated))
+    assert counts(state) == {"step": 1, "clipped_count": 0, "nonfinite_count": 1, "skipped_count": 0}
+    zeroed, state = run(wc.pipeline(optax.sgd, 0.1, nonfinite="zero"), [{**gradients(0), "b": NAN["b"]}])
+    chex.assert_trees_all_equal(zeroed, PARAMS)
+    assert counts(state) == {"step": 1, "clipped_count": 0, "nonfinite_count": 1, "skipped_count": 0}
+
+
+def test_a_max_norm_schedule_is_given_the_steps_taken():
+    bounds = wc.polynomial_decay(init_value=2.0, end_value=0.5, decay_steps=3)
+    optimizer = wc.pipeline(optax.sgd, 1.0, max_norm=bounds)
+    big = jax.tree.map(lambda p: 100 * p, PARAMS)
+    state = optimizer.init(PARAMS)
+    for grads, bound in ((big, 2.0), (NAN, None), (big, 1.5), (big, 1.0)):
+        updates, state = optimizer.update(grads, state, PARAMS)
+        if bound is not None:
+            np.testing.assert_allclose(wc.global_norm(updates), bound, rtol=1e-6)
+
+
+def test_the_pipeline_chains_masks_and_nests():
+    inner = wc.pipeline(optax.sgd, 1.0, max_norm=1.0)
+    mask = {"w": True, "b": False}
+    grads = gradients(0)
+    norm = float(wc.global_norm(grads["w"]))
+    for optimizer in (
+        optax.masked(inner, mask),
+        optax.chain(optax.masked(inner, mask), optax.identity()),
+        optax.named_chain(("ours", optax.masked(inner, mask))),
+    ):
+        updates, state = optimizer.update(grads, optimizer.init(PARAMS), PARAMS)
+        np.testing.assert_allclose(updates["w"], -grads["w"] / norm, rtol=1e-6)
+        np.testing.assert_array_equal(updates["b"], grads["b"])
+        np.testing.assert_allclose(wc.metrics(state)["grad_norm"], norm, rtol=1e-6)
+
+
+NESTED = {
+    "chain": lambda clip: optax.chain(clip, optax.adamw(0.1)),
+    "named_chain": lambda clip: optax.named_chain(("clip", clip), ("adamw", optax.adamw(0.1))),
+    "masked": lambda clip: optax.masked(clip, {"w": True, "b": True}),
+    "multi_steps": lambda clip: optax.MultiSteps(optax.chain(clip, optax.sgd(0.1)), 1).gradient_transformation(),
+    "inject_hyperparams": lambda clip: optax.inject_hyperparams(lambda rate: optax.chain(clip, optax.sgd(rate)))(rate=0.1),
+    "apply_if_finite": lambda clip: optax.apply_if_finite(optax.chain(clip, optax.sgd(0.1)), 3),
+    "partition": lambda clip: optax.partition({"all": optax.chain(clip, optax.sgd(0.1))}, {"w": "all", "b": "all"}),
+    "skip_nonfinite": lambda clip: wc.skip_nonfinite(optax.chain(clip, optax.sgd(0.1))),
+}
+
+
+@pytest.mark.parametrize("nest", NESTED)
+def test_metrics_finds_the_clip_in_any_state(nest):
+    _, state = run(NESTED[nest](wc.clip_by_global_norm(1.0)), [gradients(0), gradients(1)])
+    known = wc.metrics(state)
+    expected = np.sqrt(sum(np.sum(np.square(np.asarray(g, np.float64))) for g in gradients(1).values()))
+    np.testing.assert_allclose(known["grad_norm"], expected, rtol=1e-6)
+    assert int(known["step"]) == 2
+    assert "learning_rate" not in known
+    assert ("skipped_count" in known) == (nest == "skip_nonfinite")
+
+
+def test_several_clips_appear_under_their_paths():
+    labels = {"w": "encoder", "b": "decoder"}
+    optimizer = optax.partition(
+        {"encoder": wc.pipeline(optax.sgd, 0.1), "decoder": optax.chain(wc.clip_by_global_norm(1.0), optax.sgd(0.1))}, labels
+    )
+    _, state = run(optimizer, [gradients(0)])
+    known = wc.metrics(state)
+    np.testing.assert_allclose(known["encoder/grad_norm"], wc.global_norm(gradients(0)["w"]), rtol=1e-6)
+    np.testing.assert_allclose(known["decoder/grad_norm"], wc.global_norm(gradients(0)["b"]), rtol=1e-6)
+    assert {name for name in known if "/" not in name} == set()
+    assert "decoder/learning_rate" not in known
+
+
+def test_two_clips_in_a_chain_are_told_apart_by_their_place():
+    _, state = run(optax.chain(wc.clip_by_global_norm(2.0), wc.clip_by_global_norm(1.0), optax.sgd(0.1)), [gradients(0)])
+    known = wc.metrics(state)
+    assert float(known["0/grad_norm"]) > 2.0
+    np.testing.assert_allclose(known["1/grad_norm"], 2.0, rtol=1e-6)
+
+
+def test_a_skip_around_a_partition_counts_under_its_own_name():
+    groups = {name: optax.chain(wc.clip_by_global_norm(1.0), optax.sgd(0.1)) for name in ("encoder", "decoder")}
+    optimizer = wc.skip_nonfinite(optax.partition(groups, {"w": "encoder", "b": "decoder"}))
+    _, state = run(optimizer, [gradients(0), NAN])
+    known = wc.metrics(state)
+    assert int(known["skipped_count"]) == 1
+    assert int(known["encoder/step"]) == int(known["decoder/step"]) == 1
+
+
+def test_accumulated_micro_steps_are_no_steps():
+    optimizer = wc.skip_nonfinite(optax.MultiSteps(wc.pipeline(optax.sgd, SCHEDULE), 2))
+    _, state = run(optimizer, [gradients(0), NAN, gradients(1), gradients(2), gradients(3)])
+    assert counts(state) == {"step": 2, "clipped_count": 2, "nonfinite_count": 0, "skipped_count": 1}
+    np.testing.assert_allclose(wc.metrics(state)["learning_rate"], SCHEDULE(1), rtol=2e-7)
+
+
+def test_metrics_of_a_state_without_anything_of_ours_is_an_error():
+    with pytest.raises(ValueError, match="opt_state must hold a state of clip_by_global_norm, skip_nonfinite or pipeline"):
+        wc.metrics(optax.adamw(0.1).init(PARAMS))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"optimizer": optax.adamw(1e-3)}, TypeError, "optimizer must be a function from a learning rate"),
+        ({"optimizer": "adamw"}, TypeError, "optimizer must be a function .* got 'adamw'"),
+        (
+            {"optimizer": lambda rate: rate},
+            TypeError,
+            "what optimizer returns must be an optax.GradientTransformation; got 0.1",
+        ),
+        ({"schedule": "0.1"}, TypeError, "schedule must be a schedule or a finite number; got '0.1'"),
+        ({"schedule": None}, TypeError, "schedule must be a schedule or a finite number; got None"),
+        ({"schedule": True}, TypeError, "schedule must be a schedule or a finite number; got True"),
+        ({"schedule": np.nan}, ValueError, "schedule must be a schedule or a finite number; got nan"),
+        ({"max_norm": -1.0}, ValueError, "max_norm must be a non-negative number, a schedule, or None; got -1.0"),
+        ({"max_norm": "1"}, TypeError, "max_norm must be a non-negative number, a schedule, or None; got '1'"),
+        ({"nonfinite": "ignore"}, ValueError, "nonfinite must be one of 'skip', 'propagate', 'zero'; got 'ignore'"),
+        ({"nonfinite": None}, TypeError, "nonfinite must be one of 'skip', 'propagate', 'zero'; got None"),
+        ({"axis_name": 3}, TypeError, "axis_name must be a name, a tuple of names, or a pytree prefix .* got 3"),
+        ({"axis_name": ("data", 0)}, TypeError, r"axis_name must be .* got \('data', 0\)"),
+    ],
+)
+def test_a_bad_argument_is_named_with_its_rule_and_value(arguments, error, message):
+    call = {"optimizer": optax.adamw, "schedule": 0.1} | arguments
+    with pytest.raises(error, match=message):
+        wc.pipeline(call.pop("optimizer"), call.pop("schedule"), **call)
+
+
+def test_no_field_of_ours_shadows_one_that_optax_is_searched_for():
+    _, state = run(wc.pipeline(optax.inject_hyperparams(optax.sgd, hyperparam_dtype=jnp.float32), 0.25), [gradients(0)])
+    assert float(optax.tree.get(state, "learning_rate")) == 0.25
+    assert int(optax.tree.get(state, "count")) == 1

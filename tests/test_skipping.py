@@ -1,0 +1,169 @@
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import warmclip_jax as wc
+
+GOOD = {"w": jnp.arange(-3.0, 3.0), "b": jnp.array([0.5, -2.0], jnp.bfloat16)}
+BAD = [{**GOOD, "w": GOOD["w"].at[2].set(value)} for value in (np.nan, np.inf, -np.inf)]
+PARAMS = jax.tree.map(jnp.ones_like, GOOD)
+
+
+def by_update(optimizer, params, opt_state, grads):
+    updates, opt_state = optimizer.update(grads, opt_state, params)
+    return optax.apply_updates(params, updates), opt_state
+
+
+BOTH_WAYS = pytest.mark.parametrize("step", [by_update, wc.apply_gradients], ids=["update", "apply_gradients"])
+OPTIMIZERS = pytest.mark.parametrize(
+    "optimizer",
+    [
+        wc.skip_nonfinite(optax.adamw(0.1)),
+        wc.skip_nonfinite(optax.sgd(optax.linear_schedule(0.1, 0.0, 5), momentum=0.9)),
+        wc.skip_nonfinite(optax.MultiSteps(optax.adam(0.1), every_k_schedule=2)),
+        wc.skip_nonfinite(optax.MultiSteps(wc.pipeline(optax.adam, 0.1), every_k_schedule=2)),
+        wc.pipeline(optax.adamw, wc.linear_warmup(peak_value=0.1, warmup_steps=3)),
+        wc.pipeline(optax.sgd, 0.1, max_norm=wc.polynomial_decay(init_value=2.0, end_value=0.1, decay_steps=3)),
+        wc.pipeline(optax.lion, 0.1, max_norm=None),
+    ],
+    ids=["adamw", "sgd", "multi_steps", "multi_steps_pipeline", "pipeline", "pipeline_max_norm_schedule", "pipeline_measure"],
+)
+
+
+@functools.cache
+def jitted_step(step, optimizer):
+    return jax.jit(functools.partial(step, optimizer))
+
+
+def run(step, optimizer, stream):
+    params, opt_state = PARAMS, optimizer.init(PARAMS)
+    jitted = jitted_step(step, optimizer)
+    for grads in stream:
+        params, opt_state = jitted(params, opt_state, grads)
+    return params, opt_state
+
+
+@BOTH_WAYS
+@OPTIMIZERS
+def test_bad_steps_leave_no_trace_in_the_parameters(step, optimizer):
+    with_bad, _ = run(step, optimizer, [GOOD, BAD[0], GOOD, BAD[1], BAD[2], GOOD, GOOD])
+    without, _ = run(step, optimizer, [GOOD] * 4)
+    chex.assert_trees_all_equal(with_bad, without)
+    assert not np.array_equal(without["w"], PARAMS["w"])
+
+
+@BOTH_WAYS
+def test_a_bad_step_leaves_the_inner_state_as_it_was(step):
+    optimizer = wc.skip_nonfinite(optax.adamw(optax.linear_schedule(0.1, 0.0, 5)))
+    _, before = run(step, optimizer, [GOOD])
+    _, after = run(step, optimizer, [GOOD, BAD[0]])
+    chex.assert_trees_all_equal(after.inner_state, before.inner_state)
+    assert (int(before.skipped_count), int(after.skipped_count)) == (0, 1)
+
+
+@pytest.mark.parametrize("optimizer", [wc.skip_nonfinite(optax.adam(0.1)), wc.pipeline(optax.adam, 0.1)])
+def test_a_bad_step_returns_zero_updates_in_the_dtypes_of_the_updates(optimizer):
+    updates, _ = optimizer.update(BAD[0], optimizer.init(PARAMS), PARAMS)
+    chex.assert_trees_all_equal(updates, jax.tree.map(jnp.zeros_like, PARAMS))
+
+
+def test_a_finite_gradient_whose_norm_is_not_representable_is_no_bad_step():
+    optimizer = wc.skip_nonfinite(optax.sgd(1e-37))
+    huge = jnp.full(64, 3e38)
+    updates, state = optimizer.update(huge, optimizer.init(huge), huge)
+    assert int(state.skipped_count) == 0
+    np.testing.assert_allclose(updates, np.full(64, -30.0), rtol=1e-6)
+
+
+def test_bad_steps_are_counted_up_to_the_largest_int32_and_no_further():
+    optimizer = wc.skip_nonfinite(optax.sgd(0.1))
+    state = optimizer.init(PARAMS)._replace(skipped_count=jnp.int32(2**31 - 2))
+    for _ in range(3):
+        _, state = optimizer.update(BAD[0], state, PARAMS)
+    assert int(state.skipped_count) == 2**31 - 1
+
+
+@OPTIMIZERS
+def test_update_then_apply_updates_and_apply_gradients_give_the_same_numbers(optimizer):
+    stream = [GOOD, BAD[1], jax.tree.map(lambda g: 7 * g, GOOD), GOOD]
+    # One rounding apart at most: the two programs are fused differently.
+    one, other = run(by_update, optimizer, stream), run(wc.apply_gradients, optimizer, stream)
+    chex.assert_trees_all_close(one[0]["w"], other[0]["w"], rtol=1e-6)
+    chex.assert_trees_all_close(one[0]["b"], other[0]["b"], rtol=2**-7)
+    assert {k: v for k, v in wc.metrics(one[1]).items() if "count" in k} == {
+        k: v for k, v in wc.metrics(other[1]).items() if "count" in k
+    }
+
+
+@pytest.mark.parametrize("optimizer", [optax.adam(0.1), optax.MultiSteps(optax.sgd(0.1), 2), optax.chain(optax.sgd(0.1))])
+def test_apply_gradients_takes_any_optax_optimizer(optimizer):
+    params, state = wc.apply_gradients(optimizer, PARAMS, optimizer.init(PARAMS), GOOD)
+    updates, expected_state = optimizer.update(GOOD, optimizer.init(PARAMS), PARAMS)
+    chex.assert_trees_all_equal(params, optax.apply_updates(PARAMS, updates))
+    chex.assert_trees_all_equal(state, expected_state)
+
+
+@pytest.mark.parametrize("optimizer", [wc.skip_nonfinite(optax.polyak_sgd()), wc.pipeline(lambda _: optax.polyak_sgd(), 0.1)])
+@BOTH_WAYS
+def test_extra_arguments_reach_the_optimizer(optimizer, step):
+    grads = {"w": jnp.ones(4)}
+    if step is by_update:
+        updates, _ = optimizer.update(grads, optimizer.init(grads), grads, value=jnp.float32(2.0))
+        new = optax.apply_updates(grads, updates)
+    else:
+        new, _ = wc.apply_gradients(optimizer, grads, optimizer.init(grads), grads, value=jnp.float32(2.0))
+    assert float(jnp.max(new["w"])) < 1.0
+
+
+@pytest.mark.parametrize("optimizer", [wc.skip_nonfinite(optax.adam(0.1)), wc.pipeline(optax.adam, 0.1)])
+def test_apply_gradients_keeps_no_copy_of_parameters_or_state_when_both_are_donated(optimizer):
+    params = {"w": jnp.ones((512, 512))}
+    step = jax.jit(functools.partial(wc.apply_gradients, optimizer), donate_argnums=(0, 1))
+    memory = step.lower(params, optimizer.init(params), params).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < params["w"].nbytes
+    assert memory.alias_size_in_bytes >= 3 * params["w"].nbytes
+
+
+def test_a_hundred_thousand_steps_with_random_bad_ones_equal_a_run_without_them():
+    optimizer = wc.pipeline(optax.adam, wc.polynomial_decay(init_value=0.01, decay_steps=100_000))
+    bad = np.random.default_rng(0).random(100_000) < 0.01
+    params = jnp.array([1.0, -2.0, 3.0])
+
+    def step(carry, is_bad):
+        params, state = carry
+        grads = jnp.where(is_bad, jnp.nan, jnp.sin(params) + 0.1)
+        return wc.apply_gradients(optimizer, params, state, grads), None
+
+    @jax.jit
+    def train(is_bad):
+        return jax.lax.scan(step, (params, optimizer.init(params)), is_bad)[0]
+
+    trained, state = train(jnp.asarray(bad))
+    expected, _ = train(jnp.zeros(int((~bad).sum()), bool))
+    np.testing.assert_array_equal(trained, expected)
+    counts = wc.metrics(state)
+    assert int(counts["nonfinite_count"]) == int(counts["skipped_count"]) == int(bad.sum()) > 500
+    assert int(counts["step"]) == int((~bad).sum())
+
+
+def test_the_accumulator_of_multi_steps_is_protected_only_from_outside():
+    stream = [GOOD, BAD[0], GOOD, GOOD]
+    outside, _ = run(by_update, wc.skip_nonfinite(optax.MultiSteps(wc.pipeline(optax.sgd, 0.1), 2)), stream)
+    inside, _ = run(by_update, optax.MultiSteps(wc.pipeline(optax.sgd, 0.1), 2), stream)
+    assert np.isfinite(outside["w"]).all()
+    assert not np.array_equal(outside["w"], PARAMS["w"])
+    # The NaN was accumulated before the pipeline saw anything, so its step is skipped with the good gradient in it.
+    np.testing.assert_array_equal(inside["w"], PARAMS["w"])
+
+
+@pytest.mark.parametrize("not_a_transformation", [optax.adam, 0.1, None, "adam"])
+def test_what_is_no_transformation_is_refused(not_a_transformation):
+    with pytest.raises(TypeError, match=r"inner must be an optax.GradientTransformation; got .*Build it first"):
+        wc.skip_nonfinite(not_a_transformation)
+    with pytest.raises(TypeError, match=r"optimizer must be an optax.GradientTransformation; got"):
+        wc.apply_gradients(not_a_transformation, PARAMS, (), GOOD)
