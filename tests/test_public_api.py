@@ -1,0 +1,83 @@
+import importlib.metadata
+import inspect
+import pathlib
+import pkgutil
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+import warmclip_jax as wc
+
+PUBLIC = [getattr(wc, name) for name in wc.__all__]
+
+
+def test_all_is_sorted_and_is_what_the_package_shows():
+    shown = [name for name, value in vars(wc).items() if not name.startswith("_") and not inspect.ismodule(value)]
+    assert sorted(shown) == sorted(wc.__all__)
+    assert list(wc.__all__) == sorted(wc.__all__)
+
+
+def test_every_module_is_private():
+    modules = [module.name for module in pkgutil.iter_modules(wc.__path__)]
+    assert [name for name in modules if not name.startswith("_")] == []
+
+
+def test_the_version_is_that_of_the_installed_package():
+    assert importlib.metadata.version("warmclip-jax") == wc.__version__
+
+
+@pytest.mark.parametrize("public", PUBLIC, ids=wc.__all__)
+def test_every_public_name_is_documented(public):
+    assert (inspect.getdoc(public) or "").strip()
+
+
+FUNCTIONS = [value for value in PUBLIC if inspect.isfunction(value)]
+
+
+@pytest.mark.parametrize("function", FUNCTIONS, ids=[function.__name__ for function in FUNCTIONS])
+def test_every_function_says_what_it_takes_returns_and_raises_and_shows_an_example(function):
+    doc = inspect.getdoc(function) or ""
+    for part in ("Args:", "Returns:", "Raises:", ">>> "):
+        assert part in doc
+    for name in inspect.signature(function).parameters:
+        assert f"{name}:" in doc or f"{name}`" in doc, name
+
+
+def test_options_are_keyword_only():
+    operands = {"schedule", "schedules", "tree", "max_norm", "optimizer", "inner", "params", "opt_state", "grads"}
+    for function in FUNCTIONS:
+        for name, parameter in inspect.signature(function).parameters.items():
+            if parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
+                assert name in operands, f"{function.__name__}({name})"
+
+
+def test_importing_it_imports_nothing_but_jax_and_optax_and_starts_no_backend():
+    code = (
+        "import sys, warmclip_jax; from jax._src import xla_bridge; "
+        "print(sorted({'flax', 'matplotlib', 'tqdm', 'orbax', 'hypothesis'} & set(sys.modules)), xla_bridge._backends)"
+    )
+    out = subprocess.run([sys.executable, "-W", "error", "-O", "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[] {}"
+
+
+def test_the_pipeline_lowers_for_cpus_gpus_and_tpus():
+    optimizer = wc.pipeline(optax.adamw, wc.linear_warmup(peak_value=0.1, warmup_steps=10))
+    params = {"w": jnp.ones((8, 8)), "b": jnp.ones(3, jnp.bfloat16)}
+
+    def step(params, opt_state, grads):
+        params, opt_state = wc.apply_gradients(optimizer, params, opt_state, grads)
+        return params, wc.metrics(opt_state)
+
+    exported = jax.export.export(jax.jit(step), platforms=["cpu", "cuda", "tpu"])(params, optimizer.init(params), params)
+    assert set(exported.platforms) == {"cpu", "cuda", "tpu"}
+
+
+def test_the_package_holds_its_licence_changelog_and_type_marker():
+    package = pathlib.Path(wc.__file__).parent
+    assert (package / "py.typed").is_file()
+    assert wc.__version__ in (package / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert "Apache License" in (package.parent / "LICENSE").read_text(encoding="utf-8")
