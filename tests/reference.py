@@ -95,6 +95,10 @@ def clip_derivative(leaves: Sequence[Any], max_norm: float, along: Sequence[Any]
 # Schedules. Each is a function of an array of counts and of the numbers its factory takes.
 
 
+def constant(count, *, value):
+    return np.full_like(_clock(count), value)
+
+
 def linear_warmup(count, *, peak_value, warmup_steps, init_value=0.0):
     return polynomial_warmup(count, peak_value=peak_value, warmup_steps=warmup_steps, init_value=init_value)
 

@@ -33,7 +33,7 @@ class Schedule:
     [0.0, 0.025, 0.05, 0.075, 0.1, 0.1]
     """
 
-    __slots__ = ("_kind", "_numbers", "_options")
+    __slots__ = ("__weakref__", "_kind", "_numbers", "_options")
     _kind: "_Kind"
     _numbers: tuple[Any, ...]
     _options: tuple[Any, ...]

@@ -1,5 +1,6 @@
 """Whole runs: a warm-up, then a decay, in one curve that knows the total."""
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 from warmclip_jax._arguments import Fraction, PositiveSteps, Power, Steps, Value
 from warmclip_jax._checks import broken_rule, exactly_one, is_traced
 from warmclip_jax._curve import curve
-from warmclip_jax._shares import Shares, between, difference, half_cosine, is_before, raised, share_of, shares
+from warmclip_jax._shares import Shares, between, difference, expm1_below_one, half_cosine, is_before, raised, share_of, shares
 
 
 def _resolved(part: str, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -209,7 +210,7 @@ def _one_minus_sqrt(decay: Shares) -> jax.Array:
 
 def _exponential(decay: Shares) -> jax.Array:
     # 2 * 0.5 ** x - 1 without the subtraction, which would lose the digits near the end.
-    return jnp.where(decay.passed > 0, jnp.expm1(decay.left * jnp.log(jnp.asarray(2, decay.left.dtype))), 1)
+    return jnp.where(decay.passed > 0, expm1_below_one(decay.left * math.log(2)), 1)
 
 
 _SHAPES: dict[str, Callable[[Shares], jax.Array]] = {

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from warmclip_jax._arguments import LogOfRate, PositiveSteps, Power, Steps, Timescale, Value
 from warmclip_jax._checks import broken_rule, is_traced
 from warmclip_jax._curve import curve
-from warmclip_jax._shares import between, cycle_shares, half_cosine, periods, raised, shares
+from warmclip_jax._shares import between, cycle_shares, half_cosine, periods, raised, saturation, shares
 
 
 @curve()
@@ -115,7 +115,7 @@ def exponential_warmup(count: jax.Array, *, peak_value: Value, timescale: Timesc
 
     Source: Ma & Yarats 2019, "On the adequacy of untuned warmup for adaptive optimization", section 4.
     """
-    return between(0.0, peak_value, -jnp.expm1(-periods(count, timescale)))
+    return between(0.0, peak_value, saturation(periods(count, timescale)))
 
 
 @curve()

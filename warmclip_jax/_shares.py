@@ -33,10 +33,9 @@ def cycle_shares(count: jax.Array, length: Any) -> Shares:
     """`shares` of the smallest multiple of `length` that is not below `count`, and at least one."""
     count, length = _alike(count, length)
     length = jnp.maximum(length, 1)
-    before = jnp.maximum(count - 1, 0)
-    cycles = before // length + 1
+    cycles = jnp.maximum(-(-count // length), 1)
     # The multiple itself can be past int32; what is left of it never is.
-    left = jnp.where(count > 0, length - 1 - before % length, length)
+    left = jnp.where(count > 0, -count % length, length)
     return _divided(count, left, length.astype(default_float()) * cycles.astype(default_float()))
 
 
@@ -74,6 +73,26 @@ def half_cosine(share: jax.Array, complement: jax.Array) -> jax.Array:
     """`(1 - cos(pi * share)) / 2` as squared sines, which keep every digit near 0 and lose none near 1."""
     rising, falling = (jnp.square(jnp.sin(jnp.minimum(part, 0.5) * (math.pi / 2))) for part in (share, complement))
     return jnp.where(share < 0.5, rising, 1 - falling)
+
+
+def expm1_below_one(exponent: jax.Array) -> jax.Array:
+    """`exp(exponent) - 1` for an exponent in [0, log(2)], monotone to the last digit, which the library's `expm1` is not.
+
+    Horner's rule on terms that are all positive: every rounding keeps the order. 18 of them are enough for float64.
+    """
+    series = jnp.ones_like(exponent)
+    for term in range(18, 1, -1):
+        series = 1 + exponent / term * series
+    return exponent * series
+
+
+def saturation(periods: jax.Array) -> jax.Array:
+    """`1 - exp(-periods)`, which keeps its digits near 0 and is monotone to the last of them."""
+    some, half = periods > 0, math.log(2)
+    grown = expm1_below_one(jnp.where(some, jnp.minimum(periods, half), half))
+    # Either side of a half in the form that is exact there, and neither past it.
+    near, far = jnp.minimum(1 / (1 + 1 / grown), 0.5), jnp.maximum(1 - jnp.exp(-periods), 0.5)
+    return jnp.where(some, jnp.where(periods < half, near, far), 0)
 
 
 def difference(left: Any, right: Any) -> jax.Array:
@@ -124,4 +143,12 @@ def _alike(left: Any, right: Any) -> tuple[jax.Array, jax.Array]:
     """Both as they are when both are integers, so that their difference is exact; otherwise both as floats."""
     if jnp.issubdtype(left.dtype, jnp.integer) and jnp.issubdtype(right.dtype, jnp.integer):
         return left, right
-    return left.astype(default_float()), right.astype(default_float())
+    return _as_float(left), _as_float(right)
+
+
+def _as_float(number: jax.Array) -> jax.Array:
+    dtype = default_float()
+    if not jnp.issubdtype(number.dtype, jnp.integer):
+        return number.astype(dtype)
+    # The largest counts would round up to 2**31, and so reach a length that they are short of.
+    return jnp.minimum(number.astype(dtype), np.nextafter(np.asarray(2.0**31, dtype), np.asarray(0, dtype)))
