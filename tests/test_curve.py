@@ -178,7 +178,8 @@ def test_an_eager_call_is_compiled_once_for_all_numbers_and_counts():
 def test_it_can_be_jitted_differentiated_and_mapped_itself():
     assert float(jax.jit(linear())(3)) == 0.75
     assert jax.vmap(linear())(jnp.arange(3)).tolist() == [0.0, 0.25, 0.5]
-    assert jax.grad(lambda schedule: schedule(2))(linear(warmup_steps=jnp.float32(4))).arguments["peak_value"] == 0.5
+    slopes = jax.grad(lambda schedule: schedule(1000))(wc.exponential_warmup(peak_value=2.0, timescale=1000))
+    assert slopes.arguments["peak_value"] == pytest.approx(1 - np.exp(-1), rel=1e-6)
 
 
 # The machinery.
@@ -236,7 +237,7 @@ def test_a_schedule_of_optax_works_inside_each_transform():
     theirs = optax.linear_schedule(1.0, 0.0, 10)
     warmed = wc.with_warmup(theirs, warmup_steps=2)
     assert [float(warmed(count)) for count in (0, 1, 2, 7)] == [0.0, 0.5, 1.0, 0.5]
-    assert [float(wc.shift(theirs, by=5)(count)) for count in (0, 5)] == [0.5, 0.0]
+    assert [float(wc.shift(theirs, by=5)(count)) for count in (0, 2)] == [0.5, pytest.approx(0.3)]
     assert [float(wc.repeat(theirs, period=5)(count)) for count in (0, 5, 10)] == [1.0, 1.0, 1.0]
     joined = wc.join([theirs, lambda count: 0.25], boundaries=[5])
     assert joined(jnp.array([4, 5, 9])).tolist() == [pytest.approx(0.6), 0.25, 0.25]

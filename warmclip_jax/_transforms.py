@@ -45,7 +45,7 @@ def with_warmup(count: jax.Array, schedule: Inner, *, warmup_steps: Steps, init_
 def _fit_together(arguments: dict[str, Any]) -> dict[str, Any]:
     schedules, boundaries = arguments["schedules"], arguments["boundaries"]
     if not schedules:
-        raise broken_rule("schedules", "one schedule or more", schedules, "Pass at least one.")
+        raise broken_rule("schedules", "one schedule or more", list(schedules), "Pass at least one.")
     if len(boundaries) != len(schedules) - 1:
         rule = f"one fewer than the {len(schedules)} schedules"
         raise broken_rule("boundaries", rule, list(boundaries), "Each is the step at which the next schedule takes over.")

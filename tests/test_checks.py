@@ -1,0 +1,208 @@
+"""What a factory refuses, in which words; and that it cannot refuse what is traced."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import warmclip_jax as wc
+from warmclip_jax import _checks as checks
+
+DECAY = wc.linear_warmup(peak_value=1.0, warmup_steps=4)
+GOOD: dict[Callable[..., wc.Schedule], dict[str, Any]] = {
+    wc.constant: {"value": 0.1},
+    wc.linear_warmup: {"peak_value": 0.1, "warmup_steps": 10},
+    wc.polynomial_warmup: {"peak_value": 0.1, "warmup_steps": 10, "power": 2.0},
+    wc.exponential_warmup: {"peak_value": 0.1, "timescale": 10.0},
+    wc.polynomial_decay: {"init_value": 0.1, "decay_steps": 10},
+    wc.cosine_decay: {"init_value": 0.1, "decay_steps": 10},
+    wc.exponential_decay: {"init_value": 0.1, "decay_steps": 10, "decay_rate": 0.5},
+    wc.inverse_sqrt_decay: {"init_value": 0.1, "timescale": 10.0},
+    wc.warmup_polynomial_decay: {"peak_value": 0.1, "total_steps": 100, "warmup_steps": 10},
+    wc.warmup_cosine_decay: {"peak_value": 0.1, "total_steps": 100, "warmup_steps": 10},
+    wc.warmup_stable_decay: {"peak_value": 0.1, "total_steps": 100, "warmup_steps": 10, "decay_steps": 20},
+    wc.with_warmup: {"schedule": DECAY, "warmup_steps": 10},
+    wc.join: {"schedules": [DECAY, DECAY, DECAY], "boundaries": [10, 20]},
+    wc.repeat: {"schedule": DECAY, "period": 10},
+    wc.shift: {"schedule": DECAY, "by": 1},
+}
+
+#: Factory, argument, bad value, error, and another word that the message needs: the rule or the remedy.
+BAD: list[tuple[Callable[..., wc.Schedule], str, Any, type[Exception], str]] = [
+    (wc.constant, "value", math.nan, ValueError, "finite"),
+    (wc.constant, "value", math.inf, ValueError, "finite"),
+    (wc.constant, "value", 1e39, ValueError, "finite"),
+    (wc.constant, "value", 10**400, ValueError, "finite"),
+    (wc.constant, "value", True, TypeError, "bool"),
+    (wc.constant, "value", "0.1", TypeError, "str"),
+    (wc.constant, "value", b"0.1", TypeError, "bytes"),
+    (wc.constant, "value", None, TypeError, "NoneType"),
+    (wc.constant, "value", 1j, TypeError, "complex"),
+    (wc.constant, "value", [0.1], TypeError, "list"),
+    (wc.constant, "value", np.bool_(True), TypeError, "bool"),
+    (wc.constant, "value", np.array([0.1, 0.2]), ValueError, "jax.vmap"),
+    (wc.constant, "value", np.array(["a"]), TypeError, "scalar"),
+    (wc.linear_warmup, "peak_value", -math.inf, ValueError, "finite"),
+    (wc.linear_warmup, "init_value", math.nan, ValueError, "finite"),
+    (wc.linear_warmup, "warmup_steps", -1, ValueError, "0 or more"),
+    (wc.linear_warmup, "warmup_steps", 2.5, ValueError, "whole"),
+    (wc.linear_warmup, "warmup_steps", math.nan, ValueError, "whole"),
+    (wc.linear_warmup, "warmup_steps", math.inf, ValueError, "whole"),
+    (wc.linear_warmup, "warmup_steps", None, TypeError, "NoneType"),
+    (wc.linear_warmup, "warmup_steps", False, TypeError, "bool"),
+    (wc.linear_warmup, "warmup_steps", np.arange(3), ValueError, "(3,)"),
+    (wc.polynomial_warmup, "power", 0, ValueError, "above 0"),
+    (wc.polynomial_warmup, "power", -1.0, ValueError, "above 0"),
+    (wc.polynomial_warmup, "power", "1", TypeError, "str"),
+    (wc.exponential_warmup, "timescale", 0, ValueError, "above 0"),
+    (wc.exponential_warmup, "timescale", -0.5, ValueError, "above 0"),
+    (wc.exponential_warmup, "timescale", math.inf, ValueError, "above 0"),
+    (wc.polynomial_decay, "decay_steps", 0, ValueError, "1 or more"),
+    (wc.polynomial_decay, "decay_steps", 0.5, ValueError, "whole"),
+    (wc.polynomial_decay, "end_value", "0", TypeError, "str"),
+    (wc.polynomial_decay, "cycle", 1, TypeError, "one of False, True"),
+    (wc.polynomial_decay, "cycle", None, TypeError, "one of False, True"),
+    (wc.cosine_decay, "decay_steps", -100, ValueError, "1 or more"),
+    (wc.cosine_decay, "init_value", math.nan, ValueError, "finite"),
+    (wc.exponential_decay, "decay_rate", 0.0, ValueError, "at most 1"),
+    (wc.exponential_decay, "decay_rate", 1.5, ValueError, "at most 1"),
+    (wc.exponential_decay, "decay_rate", -0.5, ValueError, "above 0"),
+    (wc.exponential_decay, "end_value", 0.2, ValueError, "init_value=0.1"),
+    (wc.exponential_decay, "staircase", "yes", TypeError, "one of False, True"),
+    (wc.inverse_sqrt_decay, "timescale", 0.0, ValueError, "above 0"),
+    (wc.warmup_polynomial_decay, "total_steps", 0, ValueError, "1 or more"),
+    (wc.warmup_polynomial_decay, "warmup_steps", 100, ValueError, "total_steps=100"),
+    (wc.warmup_polynomial_decay, "warmup_steps", 101, ValueError, "total_steps=100"),
+    (wc.warmup_polynomial_decay, "warmup_steps", None, ValueError, "neither"),
+    (wc.warmup_polynomial_decay, "warmup_fraction", 0.1, ValueError, "both"),
+    (wc.warmup_polynomial_decay, "decay_from", "Zero", ValueError, "'warmup_end', 'zero'"),
+    (wc.warmup_polynomial_decay, "decay_from", 0, TypeError, "'warmup_end', 'zero'"),
+    (wc.warmup_cosine_decay, "total_steps", 10, ValueError, "short of total_steps=10"),
+    (wc.warmup_stable_decay, "decay_steps", 0, ValueError, "1 or more"),
+    (wc.warmup_stable_decay, "decay_steps", 91, ValueError, "warmup_steps=10"),
+    (wc.warmup_stable_decay, "decay_fraction", 0.1, ValueError, "both"),
+    (wc.warmup_stable_decay, "decay_steps", None, ValueError, "neither"),
+    (wc.warmup_stable_decay, "decay_shape", "sqrt", ValueError, "one_minus_sqrt"),
+    (wc.with_warmup, "schedule", 0.1, TypeError, "a schedule"),
+    (wc.with_warmup, "schedule", None, TypeError, "a schedule"),
+    (wc.with_warmup, "schedule", wc.linear_warmup, TypeError, "Call it"),
+    (wc.with_warmup, "schedule", wc.Schedule, TypeError, "a schedule"),
+    (wc.with_warmup, "warmup_steps", -1, ValueError, "0 or more"),
+    (wc.join, "schedules", [], ValueError, "one schedule or more"),
+    (wc.join, "schedules", DECAY, TypeError, "list or tuple"),
+    (wc.join, "boundaries", [10], ValueError, "one fewer than the 3"),
+    (wc.join, "boundaries", [20, 10], ValueError, "increasing"),
+    (wc.join, "boundaries", [10, 10], ValueError, "increasing"),
+    (wc.join, "boundaries", 10, TypeError, "list or tuple"),
+    (wc.join, "boundaries", np.array([10, 20]), TypeError, "list or tuple"),
+    (wc.repeat, "period", 0, ValueError, "1 or more"),
+    (wc.shift, "by", 0.5, ValueError, "whole"),
+    (wc.shift, "by", 2**31, ValueError, "2**31"),
+]
+
+
+def of(factory: Callable[..., wc.Schedule], **changed: Any) -> wc.Schedule:
+    return factory(**{**GOOD[factory], **changed})
+
+
+@pytest.mark.parametrize(("factory", "name", "value", "error", "word"), BAD)
+def test_a_bad_argument_is_refused_by_name_and_value(
+    factory: Callable[..., wc.Schedule], name: str, value: Any, error: type[Exception], word: str
+):
+    of(factory)
+    with pytest.raises(error) as caught:
+        of(factory, **{name: value})
+    message = str(caught.value)
+    assert caught.type is error
+    assert name in message
+    assert word in message
+    shown = value.__name__ if callable(value) and not isinstance(value, (type, wc.Schedule)) else repr(value)
+    assert shown in message or str(value) in message
+
+
+@pytest.mark.parametrize(
+    ("factory", "arguments", "name"),
+    [
+        (wc.warmup_polynomial_decay, {"warmup_steps": None, "warmup_fraction": 1.0}, "warmup_fraction"),
+        (wc.warmup_polynomial_decay, {"warmup_steps": None, "warmup_fraction": -0.1}, "warmup_fraction"),
+        (wc.warmup_polynomial_decay, {"warmup_steps": None, "warmup_fraction": 0.999}, "warmup_fraction"),
+        (wc.warmup_stable_decay, {"decay_steps": None, "decay_fraction": 0.95}, "decay_fraction"),
+        (wc.warmup_stable_decay, {"decay_steps": None, "decay_fraction": 0.001}, "decay_fraction"),
+        (wc.join, {"boundaries": [10, -20]}, "boundaries[1]"),
+        (wc.join, {"boundaries": [10, "20"]}, "boundaries[1]"),
+        (wc.join, {"schedules": [DECAY, 0.1, DECAY]}, "schedules[1]"),
+    ],
+)
+def test_what_was_said_is_what_the_message_names(factory: Callable[..., wc.Schedule], arguments: dict[str, Any], name: str):
+    with pytest.raises((ValueError, TypeError)) as caught:
+        of(factory, **arguments)
+    assert str(caught.value).startswith(name)
+
+
+@pytest.mark.parametrize("factory", GOOD)
+def test_numbers_are_keyword_only_and_names_are_checked(factory: Callable[..., wc.Schedule]):
+    with pytest.raises(TypeError, match="positional"):
+        factory(*GOOD[factory].values())
+    with pytest.raises(TypeError, match="unexpected keyword argument 'warmup_step'"):
+        of(factory, warmup_step=1)
+
+
+NUMERIC = (int, float)
+TRACEABLE = [
+    (factory, name, value)
+    for factory, name, value, _, _ in BAD
+    if isinstance(value, NUMERIC) and not isinstance(value, bool) and "schedule" not in name and abs(value) < 2**31
+    if name not in ("cycle", "staircase", "decay_from", "boundaries", "warmup_fraction", "decay_fraction")
+]
+
+
+@pytest.mark.usefixtures("strict_dtypes")
+@pytest.mark.parametrize(("factory", "name", "value"), TRACEABLE)
+def test_the_same_value_traced_passes_through_without_a_branch(factory: Callable[..., wc.Schedule], name: str, value: Any):
+    traced = jax.jit(lambda number, count: of(factory, **{name: number})(count))
+    assert traced(value, jnp.arange(200)).shape == (200,)
+
+
+@pytest.mark.usefixtures("strict_dtypes")
+def test_every_number_of_every_factory_can_be_traced_and_gives_the_same_values():
+    counts = jnp.arange(0, 120, 7)
+    for factory in GOOD:
+        schedule = of(factory)
+        # Through the constructor, so that each check sees a tracer.
+        rebuild = jax.jit(lambda arguments, factory=factory: factory(**arguments)(counts))
+        arguments = {name: value for name, value in schedule.arguments.items() if not isinstance(value, (str, bool))}
+        np.testing.assert_allclose(rebuild(arguments), schedule(counts), rtol=1e-6, atol=1e-8)
+
+
+def test_a_traced_array_is_refused_like_any_other():
+    with pytest.raises(ValueError, match=r"value must be .* a scalar"):
+        jax.jit(lambda values: wc.constant(value=values)(0))(jnp.ones(3))
+    with pytest.raises(TypeError, match="value must be"):
+        jax.jit(lambda flag: wc.constant(value=flag)(0))(jnp.array(True))
+
+
+@pytest.mark.parametrize(
+    "number", [3, 3.0, np.int8(3), np.uint64(3), np.float16(3), jnp.int32(3), jnp.bfloat16(3), np.array(3)]
+)
+def test_a_number_of_any_dtype_is_kept_as_a_python_number(number: Any):
+    assert repr(wc.linear_warmup(peak_value=number, warmup_steps=number)) == (
+        "linear_warmup(peak_value=3.0, warmup_steps=3, init_value=0.0)"
+    )
+
+
+def test_a_length_past_int32_is_kept_as_a_float():
+    assert wc.linear_warmup(peak_value=1.0, warmup_steps=5_000_000_000).arguments["warmup_steps"] == 5e9
+    assert isinstance(wc.linear_warmup(peak_value=1.0, warmup_steps=2**31).arguments["warmup_steps"], float)
+    assert isinstance(wc.linear_warmup(peak_value=1.0, warmup_steps=2.0**31 - 1).arguments["warmup_steps"], int)
+
+
+def test_finite_means_finite_in_the_dtype_it_is_computed_in():
+    rule = checks.Number("a finite number", "Pass a smaller one.", math.isfinite)
+    with pytest.raises(ValueError, match="finite"):
+        rule.check("value", 1e39)
+    with jax.enable_x64(True):
+        assert rule.check("value", 1e39) == 1e39
