@@ -4,7 +4,7 @@
     python colabs/train_byte_lm.py --text FOLDER --compare   # your text; and again without warm-up and clipping
     python colabs/train_byte_lm.py --checkpoint runs/mine    # stop it whenever you like, the same command goes on
 
-The part to take home is short: `make_optimizer` and `make_step`, just below. The rest is a model, some text and a picture.
+The part to take home is short: `make_optimizer` and `make_step`, just below. The rest is a model, some text and bookkeeping.
 """
 
 import argparse
@@ -27,9 +27,8 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import tqdm
+from byte_lm_report import Run, draw, prepare_figure, table
 from flax import nnx
-from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter
 
 import warmclip_jax as wc
 
@@ -195,19 +194,6 @@ def training_batch(corpus: Corpus, settings: Settings, step: int) -> np.ndarray:
 # Training
 
 
-class Run(NamedTuple):
-    """What is left of a training run. `history` has an entry per step."""
-
-    settings: Settings
-    history: dict[str, np.ndarray]
-    train_loss: float
-    held_out_loss: float
-    steps_per_second: float
-
-    def steps_where_grew(self, count: str) -> np.ndarray:
-        return np.flatnonzero(np.diff(self.history[count], prepend=0)) + 1
-
-
 class StoppedError(Exception):
     """A signal came: its number, and the steps that were done."""
 
@@ -224,7 +210,7 @@ def train(name: str, settings: Settings, corpus: Corpus, folder: pathlib.Path | 
         return optax.softmax_cross_entropy_with_integer_labels(logits, windows[:, 1:]).mean()
 
     step = make_step(optimizer, loss_of)
-    opt_state = jax.jit(optimizer.init)(params)
+    opt_state = optimizer.init(params)
     history = {key: np.full(settings.steps, np.nan, np.float32) for key in RECORDED}
     began, before = 0.0, 0
     with open_checkpoints(folder, save_every) as checkpoints, postponed_signals() as signals:
@@ -250,8 +236,8 @@ def train(name: str, settings: Settings, corpus: Corpus, folder: pathlib.Path | 
         batches = windows_at(text, starts.reshape(EVALUATED_BATCHES, -1), settings.length)
         return float(np.mean([evaluate(params, batch) for batch in batches])) / math.log(2)
 
-    speed = (settings.steps - before) / seconds if 0 < before < settings.steps else math.nan
-    return Run(settings, history, bits_per_byte(corpus.train), bits_per_byte(corpus.held_out), speed)
+    speed = (settings.steps - before) / seconds if 0 < before < settings.steps else None
+    return Run(settings.max_norm, history, bits_per_byte(corpus.train), bits_per_byte(corpus.held_out), speed)
 
 
 def show(bar: tqdm.tqdm, count: int, history: dict[str, np.ndarray]) -> None:
@@ -315,76 +301,21 @@ def resume(checkpoints: ocp.CheckpointManager | None, settings: Settings, state:
     step = checkpoints.latest_step() if checkpoints else None
     if checkpoints is None or step is None:
         return 0, state
-    saved = checkpoints.restore(step, args=ocp.args.Composite(settings=ocp.args.JsonRestore()))["settings"]
+    saved = restore(checkpoints, step, settings=ocp.args.JsonRestore())
     for name, value in dataclasses.asdict(settings).items():
         if saved.get(name) != value:
             other = "another text" if name == "text" else f"--{name.replace('_', '-')} {saved.get(name)}, not {value}"
             raise UsageError(f"the checkpoint in {checkpoints.directory} is of a run with {other}: take another folder")
-    return step, checkpoints.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(state)))["state"]
+    return step, restore(checkpoints, step, state=ocp.args.StandardRestore(state))
 
 
-# What came of it
-
-
-def table(runs: dict[str, Run], entropy: float) -> str:
-    def row(label: str, cell: Callable[[Run], str]) -> str:
-        return f"{label:<32}" + "".join(f"{cell(run):>{max(len(name), 10) + 3}}" for name, run in runs.items())
-
-    names = iter(runs)
-    return "\n".join(
-        [
-            row("", lambda run: next(names)),
-            row("train loss, bits per byte", lambda run: f"{run.train_loss:.3f}"),
-            row("held-out loss, bits per byte", lambda run: f"{run.held_out_loss:.3f}"),
-            row("unigram entropy, bits per byte", lambda run: f"{entropy:.3f}"),
-            row("steps", lambda run: f"{run.settings.steps}"),
-            row("steps clipped", lambda run: f"{run.history['clipped_count'][-1]:.0f}"),
-            row("steps skipped", lambda run: f"{run.history['skipped_count'][-1]:.0f}"),
-            row("steps per second", lambda run: f"{run.steps_per_second:.2f}"),
-        ]
-    )
-
-
-def prepare_figure(path: pathlib.Path) -> None:
-    """Finds out before the training, not after it, that nothing can be drawn there."""
-    kinds = Figure().canvas.get_supported_filetypes()
-    if path.suffix[1:] not in kinds:
-        raise UsageError(f"--figure {path} must end in one of {', '.join(kinds)}")
+def restore(checkpoints: ocp.CheckpointManager, step: int, **part: Any) -> Any:
+    (name,) = part
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.open("ab").close()
-    except OSError as error:
-        raise UsageError(f"cannot draw in {path}: {error.strerror}") from error
-
-
-def draw(runs: dict[str, Run], entropy: float, path: pathlib.Path) -> None:
-    figure = Figure(figsize=(9, 10), layout="constrained")
-    loss, rate, norm = figure.subplots(3, sharex=True, height_ratios=(3, 2, 3))
-    for colour, (name, run) in zip(("C0", "C1"), runs.items(), strict=False):
-        steps = np.arange(1, run.settings.steps + 1)
-        loss.plot(steps, run.history["bits_per_byte"], color=colour, linewidth=0.8, alpha=0.8, label=f"{name}: training batch")
-        loss.plot(
-            steps[-1], run.held_out_loss, "D", color=colour, markeredgecolor="black", label=f"{name}: held out, at the end"
-        )
-        rate.plot(steps, run.history["learning_rate"], color=colour, label=name)
-        norm.plot(steps, run.history["grad_norm"], color=colour, linewidth=0.8, alpha=0.8, label=name)
-        clipped, skipped = run.steps_where_grew("clipped_count"), run.steps_where_grew("skipped_count")
-        if math.isfinite(run.settings.max_norm):
-            norm.axhline(run.settings.max_norm, color="black", linestyle="--", linewidth=1, label="threshold")
-            marks = {"color": "C3", "s": 9, "zorder": 3, "label": f"{len(clipped)} clipped steps"}
-            norm.scatter(clipped, run.history["grad_norm"][clipped - 1], **marks)
-        for step in skipped:
-            norm.axvline(step, color=colour, linestyle=":", label=f"{name}: skipped" if step == skipped[0] else None)
-    loss.axhline(entropy, color="grey", linestyle="--", linewidth=1, label="unigram entropy")
-    loss.set(ylabel="loss (bits per byte)")
-    rate.set(ylabel="learning rate")
-    norm.set(ylabel="gradient norm before clipping", yscale="log", xlabel="step")
-    norm.yaxis.set_major_formatter(LogFormatter())
-    norm.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
-    for axes in (loss, rate, norm):
-        axes.grid(alpha=0.3)
-        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, frameon=False, fontsize="small", borderaxespad=0.2)
-    figure.savefig(path, dpi=120)
+        return checkpoints.restore(step, args=ocp.args.Composite(**part))[name]
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        folder = checkpoints.directory
+        raise UsageError(f"cannot read the checkpoint of step {step} in {folder}: move it away, or take another") from error
 
 
 # The command line
@@ -428,6 +359,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return run(options)
     except UsageError as error:
         parser.error(str(error))
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        sizes = f"--batch {options.batch}, --length {options.length} and --width {options.width}"
+        parser.error(f"a step with {sizes} does not fit into memory")
     except StoppedError as error:
         number, step = error.args
         left = f"{options.checkpoint} has all of it: the same command goes on" if options.checkpoint else "nothing is saved"
@@ -439,7 +375,10 @@ def run(options: argparse.Namespace) -> int:
     settings = Settings(**{name: getattr(options, name) for name in Settings.__dataclass_fields__ if name != "text"})
     if settings.width % HEAD_WIDTH:
         raise UsageError(f"--width must be a multiple of {HEAD_WIDTH}; got {settings.width}")
-    prepare_figure(options.figure)
+    try:
+        prepare_figure(options.figure)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
     corpus = read_corpus(options.text, settings)
     settings = dataclasses.replace(settings, text=corpus.fingerprint)
     chosen = {RECIPE: settings}
