@@ -17,6 +17,7 @@ from warmclip_jax._schedules import (
 )
 from warmclip_jax._skipping import SkipState, apply_gradients, skip_nonfinite
 from warmclip_jax._transforms import join, repeat, shift, with_warmup
+from warmclip_jax._units import steps, untuned_warmup_steps
 
 __version__ = "0.1.0"
 
@@ -43,6 +44,8 @@ __all__ = [
     "repeat",
     "shift",
     "skip_nonfinite",
+    "steps",
+    "untuned_warmup_steps",
     "warmup_cosine_decay",
     "warmup_polynomial_decay",
     "warmup_stable_decay",
