@@ -167,3 +167,22 @@ def test_what_is_no_transformation_is_refused(not_a_transformation):
         wc.skip_nonfinite(not_a_transformation)
     with pytest.raises(TypeError, match=r"optimizer must be an optax.GradientTransformation; got"):
         wc.apply_gradients(not_a_transformation, PARAMS, (), GOOD)
+
+
+@BOTH_WAYS
+@pytest.mark.parametrize("optimizer", [wc.skip_nonfinite(optax.adam(0.1)), wc.pipeline(optax.adam, 0.1)])
+def test_steps_outside_of_jit_compile_nothing_anew(step, optimizer):
+    params, state = PARAMS, optimizer.init(PARAMS)
+    for grads in (GOOD, BAD[0], GOOD):
+        params, state = step(optimizer, params, state, grads)
+    compiled = []
+    listener = lambda event, seconds, **_: compiled.append(event) if "backend_compile" in event else None  # noqa: E731
+    jax.monitoring.register_event_duration_secs_listener(listener)
+    try:
+        for grads in (GOOD, BAD[0], GOOD):
+            params, state = step(optimizer, params, state, grads)
+        assert compiled == []
+        jax.jit(lambda x: x + len(compiled))(1)
+        assert compiled != []  # so that a renamed event does not pass for none
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listener)

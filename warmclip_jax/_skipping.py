@@ -10,6 +10,7 @@ import optax
 from jax import lax
 
 from warmclip_jax._axes import AxisName, check_axis_name, manual_axes
+from warmclip_jax._checks import is_traced
 from warmclip_jax._clipping import increment_if
 from warmclip_jax._norm import scaled_norm
 
@@ -162,21 +163,26 @@ def update_if(
 ) -> tuple[Any, Any]:
     """The finished step `take(updates, state, params)` where `condition` holds; elsewhere `state` stays as it was."""
 
-    # Jitted, so that its several uses below share one trace.
-    @jax.jit
     def attempt(updates: Any, state: Any, params: Any) -> tuple[Any, Any]:
         updates, state = take(updates, state, params)
         return finish.done(updates, params), state
 
+    once = jax.jit(attempt)  # its several uses below share one trace
+
+    def leave_out() -> tuple[Any, Any]:
+        shapes, _ = jax.eval_shape(once, updates, state, params)
+        return finish.instead(shapes, params), state
+
     def branch() -> tuple[Any, Any]:
-        shapes, _ = jax.eval_shape(attempt, updates, state, params)
-        return lax.cond(condition, lambda: attempt(updates, state, params), lambda: (finish.instead(shapes, params), state))
+        return lax.cond(condition, lambda: once(updates, state, params), leave_out)
 
     def select() -> tuple[Any, Any]:
-        result, new_state = attempt(updates, state, params)
-        kept = finish.instead(result, params), state
-        return jax.tree.map(lambda new, old: jnp.where(condition, new, old), (result, new_state), kept)
+        done, instead = once(updates, state, params), leave_out()
+        return jax.tree.map(lambda new, old: jnp.where(condition, new, old), done, instead)
 
+    if not is_traced(condition):
+        # Outside of jit the branch is Python's own: compiling one anew in every call would take a second each.
+        return attempt(updates, state, params) if condition else leave_out()
     # On CPU a select keeps both states alive and a branch does not; accelerators fuse the select into the step for nothing.
     # Under manual axes the two sides of a branch would also have to agree in the axes that they vary over.
     return select() if manual_axes() else lax.platform_dependent(cpu=branch, default=select)
