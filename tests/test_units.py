@@ -97,7 +97,8 @@ def test_under_multi_steps_a_schedule_advances_once_for_each_accumulated_step():
     schedule = wc.linear_warmup(peak_value=1.0, warmup_steps=wc.steps(examples=400, batch_size=10, accumulation=4))
     optimizer = optax.MultiSteps(wc.pipeline(optax.sgd, schedule, max_norm=None), 4)
     state = optimizer.init(jnp.zeros(()))
-    rates = []
+    rates: list[float] = []
+    updates: Any
     for _ in range(12):
         updates, state = optimizer.update(jnp.ones(()), state, jnp.zeros(()))
         rates.append(-float(updates))

@@ -4,6 +4,7 @@ from warmclip_jax._clipping import ClipState, clip_by_global_norm, clip_tree
 from warmclip_jax._curve import Schedule
 from warmclip_jax._norm import global_norm
 from warmclip_jax._pipeline import PipelineState, metrics, pipeline
+from warmclip_jax._plot import plot
 from warmclip_jax._recipes import warmup_cosine_decay, warmup_polynomial_decay, warmup_stable_decay
 from warmclip_jax._schedules import (
     constant,
@@ -39,6 +40,7 @@ __all__ = [
     "linear_warmup",
     "metrics",
     "pipeline",
+    "plot",
     "polynomial_decay",
     "polynomial_warmup",
     "repeat",

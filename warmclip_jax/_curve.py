@@ -57,6 +57,11 @@ class Schedule:
         return _evaluate(self.lowered(), on_host(count))
 
     @property
+    def kind(self) -> str:
+        """The name of the factory that built the schedule. Read only."""
+        return self._kind.name
+
+    @property
     def arguments(self) -> Mapping[str, Any]:
         """What the schedule was built from, by argument name. Read only."""
         return dict(self._kind.in_order(self._numbers, self._options))

@@ -1,0 +1,128 @@
+"""The command: what it draws, and that text is read as data and never run."""
+
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+import warmclip_jax as wc
+from tests.catalogue import catalogue
+from warmclip_jax.__main__ import main
+from warmclip_jax._expressions import parse
+
+RUN = "warmup_polynomial_decay(peak_value=1e-4, total_steps=1000, warmup_fraction=0.1)"
+SCHEDULES = {name: entry.schedule for name, entry in catalogue(100).items()}
+
+
+def failure(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The one line of a command that must fail with status 2."""
+    with pytest.raises(SystemExit) as exit_:
+        main(arguments)
+    out, err = capsys.readouterr()
+    assert exit_.value.code == 2
+    assert out == ""
+    assert len(err.splitlines()) == 1
+    return err
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_the_text_of_a_schedule_is_read_back_as_that_schedule(name: str):
+    assert parse(repr(SCHEDULES[name])) == SCHEDULES[name]
+
+
+@pytest.mark.parametrize("prefix", ["", "wc.", "warmclip_jax."])
+def test_the_package_may_stand_before_the_name(prefix: str):
+    text = f"{prefix}with_warmup({prefix}constant(value=+1), warmup_steps=1_0, init_value=-.5)"
+    assert parse(text) == wc.with_warmup(wc.constant(value=1), warmup_steps=10, init_value=-0.5)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "__import__('os').system('touch {}')",
+        "constant(value=__import__('os').system('touch {}'))",
+        "(lambda: __import__('os').system('touch {}'))()",
+        "[open('{}', 'w') for _ in range(1)]",
+        "open('{}', 'w')",
+        "constant(value=open('{}', 'w'))",
+        "with_warmup(open('{}', 'w'), warmup_steps=3)",
+        "constant.__wrapped__.__globals__['__builtins__']['open']('{}', 'w')",
+        "wc.__loader__('{}')",
+        "eval('open(\"{}\")')",
+        "constant(**open('{}', 'w'))",
+        "constant(value=f\"{{open('{}', 'w')}}\")",
+    ],
+)
+def test_code_is_refused_and_not_run(text: str, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]):
+    trap = tmp_path / "trap"
+    failure(capsys, "plot", text.format(trap))
+    assert not trap.exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("warmup_polynomal_decay(peak_value=1)", "did you mean 'warmup_polynomial_decay'"),
+        ("cosine(init_value=1)", "did you mean 'cosine_decay'"),
+        ("zzzzz(init_value=1)", "there are constant, cosine_decay"),
+        ("linear_warmup(peak=1, warmup_steps=3)", "did you mean 'peak_value'"),
+        ("linear_warmup(peak_value=1, warmup_steps=10 ** 9 ** 9)", "write the number itself"),
+        ("linear_warmup(peak_value=1)", "warmup_steps"),
+        ("linear_warmup(peak_value=1, warmup_steps=-3)", "warmup_steps must be"),
+        ("linear_warmup(peak_value=1, peak_value=2, warmup_steps=3)", "repeated"),
+        ("linear_warmup(1, 2)", "positional"),
+        ("linear_warmup", "must be the call"),
+        ("1e-3", "must be the call"),
+        ("linear_warmup(", "cannot read"),
+        ("", "cannot read"),
+        ("(" * 10_000, "cannot read"),
+        ("with_warmup(1e-3, warmup_steps=10)", "schedule must be"),
+        ("join([constant(value=1)], boundaries=[1])", "boundaries must be"),
+        ("constant(value=1j)", "write the number itself"),
+        ("constant(value=-True)", "write the number itself"),
+    ],
+)
+def test_a_mistake_is_one_line_with_what_is_wrong(text: str, word: str, capsys: pytest.CaptureFixture[str]):
+    assert word in failure(capsys, "plot", text)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        ((), "required"),
+        (("draw", RUN), "invalid choice"),
+        (("plot",), "EXPR"),
+        (("plot", RUN, "--steps", "0"), "steps must be"),
+        (("plot", RUN, "--steps", "many"), "--steps"),
+        (("plot", RUN, "--out", "/nowhere/at/all.png"), "/nowhere/at/all.png"),
+        (("plot", RUN, "--out", "lr.nonsense"), "nonsense"),
+    ],
+)
+def test_a_bad_option_is_one_line_too(arguments: tuple[str, ...], word: str, capsys: pytest.CaptureFixture[str]):
+    assert word in failure(capsys, *arguments)
+
+
+def test_without_a_file_it_prints_a_chart_of_all_schedules(capsys: pytest.CaptureFixture[str]):
+    assert main(["plot", RUN, "--steps", "500", "constant(value=2e-4)", RUN]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-3:] == [
+        "* warmup_polynomial_decay 1: warm-up to 100; peak 0.0001 at 100",
+        "o constant: peak 0.0002 at 0",
+        "+ warmup_polynomial_decay 2: warm-up to 100; peak 0.0001 at 100",
+    ]
+    assert lines[-4].split() == ["0", "250", "500"]
+
+
+def test_with_a_file_it_writes_the_picture(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]):
+    pytest.importorskip("matplotlib")
+    out = tmp_path / "lr.png"
+    assert main(["plot", RUN, "--out", str(out)]) == 0
+    assert out.read_bytes().startswith(b"\x89PNG")
+    assert capsys.readouterr().out == f"{out}\n"
+
+
+def test_it_runs_as_a_module():
+    done = subprocess.run([sys.executable, "-m", "warmclip_jax", "plot", RUN], capture_output=True, text=True, check=True)
+    assert "warm-up to 100; peak 0.0001 at 100; 0 from 1000 on" in done.stdout
+    assert done.stderr == ""
