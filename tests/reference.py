@@ -73,7 +73,14 @@ def clip(leaves: Sequence[Any], max_norm: float) -> list[list[np.ndarray]]:
     if not is_over(leaves, max_norm):
         return [real_parts(leaf) for leaf in leaves]
     mantissa, power = scaled_norm(leaves)
-    return [[np.ldexp(part, -power) / mantissa * max_norm for part in visible_parts(leaf)] for leaf in leaves]
+    fraction, bound_power = math.frexp(max_norm)
+
+    def times_the_coefficient(part: np.ndarray) -> np.ndarray:
+        # Fractions and exponents apart, so that no number on the way leaves the range of float64.
+        fractions, powers = np.frexp(part)
+        return np.ldexp(fractions * (fraction / mantissa), powers + (bound_power - power))
+
+    return [[times_the_coefficient(part) for part in visible_parts(leaf)] for leaf in leaves]
 
 
 def clip_derivative(leaves: Sequence[Any], max_norm: float, along: Sequence[Any]) -> list[list[np.ndarray]]:

@@ -33,15 +33,15 @@ class ClipState(NamedTuple):
 
 
 class Coefficient(NamedTuple):
-    """The number that clips a tree, `factor * rest`. One alone could not reach from a norm of 1e38 down to a bound of 1e-38."""
+    """The number that clips a tree, `rest * factor * rest`: one alone could not reach from a norm of 1e38 to 1e-38."""
 
-    factor: jax.Array  # scalar in [0, 1], or NaN
-    rest: jax.Array  # 1, or the smallest normal number where `factor` alone would underflow
+    factor: jax.Array  # scalar: 0 or more, or NaN
+    rest: jax.Array  # 1, or a power of two below it where `factor` alone would underflow
 
     @property
     def value(self) -> jax.Array:
-        """The coefficient as one number."""
-        return self.factor * self.rest
+        """The coefficient as one number, in [0, 1]."""
+        return self.factor * self.rest * self.rest
 
 
 def clip_tree(
@@ -134,7 +134,8 @@ def check_max_norm(max_norm: MaxNorm) -> Any:
     """`max_norm` as None (never clip), a callable, a number or a tracer. Raises TypeError or ValueError."""
     if max_norm is None or callable(max_norm):
         return max_norm
-    if is_gradient(max_norm) and np.ndim(max_norm) == 0 and not is_traced(max_norm) and max_norm == np.inf:
+    is_real = is_gradient(max_norm) and not np.iscomplexobj(max_norm)
+    if is_real and np.ndim(max_norm) == 0 and not is_traced(max_norm) and max_norm == np.inf:
         return None
     return _MAX_NORM.check("max_norm", max_norm)
 
@@ -159,18 +160,18 @@ def coefficient(norm: ScaledNorm, max_norm: Any, nonfinite: str) -> Coefficient:
     # Not `>`: a NaN on either side has to count as over. A bound of inf never clips, whatever the norm.
     over = ~(norm.mantissa <= bound * norm.scale) & (bound != jnp.inf)
     mantissa = jnp.where(over, norm.mantissa, 1)
-    tiny = jnp.finfo(dtype).tiny
     # Scales above one multiply first and those below one last, so that nothing on the way leaves the range.
     rise, fall = jnp.maximum(norm.scale, 1), jnp.minimum(norm.scale, 1)
-    far = over & (bound > 0) & ((bound * rise) / mantissa * fall < tiny)
-    boost = jnp.where(far, np.sqrt(1 / tiny), 1).astype(dtype)
-    ratio = jnp.minimum((bound * boost * rise) / mantissa * (fall * boost), 1)
+    far = over & ((bound * rise) / mantissa * fall < jnp.finfo(dtype).tiny)
+    power = 80 if dtype == jnp.float32 else 600
+    boost, rest = (jnp.where(far, np.ldexp(1.0, exponent), 1).astype(dtype) for exponent in (power, -power))
+    ratio = (bound * boost * rise) / mantissa * (fall * boost)
     factor = jnp.where(over, jnp.where(norm.is_finite, ratio, jnp.nan), 1)
     if nonfinite == "zero":
         factor = jnp.where(norm.is_finite, factor, 0)
     # Behind a barrier, so that each leaf reads two scalars. Otherwise the compiler works them out again in every leaf's loop,
     # and where nothing clips it keeps the squares that norm and optimizer both need: another copy of all gradients.
-    return Coefficient(*lax.optimization_barrier((factor, jnp.where(far, tiny, 1).astype(dtype))))
+    return Coefficient(*lax.optimization_barrier((factor, rest)))
 
 
 def scale_tree(tree: Any, coef: Coefficient) -> Any:
@@ -187,7 +188,7 @@ def scale_tree(tree: Any, coef: Coefficient) -> Any:
         return scale_real(leaf)
 
     def scale_real(leaf: jax.Array) -> jax.Array:
-        scaled = leaf.astype(coef.factor.dtype) * coef.rest * coef.factor
+        scaled = leaf.astype(coef.factor.dtype) * coef.rest * coef.factor * coef.rest
         # A product with 1 would flush subnormals and rewrite NaNs; one with 0 would make NaN of inf.
         return jnp.where(unchanged, leaf, jnp.where(nothing, 0, scaled).astype(leaf.dtype))
 
