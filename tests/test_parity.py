@@ -1,6 +1,6 @@
-"""The same recipe elsewhere: what each system computes, from its own published formula, and the call that gives it here.
+"""The same recipe elsewhere: what each system computes, and the call that gives it here.
 
-Each formula is written in float64 as its source has it, branch for branch. Where ours is another curve on purpose, the row says
+The formulas are in `elsewhere.py`. Where ours is another curve on purpose, the row says
 from which step on, and why; the test holds that too.
 """
 
@@ -15,9 +15,8 @@ import optax
 import pytest
 
 import warmclip_jax as wc
-
-PEAK, END, W, T = 3e-3, 1e-4, 10, 100
-D = T - W
+from tests import elsewhere
+from tests.elsewhere import END, PEAK, D, T, W
 
 
 class Row(NamedTuple):
@@ -29,146 +28,6 @@ class Row(NamedTuple):
     because: str = ""
 
 
-def linear_to(end: float, step: int) -> float:
-    return (PEAK - end) * (1 - step / D) + end
-
-
-def cosine_to(end: float, share: float) -> float:
-    return end + (PEAK - end) * 0.5 * (1 + math.cos(math.pi * share))
-
-
-def bert(step: int) -> float:
-    decayed = (PEAK - 0.0) * (1 - min(step, T) / T) ** 1.0 + 0.0
-    return PEAK * step / W if step < W else decayed
-
-
-def tf_models(step: int, power: float) -> float:
-    return PEAK * (step / W) ** power if step < W else PEAK * (1 - min(step, T) / T)
-
-
-def tensorflow(step: int, *, cycle: bool) -> float:
-    length = T
-    if cycle:
-        length = T * (1 if step == 0 else math.ceil(step / T))
-    return (PEAK - END) * (1 - min(step, length) / length) ** 2.0 + END
-
-
-def keras_cosine(step: int) -> float:
-    if step < W:
-        return 0.0 + (PEAK - 0.0) * step / W
-    share = min(step - W, D) / D
-    alpha = END / PEAK
-    return PEAK * ((1 - alpha) * 0.5 * (1 + math.cos(math.pi * share)) + alpha)
-
-
-def keras_exponential(step: int, *, staircase: bool) -> float:
-    periods = step / 30
-    return PEAK * 0.9 ** (math.floor(periods) if staircase else periods)
-
-
-def hf_warmup(step: int) -> float:
-    return PEAK * step / max(1, W)
-
-
-def hf_linear(step: int) -> float:
-    return hf_warmup(step) if step < W else PEAK * max(0.0, (T - step) / max(1, T - W))
-
-
-def hf_cosine(step: int) -> float:
-    if step < W:
-        return hf_warmup(step)
-    return PEAK * max(0.0, 0.5 * (1 + math.cos(math.pi * 0.5 * 2.0 * (step - W) / max(1, T - W))))
-
-
-def hf_polynomial(step: int) -> float:
-    if step < W:
-        return hf_warmup(step)
-    if step > T:
-        return END
-    return (PEAK - END) * (1 - (step - W) / (T - W)) ** 2.0 + END
-
-
-def hf_inverse_sqrt(step: int, timescale: int) -> float:
-    return hf_warmup(step) if step < W else PEAK / math.sqrt((step + timescale - W) / timescale)
-
-
-def hf_stable(step: int) -> float:
-    if step < W:
-        return hf_warmup(step)
-    if step < T - 20:
-        return PEAK
-    if step < T:
-        share = (step - (T - 20)) / 20
-        return PEAK * ((1 - END / PEAK) * max(0.0, 0.5 * (1 + math.cos(math.pi * share))) + END / PEAK)
-    return END
-
-
-def pytorch(step: int) -> float:
-    if step < W:
-        return PEAK * (0.1 + (1 - 0.1) * min(step, W) / W)
-    return PEAK * (1 - min(step - W, D) / D) ** 0.9
-
-
-def t5x(step: int) -> float:
-    return max(0.5 * min(1.0, step / W) / math.sqrt(max(step, W)), 1e-8)
-
-
-def big_vision(step: int, kind: str) -> float:
-    share = min(max((step - W) / (T - W), 0.0), 1.0)
-    rate = {
-        "linear": END + (PEAK - END) * (1 - share),
-        "cosine": PEAK * 0.5 * (1 + math.cos(math.pi * share)),
-        "rsqrt": PEAK / math.sqrt(1 + (step - W) / 50) if step >= W else PEAK,
-    }[kind]
-    return rate * min(1.0, step / W)
-
-
-def megatron(step: int, style: str) -> float:
-    if step <= W:
-        return 1e-5 + (PEAK - 1e-5) * step / W
-    if step > T:
-        return END
-    if style == "inverse-square-root":
-        return max(END, PEAK * W**0.5 / step**0.5)
-    start = T - 20
-    share = (step - start) / 20
-    coefficient = {
-        "linear": 1 - (step - W) / (T - W),
-        "cosine": 0.5 * (math.cos(math.pi * (step - W) / (T - W)) + 1),
-        "WSD linear": 1 - share,
-        "WSD cosine": 0.5 * (math.cos(math.pi * share) + 1),
-        "WSD exponential": 2.0 * 0.5**share - 1,
-        "WSD minus_sqrt": 1 - math.sqrt(max(share, 0.0)),
-    }[style]
-    return END + (1.0 if style.startswith("WSD") and step <= start else coefficient) * (PEAK - END)
-
-
-def torchtitan(step: int) -> float:
-    return PEAK * (step + 1) / W if step < W else PEAK * (1 - (step - W) / (T - W))
-
-
-def nanogpt(step: int) -> float:
-    if step < W:
-        return PEAK * (step + 1) / (W + 1)
-    if step > T:
-        return END
-    return END + 0.5 * (1 + math.cos(math.pi * (step - W) / (T - W))) * (PEAK - END)
-
-
-def fairseq(step: int) -> float:
-    if step <= W:
-        return step / W * PEAK
-    if step >= T:
-        return END
-    return (PEAK - END) * (1 - (step - W) / (T - W)) ** 1.0 + END
-
-
-def minicpm(step: int) -> float:
-    if step < W:
-        return step / W * PEAK
-    return PEAK if step < T else PEAK * 0.5 ** ((step - T) / 20)
-
-
 RUN: Any = {"peak_value": PEAK, "total_steps": T, "warmup_steps": W}
 HF = "transformers/optimization.py"
 MEGATRON = "megatron/core/optimizer_param_scheduler.py, get_lr"
@@ -176,17 +35,17 @@ RSQRT = wc.inverse_sqrt_decay(init_value=PEAK, timescale=W)
 WSD: dict[str, Any] = {"linear": "linear", "cosine": "cosine", "exponential": "exponential", "minus_sqrt": "one_minus_sqrt"}
 
 TABLE = [
-    Row("BERT", "optimization.py, create_optimizer", bert, wc.warmup_polynomial_decay(**RUN, decay_from="zero")),
+    Row("BERT", "optimization.py, create_optimizer", elsewhere.bert, wc.warmup_polynomial_decay(**RUN, decay_from="zero")),
     Row(
         "tf-models, WarmUp(PolynomialDecay)",
         "official/nlp/optimization.py, WarmUp",
-        lambda step: tf_models(step, 1.0),
+        lambda step: elsewhere.tf_models(step, 1.0),
         wc.warmup_polynomial_decay(**RUN, decay_from="zero"),
     ),
     Row(
         "tf-models, WarmUp(power=2)",
         "official/nlp/optimization.py, WarmUp",
-        lambda step: tf_models(step, 2.0),
+        lambda step: elsewhere.tf_models(step, 2.0),
         # The decay's clock runs under the warm-up, and it is shifted to where the warm-up ends.
         wc.join(
             [
@@ -200,7 +59,7 @@ TABLE = [
         Row(
             f"TensorFlow, PolynomialDecay(cycle={cycle})",
             "keras.optimizers.schedules.PolynomialDecay",
-            lambda step, cycle=cycle: tensorflow(step, cycle=cycle),
+            lambda step, cycle=cycle: elsewhere.tensorflow(step, cycle=cycle),
             wc.polynomial_decay(init_value=PEAK, decay_steps=T, end_value=END, power=2.0, cycle=cycle),
         )
         for cycle in (False, True)
@@ -208,79 +67,81 @@ TABLE = [
     Row(
         "Keras, CosineDecay(warmup_target=...)",
         "keras.optimizers.schedules.CosineDecay",
-        keras_cosine,
+        elsewhere.keras_cosine,
         wc.warmup_cosine_decay(**RUN, end_value=END),
     ),
     *(
         Row(
             f"Keras, ExponentialDecay(staircase={staircase})",
             "keras.optimizers.schedules.ExponentialDecay",
-            lambda step, staircase=staircase: keras_exponential(step, staircase=staircase),
+            lambda step, staircase=staircase: elsewhere.keras_exponential(step, staircase=staircase),
             wc.exponential_decay(init_value=PEAK, decay_steps=30, decay_rate=0.9, staircase=staircase),
         )
         for staircase in (False, True)
     ),
-    Row("HF transformers, linear", HF, hf_linear, wc.warmup_polynomial_decay(**RUN)),
-    Row("HF transformers, cosine", HF, hf_cosine, wc.warmup_cosine_decay(**RUN), T + 1, "theirs rises again after T"),
-    Row("HF transformers, polynomial", HF, hf_polynomial, wc.warmup_polynomial_decay(**RUN, power=2.0, end_value=END)),
+    Row("HF transformers, linear", HF, elsewhere.hf_linear, wc.warmup_polynomial_decay(**RUN)),
+    Row("HF transformers, cosine", HF, elsewhere.hf_cosine, wc.warmup_cosine_decay(**RUN), T + 1, "theirs rises again after T"),
+    Row(
+        "HF transformers, polynomial", HF, elsewhere.hf_polynomial, wc.warmup_polynomial_decay(**RUN, power=2.0, end_value=END)
+    ),
     Row(
         "HF transformers, inverse_sqrt",
         HF,
-        lambda step: hf_inverse_sqrt(step, 40),
+        lambda step: elsewhere.hf_inverse_sqrt(step, 40),
         wc.with_warmup(wc.inverse_sqrt_decay(init_value=PEAK, timescale=40), warmup_steps=W),
     ),
     Row(
         "HF transformers, warmup_stable_decay",
         HF,
-        hf_stable,
+        elsewhere.hf_stable,
         wc.warmup_stable_decay(**RUN, decay_steps=20, end_value=END, decay_shape="cosine"),
     ),
     Row(
         "PyTorch, SequentialLR([LinearLR(0.1), PolynomialLR(power=0.9)])",
         "torch.optim.lr_scheduler",
-        pytorch,
+        elsewhere.pytorch,
         wc.warmup_polynomial_decay(**RUN, init_value=0.1 * PEAK, power=0.9),
     ),
     Row(
         "t5x, constant * linear_warmup * rsqrt_decay",
         "t5x/utils.py, create_learning_rate_scheduler",
-        t5x,
+        elsewhere.t5x,
         wc.with_warmup(wc.inverse_sqrt_decay(init_value=0.5 / math.sqrt(W), timescale=W), warmup_steps=W, init_value=1e-8),
     ),
     Row(
         "big_vision, linear",
         "big_vision/utils.py, create_learning_rate_schedule",
-        lambda step: big_vision(step, "linear"),
+        lambda step: elsewhere.big_vision(step, "linear"),
         wc.warmup_polynomial_decay(**RUN, end_value=END),
     ),
     Row(
         "big_vision, cosine",
         "big_vision/utils.py, create_learning_rate_schedule",
-        lambda step: big_vision(step, "cosine"),
+        lambda step: elsewhere.big_vision(step, "cosine"),
         wc.warmup_cosine_decay(**RUN),
     ),
     Row(
         "big_vision, rsqrt",
         "big_vision/utils.py, create_learning_rate_schedule",
-        lambda step: big_vision(step, "rsqrt"),
+        lambda step: elsewhere.big_vision(step, "rsqrt"),
         wc.with_warmup(wc.inverse_sqrt_decay(init_value=PEAK, timescale=50), warmup_steps=W),
     ),
     Row(
         "Megatron-LM, linear",
         MEGATRON,
-        lambda step: megatron(step, "linear"),
+        lambda step: elsewhere.megatron(step, "linear"),
         wc.warmup_polynomial_decay(**RUN, init_value=1e-5, end_value=END),
     ),
     Row(
         "Megatron-LM, cosine",
         MEGATRON,
-        lambda step: megatron(step, "cosine"),
+        lambda step: elsewhere.megatron(step, "cosine"),
         wc.warmup_cosine_decay(**RUN, init_value=1e-5, end_value=END),
     ),
     Row(
         "Megatron-LM, inverse-square-root",
         MEGATRON,
-        lambda step: megatron(step, "inverse-square-root"),
+        lambda step: elsewhere.megatron(step, "inverse-square-root"),
         wc.with_warmup(RSQRT, warmup_steps=W, init_value=1e-5),
         T + 1,
         "theirs drops to min_lr at once after T; ours has no length",
@@ -289,7 +150,7 @@ TABLE = [
         Row(
             f"Megatron-LM, WSD {theirs}",
             MEGATRON,
-            lambda step, theirs=theirs: megatron(step, f"WSD {theirs}"),
+            lambda step, theirs=theirs: elsewhere.megatron(step, f"WSD {theirs}"),
             wc.warmup_stable_decay(**RUN, init_value=1e-5, decay_steps=20, end_value=END, decay_shape=ours),
         )
         for theirs, ours in WSD.items()
@@ -297,7 +158,7 @@ TABLE = [
     Row(
         "torchtitan, warm-up of (s + 1) / W",
         "torchtitan/components/lr_scheduler.py, linear_warmup_linear_decay",
-        torchtitan,
+        elsewhere.torchtitan,
         wc.join(
             [
                 wc.shift(wc.linear_warmup(peak_value=PEAK, warmup_steps=W), by=1),
@@ -311,7 +172,7 @@ TABLE = [
     Row(
         "nanoGPT, warm-up of (s + 1) / (W + 1)",
         "train.py, get_lr",
-        nanogpt,
+        elsewhere.nanogpt,
         wc.join(
             [
                 wc.shift(wc.linear_warmup(peak_value=PEAK, warmup_steps=W + 1), by=1),
@@ -323,13 +184,13 @@ TABLE = [
     Row(
         "fairseq, polynomial_decay",
         "fairseq/optim/lr_scheduler/polynomial_decay_schedule.py",
-        fairseq,
+        elsewhere.fairseq,
         wc.warmup_polynomial_decay(**RUN, end_value=END),
     ),
     Row(
         "MiniCPM, WSD with 0.5 ** ((s - S) / T)",
         "Hu et al. 2024, section 4.2",
-        minicpm,
+        elsewhere.minicpm,
         wc.join(
             [
                 wc.linear_warmup(peak_value=PEAK, warmup_steps=W),

@@ -90,6 +90,26 @@ class Choice:
         return "one of " + ", ".join(map(repr, self.options))
 
 
+@dataclasses.dataclass(frozen=True)
+class Each:
+    """The rule of an argument that is a list or tuple of what another rule allows."""
+
+    rule: Any  # Of each entry: a `Number`, or whatever else has its three methods.
+
+    def check(self, name: str, value: Any) -> tuple[Any, ...]:
+        """`value` as a tuple of checked entries. Raises TypeError, or what the rule of an entry raises."""
+        if not isinstance(value, (list, tuple)):
+            raise broken_rule(name, "a list or tuple", value, "Put the entries in brackets, even a single one.", TypeError)
+        return tuple(self.rule.check(f"{name}[{index}]", entry) for index, entry in enumerate(value))
+
+    def lowered(self, entries: tuple[Any, ...]) -> tuple[Any, ...]:
+        lowered = self.rule.lowered
+        return entries if lowered is None else tuple(map(lowered, entries))
+
+    def as_array(self, entries: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(map(self.rule.as_array, entries))
+
+
 def exactly_one(names: tuple[str, str], values: tuple[Any, Any]) -> None:
     """Raises ValueError unless exactly one of two ways to say the same thing is used."""
     if (values[0] is None) == (values[1] is None):

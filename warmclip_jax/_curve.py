@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from warmclip_jax._checks import Choice, Number, broken_rule, default_float, is_traced
+from warmclip_jax._checks import Choice, Each, Number, broken_rule, default_float, is_traced
 from warmclip_jax._counts import as_step, on_host
 
 P = ParamSpec("P")
@@ -175,26 +175,6 @@ class AnySchedule:
         return schedule
 
 
-@dataclasses.dataclass(frozen=True)
-class Each:
-    """The rule of an argument that is a list or tuple of what another rule allows."""
-
-    rule: "Number | AnySchedule"
-
-    def check(self, name: str, value: Any) -> tuple[Any, ...]:
-        """`value` as a tuple of checked entries. Raises TypeError, or what the rule of an entry raises."""
-        if not isinstance(value, (list, tuple)):
-            raise broken_rule(name, "a list or tuple", value, "Put the entries in brackets, even a single one.", TypeError)
-        return tuple(self.rule.check(f"{name}[{index}]", entry) for index, entry in enumerate(value))
-
-    def lowered(self, entries: tuple[Any, ...]) -> tuple[Any, ...]:
-        lowered = self.rule.lowered
-        return entries if lowered is None else tuple(map(lowered, entries))
-
-    def as_array(self, entries: tuple[Any, ...]) -> tuple[Any, ...]:
-        return tuple(map(self.rule.as_array, entries))
-
-
 Rule = Number | Choice | AnySchedule | Each
 
 
@@ -281,7 +261,7 @@ def _rule_of(hint: Any) -> Rule:
     if typing.get_origin(hint) is typing.Literal:
         return Choice(typing.get_args(hint))
     if typing.get_origin(hint) is Sequence:
-        return Each(typing.cast(Number | AnySchedule, _rule_of(typing.get_args(hint)[0])))
+        return Each(_rule_of(typing.get_args(hint)[0]))
     for part in (hint, *typing.get_args(hint)):
         for extra in getattr(part, "__metadata__", ()):
             if isinstance(extra, (Number, AnySchedule)):

@@ -1,0 +1,138 @@
+"""What other systems compute for one recipe, each in float64 and branch for branch as its source has it."""
+
+import math
+
+PEAK, END, W, T = 3e-3, 1e-4, 10, 100
+D = T - W
+
+
+def bert(step: int) -> float:
+    decayed = (PEAK - 0.0) * (1 - min(step, T) / T) ** 1.0 + 0.0
+    return PEAK * step / W if step < W else decayed
+
+
+def tf_models(step: int, power: float) -> float:
+    return PEAK * (step / W) ** power if step < W else PEAK * (1 - min(step, T) / T)
+
+
+def tensorflow(step: int, *, cycle: bool) -> float:
+    length = T
+    if cycle:
+        length = T * (1 if step == 0 else math.ceil(step / T))
+    return (PEAK - END) * (1 - min(step, length) / length) ** 2.0 + END
+
+
+def keras_cosine(step: int) -> float:
+    if step < W:
+        return 0.0 + (PEAK - 0.0) * step / W
+    share = min(step - W, D) / D
+    alpha = END / PEAK
+    return PEAK * ((1 - alpha) * 0.5 * (1 + math.cos(math.pi * share)) + alpha)
+
+
+def keras_exponential(step: int, *, staircase: bool) -> float:
+    periods = step / 30
+    return PEAK * 0.9 ** (math.floor(periods) if staircase else periods)
+
+
+def hf_warmup(step: int) -> float:
+    return PEAK * step / max(1, W)
+
+
+def hf_linear(step: int) -> float:
+    return hf_warmup(step) if step < W else PEAK * max(0.0, (T - step) / max(1, T - W))
+
+
+def hf_cosine(step: int) -> float:
+    if step < W:
+        return hf_warmup(step)
+    return PEAK * max(0.0, 0.5 * (1 + math.cos(math.pi * 0.5 * 2.0 * (step - W) / max(1, T - W))))
+
+
+def hf_polynomial(step: int) -> float:
+    if step < W:
+        return hf_warmup(step)
+    if step > T:
+        return END
+    return (PEAK - END) * (1 - (step - W) / (T - W)) ** 2.0 + END
+
+
+def hf_inverse_sqrt(step: int, timescale: int) -> float:
+    return hf_warmup(step) if step < W else PEAK / math.sqrt((step + timescale - W) / timescale)
+
+
+def hf_stable(step: int) -> float:
+    if step < W:
+        return hf_warmup(step)
+    if step < T - 20:
+        return PEAK
+    if step < T:
+        share = (step - (T - 20)) / 20
+        return PEAK * ((1 - END / PEAK) * max(0.0, 0.5 * (1 + math.cos(math.pi * share))) + END / PEAK)
+    return END
+
+
+def pytorch(step: int) -> float:
+    if step < W:
+        return PEAK * (0.1 + (1 - 0.1) * min(step, W) / W)
+    return PEAK * (1 - min(step - W, D) / D) ** 0.9
+
+
+def t5x(step: int) -> float:
+    return max(0.5 * min(1.0, step / W) / math.sqrt(max(step, W)), 1e-8)
+
+
+def big_vision(step: int, kind: str) -> float:
+    share = min(max((step - W) / (T - W), 0.0), 1.0)
+    rate = {
+        "linear": END + (PEAK - END) * (1 - share),
+        "cosine": PEAK * 0.5 * (1 + math.cos(math.pi * share)),
+        "rsqrt": PEAK / math.sqrt(1 + (step - W) / 50) if step >= W else PEAK,
+    }[kind]
+    return rate * min(1.0, step / W)
+
+
+def megatron(step: int, style: str) -> float:
+    if step <= W:
+        return 1e-5 + (PEAK - 1e-5) * step / W
+    if step > T:
+        return END
+    if style == "inverse-square-root":
+        return max(END, PEAK * W**0.5 / step**0.5)
+    start = T - 20
+    share = (step - start) / 20
+    coefficient = {
+        "linear": 1 - (step - W) / (T - W),
+        "cosine": 0.5 * (math.cos(math.pi * (step - W) / (T - W)) + 1),
+        "WSD linear": 1 - share,
+        "WSD cosine": 0.5 * (math.cos(math.pi * share) + 1),
+        "WSD exponential": 2.0 * 0.5**share - 1,
+        "WSD minus_sqrt": 1 - math.sqrt(max(share, 0.0)),
+    }[style]
+    return END + (1.0 if style.startswith("WSD") and step <= start else coefficient) * (PEAK - END)
+
+
+def torchtitan(step: int) -> float:
+    return PEAK * (step + 1) / W if step < W else PEAK * (1 - (step - W) / (T - W))
+
+
+def nanogpt(step: int) -> float:
+    if step < W:
+        return PEAK * (step + 1) / (W + 1)
+    if step > T:
+        return END
+    return END + 0.5 * (1 + math.cos(math.pi * (step - W) / (T - W))) * (PEAK - END)
+
+
+def fairseq(step: int) -> float:
+    if step <= W:
+        return step / W * PEAK
+    if step >= T:
+        return END
+    return (PEAK - END) * (1 - (step - W) / (T - W)) ** 1.0 + END
+
+
+def minicpm(step: int) -> float:
+    if step < W:
+        return step / W * PEAK
+    return PEAK if step < T else PEAK * 0.5 ** ((step - T) / 20)

@@ -1,0 +1,40 @@
+"""The count of a schedule: any dtype, sign and size, and nothing that is no number."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import warmclip_jax as wc
+
+pytestmark = pytest.mark.usefixtures("strict_dtypes")
+
+DTYPES = ["int8", "int16", "int32", "uint8", "uint16", "uint32", "float16", "bfloat16", "float32"]
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, "int64", "uint64", "float64"])
+def test_the_dtype_of_the_count_does_not_matter(dtype: str):
+    schedule = wc.warmup_polynomial_decay(peak_value=1.0, total_steps=100, warmup_steps=10)
+    counts = jnp.arange(100) if dtype in DTYPES else np.arange(100)
+    values = schedule(counts.astype(dtype))
+    assert values.dtype == jnp.float32
+    np.testing.assert_array_equal(values, schedule(jnp.arange(100)))
+
+
+@pytest.mark.parametrize(
+    "count", [2**31, 2**32 + 5, 2**63 - 1, 10**30, np.uint32(2**32 - 1), np.int64(2**40), np.uint64(2**63)]
+)
+def test_a_count_past_int32_is_past_the_end_and_does_not_wrap_around(count: Any):
+    assert float(wc.linear_warmup(peak_value=1.0, warmup_steps=10)(count)) == 1.0
+
+
+def test_a_uint32_array_past_int32_does_not_wrap_around():
+    schedule = wc.linear_warmup(peak_value=1.0, warmup_steps=10)
+    assert schedule(jnp.array([2**31, 2**32 - 1], jnp.uint32)).tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("count", ["3", None, True, [True], 1j, object()])
+def test_a_count_that_is_no_number_is_refused(count: Any):
+    with pytest.raises(TypeError, match=r"count must be a step number"):
+        wc.constant(value=1.0)(count)
