@@ -18,6 +18,8 @@ from jax.test_util import check_grads
 
 import warmclip_jax as wc
 from tests import reference
+from warmclip_jax import _norm
+from warmclip_jax._axes import Reduction
 
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
 
@@ -403,6 +405,51 @@ def test_the_derivative_along_a_direction_is_its_part_along_the_unit_vector(scal
     expected = np.dot(leaf.astype(np.float64), direction.astype(np.float64)) / reference.global_norm([leaf])
     _, rate = jax.jvp(wc.global_norm, (leaf * np.float32(scale),), (direction,))
     assert float(rate) == pytest.approx(expected, abs=FEW_ULP * reference.global_norm([direction]))
+
+
+# The forms that this process would not choose: those for accelerators, and for a single device.
+
+
+def without_cache() -> Any:
+    """The norm of a list, as a function that no program was compiled for before."""
+    return jax.jit(lambda leaves: _norm.ScaledNorm(*_norm._parts((Reduction((), ()),) * len(leaves), leaves)).value)
+
+
+@pytest.fixture
+def as_on_accelerators(monkeypatch):
+    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *operands, default, **_: default(*operands))
+
+
+@pytest.fixture
+def as_on_one_device(monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+
+
+@pytest.mark.parametrize("form", ["as_on_accelerators", "as_on_one_device"])
+@pytest.mark.parametrize("dtype", [np.float32, np.complex64, np.float64])
+def test_every_form_is_right_over_the_whole_range(request, x64, form, dtype):
+    request.getfixturevalue(form)
+    norm = without_cache()
+    info = np.finfo(dtype)
+    step = 67 if dtype is np.float64 else 9
+    for power in [*range(info.minexp, info.maxexp - 2, step), -61, -60, -30, 63, 64, info.maxexp - 3]:
+        size = np.ldexp(np.asarray(1, info.dtype), power)
+        # A leaf of one entry is where a compiler may square the scale instead of the entry.
+        tree = [(normal(0, (5,)) * 0.1 + 1).astype(dtype) * size, np.zeros(1, dtype), np.asarray(1.5 * size, dtype)]
+        tolerance = FEW_ULP_64 if dtype is np.float64 else FEW_ULP
+        assert float(norm(tree)) == pytest.approx(reference.global_norm(tree), rel=tolerance, abs=0)
+    for bad in (math.nan, math.inf):
+        assert not np.isfinite(norm([np.array([1, bad], dtype)]))
+    assert float(norm([np.full(9, info.max)])) == math.inf
+
+
+def test_small_leaves_of_every_sort_are_packed_on_one_device(as_on_one_device):
+    norm = without_cache()
+    tree = [normal(seed, (1 + seed % 3, seed % 5), SHORT[seed % 4]) for seed in range(40)]
+    tree += [normal(50, (2**14,)), normal(51, (200, 100)), normal(52, ()), np.array([3e4], np.float16)]
+    assert float(norm(tree)) == pytest.approx(reference.global_norm(tree), rel=FEW_ULP)
+    program = str(norm.lower(tree).as_text())
+    assert program.count("stablehlo.concatenate") >= 4
 
 
 # What it costs: the structure of the compiled program, not its time.

@@ -166,7 +166,9 @@ def _second_pass_if_needed(sum_of_squares: SumOfSquares, limits: _Range) -> tupl
 
 def _three_sums(sum_of_squares: SumOfSquares, limits: _Range) -> tuple[jax.Array, jax.Array]:
     """The same without a branch: the sums at all three scales, of entries that are read once."""
-    plain, raised, lowered = (sum_of_squares(scale) for scale in (None, jnp.asarray(limits.up), jnp.asarray(limits.down)))
+    # Hidden from the compiler, which turns (x * up) * (x * up) of a single number into x * x * up^2, and up^2 is inf.
+    up, down = lax.optimization_barrier((jnp.asarray(limits.up), jnp.asarray(limits.down)))
+    plain, raised, lowered = (sum_of_squares(scale) for scale in (None, up, down))
     small, fits = plain < limits.low, plain < jnp.inf
     scale = jnp.where(small, limits.up, jnp.where(fits, 1, limits.down)).astype(plain.dtype)
     return jnp.where(small, raised, jnp.where(fits, plain, lowered)), scale

@@ -95,7 +95,7 @@ def _bound(rng: np.random.Generator, leaves: list[np.ndarray], low: float = 1e-3
 
 
 def _ordinary(rng: np.random.Generator) -> tuple[list[np.ndarray], float]:
-    leaves = _tree(rng, (np.float32,), -12, 2)
+    leaves = _tree(rng, (np.float32,), -4, 2)
     return leaves, _bound(rng, leaves)
 
 
