@@ -558,6 +558,16 @@ def test_a_bound_of_zero_clips_with_a_coefficient_of_zero():
     assert [int(state.clipped_count) for state in states] == [1, 1]
 
 
+@pytest.mark.parametrize(
+    ("leaf", "max_norm"), [(3e38, 1e-3), (3e38, 1e-37), (2.0**100, 2.0**-40), (2.0**60, 2.0**-64), (1e-30, 1e-37)]
+)
+def test_the_coefficient_is_the_bound_over_the_norm_as_far_as_it_can_be_held(leaf, max_norm):
+    coef = float(run(max_norm, [leaf])[0].clip_coef)
+    exact = float(np.float32(max_norm)) / float(np.float32(leaf))
+    # Below the smallest normal number there is only zero.
+    assert coef == pytest.approx(exact if exact >= 2.0**-126 else 0.0, rel=4 * 2.0**-23, abs=0)
+
+
 def test_measuring_counts_bad_updates_and_clips_none():
     states = run(None, [3.0, math.nan, math.inf])
     assert [int(state.clipped_count) for state in states] == [0, 0, 0]
@@ -809,6 +819,14 @@ def test_the_derivative_is_right_for_gradients_of_every_size(scale):
         np.testing.assert_allclose(rate, expected, rtol=0, atol=8 * 2.0**-23 * np.abs(expected).max())
         _, pullback = jax.vjp(clipped_to(max_norm), leaf)
         np.testing.assert_allclose(pullback(along)[0], expected, rtol=0, atol=8 * 2.0**-23 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-10, 1.0, 1e10, 1e30])
+def test_the_derivative_is_right_through_a_norm_that_is_given(scale):
+    leaf, along = normal(0, (5,)) * np.float32(scale), normal(1, (5,)) * np.float32(scale)
+    (expected,) = reference.clip_derivative([leaf], scale / 10, [along])[0]
+    _, rate = jax.jvp(lambda leaf: wc.clip_tree(leaf, scale / 10, norm=wc.global_norm(leaf))[0], (leaf,), (along,))
+    np.testing.assert_allclose(rate, expected, rtol=0, atol=8 * 2.0**-23 * np.abs(expected).max())
 
 
 def test_the_derivative_by_the_bound_is_the_unit_vector():
