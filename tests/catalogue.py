@@ -78,6 +78,10 @@ def catalogue(length: int) -> dict[str, Entry]:
         entries[f"warmup_stable_decay {shape}"] = entry(
             wc.warmup_stable_decay, (w, n - d, n), **run, decay_steps=d, end_value=1e-5, decay_shape=shape
         )
+    for shape in ("one_minus_sqrt", "exponential"):
+        entries[f"warmup_stable_decay {shape} to zero"] = entry(
+            wc.warmup_stable_decay, (w, n - d, n), **run, decay_steps=d, decay_shape=shape
+        )
     return entries | _transforms(n, w)
 
 

@@ -200,6 +200,15 @@ def test_a_length_past_int32_is_kept_as_a_float():
     assert isinstance(wc.linear_warmup(peak_value=1.0, warmup_steps=2.0**31 - 1).arguments["warmup_steps"], int)
 
 
+def test_a_traced_length_past_int32_does_not_wrap_around():
+    def value(length: Any) -> jax.Array:
+        return wc.linear_warmup(peak_value=1.0, warmup_steps=length)(2**30)
+
+    assert float(jax.jit(value)(jnp.uint32(2**32 - 2**8))) == pytest.approx(0.25, rel=1e-6)
+    with jax.enable_x64(True):
+        assert float(jax.jit(value)(5_000_000_000)) == pytest.approx(2**30 / 5e9, rel=1e-12)
+
+
 def test_finite_means_finite_in_the_dtype_it_is_computed_in():
     rule = checks.Number("a finite number", "Pass a smaller one.", math.isfinite)
     with pytest.raises(ValueError, match="finite"):

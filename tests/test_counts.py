@@ -29,6 +29,18 @@ def test_a_count_past_int32_is_past_the_end_and_does_not_wrap_around(count: Any)
     assert float(wc.linear_warmup(peak_value=1.0, warmup_steps=10)(count)) == 1.0
 
 
+def test_a_float_on_the_device_is_clamped_like_one_on_the_host():
+    counts = np.array([np.nan, np.inf, -np.inf, 3e9, 2.0**31, -5.0, -0.5, 0.5, 2.5], np.float32)
+    for schedule in (
+        wc.exponential_warmup(peak_value=1.0, timescale=10.0),
+        wc.polynomial_decay(init_value=1.0, decay_steps=10, cycle=True),
+        wc.exponential_decay(init_value=1.0, decay_steps=10, decay_rate=0.5),
+    ):
+        expected = schedule(np.array([0, 2**31 - 1, 0, 2**31 - 1, 2**31 - 1, 0, 0, 0, 2]))
+        np.testing.assert_array_equal(schedule(jnp.asarray(counts)), expected)
+        np.testing.assert_array_equal(schedule(counts), expected)
+
+
 def test_a_uint32_array_past_int32_does_not_wrap_around():
     schedule = wc.linear_warmup(peak_value=1.0, warmup_steps=10)
     assert schedule(jnp.array([2**31, 2**32 - 1], jnp.uint32)).tolist() == [1.0, 1.0]

@@ -73,6 +73,8 @@ def test_code_is_refused_and_not_run(text: str, tmp_path: pathlib.Path, capsys: 
         ("linear_warmup(peak_value=1, peak_value=2, warmup_steps=3)", "repeated"),
         ("linear_warmup(1, 2)", "positional"),
         ("linear_warmup", "must be the call"),
+        ("os.constant(value=1)", "is not the name of a schedule"),
+        ("wc.x.constant(value=1)", "is not the name of a schedule"),
         ("1e-3", "must be the call"),
         ("linear_warmup(", "cannot read"),
         ("", "cannot read"),

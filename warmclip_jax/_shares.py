@@ -49,12 +49,9 @@ def periods(count: jax.Array, length: Any, *, whole: bool = False) -> jax.Array:
 
 
 def between(origin: Any, target: Any, weight: jax.Array) -> jax.Array:
-    """`origin + (target - origin) * weight`, never outside the two and exactly `target` at weight 1."""
-    value = origin + (target - origin) * weight
-    low, high = jnp.minimum(origin, target), jnp.maximum(origin, target)
-    # Comparisons rather than `clip`, whose derivative is shared out between equal operands.
-    value = jnp.where(value < low, low, jnp.where(value > high, high, value))
-    return jnp.where(weight == 1, target, value)
+    """`origin + (target - origin) * weight`, never outside the two and exactly `target` from weight 1 on."""
+    # Below 1 a rounded product falls short of the rounded difference by more than that was rounded up: no sum passes `target`.
+    return jnp.where(weight >= 1, target, origin + (target - origin) * weight)
 
 
 def raised(share: jax.Array, complement: jax.Array, exponent: Any) -> jax.Array:
