@@ -1,4 +1,5 @@
 import functools
+from typing import Any
 
 import chex
 import jax
@@ -20,7 +21,7 @@ def gradients(step):
     return jax.tree.map(lambda p: jnp.sin(p * (step + 1)) * (0.1 if step % 2 else 5.0), PARAMS)
 
 
-def run(optimizer, stream, params=PARAMS):
+def run(optimizer, stream, params: Any = PARAMS) -> tuple[Any, Any]:
     @jax.jit
     def step(params, state, grads):
         updates, state = optimizer.update(grads, state, params)
@@ -55,7 +56,7 @@ def test_the_other_policies_change_well_behaved_steps_by_rounding_only(nonfinite
 
 
 def test_a_thousand_steps_are_one_trace():
-    optimizer = wc.pipeline(optax.adamw, SCHEDULE)
+    optimizer: Any = wc.pipeline(optax.adamw, SCHEDULE)
 
     @jax.jit
     @chex.assert_max_traces(n=1)
@@ -70,7 +71,7 @@ def test_a_thousand_steps_are_one_trace():
 
 @pytest.mark.parametrize("nonfinite", ["skip", "propagate", "zero"])
 def test_the_state_keeps_its_structure_and_dtypes(nonfinite):
-    optimizer = wc.pipeline(optax.adamw, SCHEDULE, nonfinite=nonfinite)
+    optimizer: Any = wc.pipeline(optax.adamw, SCHEDULE, nonfinite=nonfinite)
     before = optimizer.init(PARAMS)
     _, after = optimizer.update(gradients(0), before, PARAMS)
     chex.assert_trees_all_equal_structs(before, after)
@@ -78,7 +79,7 @@ def test_the_state_keeps_its_structure_and_dtypes(nonfinite):
 
 
 def test_a_fresh_state_can_be_donated_to_a_scan():
-    optimizer = wc.pipeline(optax.adamw, SCHEDULE)
+    optimizer: Any = wc.pipeline(optax.adamw, SCHEDULE)
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
     def train(params, state):
@@ -98,7 +99,7 @@ def test_a_fresh_state_can_be_donated_to_a_scan():
 
 
 def test_metrics_tell_what_the_last_update_did():
-    optimizer = wc.pipeline(functools.partial(optax.sgd), SCHEDULE, max_norm=1.0)
+    optimizer: Any = wc.pipeline(functools.partial(optax.sgd), SCHEDULE, max_norm=1.0)
     grads = {"w": jnp.zeros((3, 4)).at[0, 0].set(3.0), "b": jnp.array([0.0, 4.0])}
     _, state = run(optimizer, [grads, grads])
     known = wc.metrics(state)
@@ -130,7 +131,7 @@ def test_propagate_makes_every_parameter_nan_and_zero_makes_a_step_of_zeros():
 
 def test_a_max_norm_schedule_is_given_the_steps_taken():
     bounds = wc.polynomial_decay(init_value=2.0, end_value=0.5, decay_steps=3)
-    optimizer = wc.pipeline(optax.sgd, 1.0, max_norm=bounds)
+    optimizer: Any = wc.pipeline(optax.sgd, 1.0, max_norm=bounds)
     big = jax.tree.map(lambda p: 100 * p, PARAMS)
     state = optimizer.init(PARAMS)
     for grads, bound in ((big, 2.0), (NAN, None), (big, 1.5), (big, 1.0)):
@@ -140,15 +141,16 @@ def test_a_max_norm_schedule_is_given_the_steps_taken():
 
 
 def test_the_pipeline_chains_masks_and_nests():
-    inner = wc.pipeline(optax.sgd, 1.0, max_norm=1.0)
+    inner: Any = wc.pipeline(optax.sgd, 1.0, max_norm=1.0)
     mask = {"w": True, "b": False}
     grads = gradients(0)
     norm = float(wc.global_norm(grads["w"]))
-    for optimizer in (
+    nested: list[Any] = [
         optax.masked(inner, mask),
         optax.chain(optax.masked(inner, mask), optax.identity()),
         optax.named_chain(("ours", optax.masked(inner, mask))),
-    ):
+    ]
+    for optimizer in nested:
         updates, state = optimizer.update(grads, optimizer.init(PARAMS), PARAMS)
         np.testing.assert_allclose(updates["w"], -grads["w"] / norm, rtol=1e-6)
         np.testing.assert_array_equal(updates["b"], grads["b"])
@@ -180,7 +182,7 @@ def test_metrics_finds_the_clip_in_any_state(nest):
 
 def test_several_clips_appear_under_their_paths():
     labels = {"w": "encoder", "b": "decoder"}
-    optimizer = optax.partition(
+    optimizer: Any = optax.partition(
         {"encoder": wc.pipeline(optax.sgd, 0.1), "decoder": optax.chain(wc.clip_by_global_norm(1.0), optax.sgd(0.1))}, labels
     )
     _, state = run(optimizer, [gradients(0)])
@@ -199,8 +201,8 @@ def test_two_clips_in_a_chain_are_told_apart_by_their_place():
 
 
 def test_a_skip_around_a_partition_counts_under_its_own_name():
-    groups = {name: optax.chain(wc.clip_by_global_norm(1.0), optax.sgd(0.1)) for name in ("encoder", "decoder")}
-    optimizer = wc.skip_nonfinite(optax.partition(groups, {"w": "encoder", "b": "decoder"}))
+    groups: Any = {name: optax.chain(wc.clip_by_global_norm(1.0), optax.sgd(0.1)) for name in ("encoder", "decoder")}
+    optimizer: Any = wc.skip_nonfinite(optax.partition(groups, {"w": "encoder", "b": "decoder"}))
     _, state = run(optimizer, [gradients(0), NAN])
     known = wc.metrics(state)
     assert int(known["skipped_count"]) == 1
@@ -208,7 +210,7 @@ def test_a_skip_around_a_partition_counts_under_its_own_name():
 
 
 def test_accumulated_micro_steps_are_no_steps():
-    optimizer = wc.skip_nonfinite(optax.MultiSteps(wc.pipeline(optax.sgd, SCHEDULE), 2))
+    optimizer: Any = wc.skip_nonfinite(optax.MultiSteps(wc.pipeline(optax.sgd, SCHEDULE), 2))
     _, state = run(optimizer, [gradients(0), NAN, gradients(1), gradients(2), gradients(3)])
     assert counts(state) == {"step": 2, "clipped_count": 2, "nonfinite_count": 0, "skipped_count": 1}
     np.testing.assert_allclose(wc.metrics(state)["learning_rate"], SCHEDULE(1), rtol=2e-7)

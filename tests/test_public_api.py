@@ -48,7 +48,7 @@ def test_every_function_says_what_it_takes_returns_and_raises_and_shows_an_examp
 
 
 def test_options_are_keyword_only():
-    operands = {"schedule", "schedules", "tree", "max_norm", "optimizer", "inner", "params", "opt_state", "grads"}
+    operands = {"b2", "schedule", "schedules", "tree", "max_norm", "optimizer", "inner", "params", "opt_state", "grads"}
     for function in FUNCTIONS:
         for name, parameter in inspect.signature(function).parameters.items():
             if parameter.kind is parameter.POSITIONAL_OR_KEYWORD:

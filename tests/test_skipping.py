@@ -1,4 +1,5 @@
 import functools
+from typing import Any
 
 import chex
 import jax
@@ -14,8 +15,8 @@ BAD = [{**GOOD, "w": GOOD["w"].at[2].set(value)} for value in (np.nan, np.inf, -
 PARAMS = jax.tree.map(jnp.ones_like, GOOD)
 
 
-def by_update(optimizer, params, opt_state, grads):
-    updates, opt_state = optimizer.update(grads, opt_state, params)
+def by_update(optimizer, params, opt_state, grads, **extra):
+    updates, opt_state = optimizer.update(grads, opt_state, params, **extra)
     return optax.apply_updates(params, updates), opt_state
 
 
@@ -40,7 +41,7 @@ def jitted_step(step, optimizer):
     return jax.jit(functools.partial(step, optimizer))
 
 
-def run(step, optimizer, stream):
+def run(step, optimizer, stream) -> tuple[Any, Any]:
     params, opt_state = PARAMS, optimizer.init(PARAMS)
     jitted = jitted_step(step, optimizer)
     for grads in stream:
@@ -59,7 +60,7 @@ def test_bad_steps_leave_no_trace_in_the_parameters(step, optimizer):
 
 @BOTH_WAYS
 def test_a_bad_step_leaves_the_inner_state_as_it_was(step):
-    optimizer = wc.skip_nonfinite(optax.adamw(optax.linear_schedule(0.1, 0.0, 5)))
+    optimizer: Any = wc.skip_nonfinite(optax.adamw(optax.linear_schedule(0.1, 0.0, 5)))
     _, before = run(step, optimizer, [GOOD])
     _, after = run(step, optimizer, [GOOD, BAD[0]])
     chex.assert_trees_all_equal(after.inner_state, before.inner_state)
@@ -73,7 +74,7 @@ def test_a_bad_step_returns_zero_updates_in_the_dtypes_of_the_updates(optimizer)
 
 
 def test_a_finite_gradient_whose_norm_is_not_representable_is_no_bad_step():
-    optimizer = wc.skip_nonfinite(optax.sgd(1e-37))
+    optimizer: Any = wc.skip_nonfinite(optax.sgd(1e-37))
     huge = jnp.full(64, 3e38)
     updates, state = optimizer.update(huge, optimizer.init(huge), huge)
     assert int(state.skipped_count) == 0
@@ -81,7 +82,7 @@ def test_a_finite_gradient_whose_norm_is_not_representable_is_no_bad_step():
 
 
 def test_bad_steps_are_counted_up_to_the_largest_int32_and_no_further():
-    optimizer = wc.skip_nonfinite(optax.sgd(0.1))
+    optimizer: Any = wc.skip_nonfinite(optax.sgd(0.1))
     state = optimizer.init(PARAMS)._replace(skipped_count=jnp.int32(2**31 - 2))
     for _ in range(3):
         _, state = optimizer.update(BAD[0], state, PARAMS)
@@ -111,13 +112,9 @@ def test_apply_gradients_takes_any_optax_optimizer(optimizer):
 @pytest.mark.parametrize("optimizer", [wc.skip_nonfinite(optax.polyak_sgd()), wc.pipeline(lambda _: optax.polyak_sgd(), 0.1)])
 @BOTH_WAYS
 def test_extra_arguments_reach_the_optimizer(optimizer, step):
-    grads = {"w": jnp.ones(4)}
-    if step is by_update:
-        updates, _ = optimizer.update(grads, optimizer.init(grads), grads, value=jnp.float32(2.0))
-        new = optax.apply_updates(grads, updates)
-    else:
-        new, _ = wc.apply_gradients(optimizer, grads, optimizer.init(grads), grads, value=jnp.float32(2.0))
-    assert float(jnp.max(new["w"])) < 1.0
+    grads = jnp.ones(4)
+    new, _ = step(optimizer, grads, optimizer.init(grads), grads, value=jnp.float32(2.0))
+    assert float(jnp.max(new)) < 1.0
 
 
 @pytest.mark.parametrize("optimizer", [wc.skip_nonfinite(optax.adam(0.1)), wc.pipeline(optax.adam, 0.1)])
@@ -125,12 +122,13 @@ def test_apply_gradients_keeps_no_copy_of_parameters_or_state_when_both_are_dona
     params = {"w": jnp.ones((512, 512))}
     step = jax.jit(functools.partial(wc.apply_gradients, optimizer), donate_argnums=(0, 1))
     memory = step.lower(params, optimizer.init(params), params).compile().memory_analysis()
+    assert memory is not None
     assert memory.temp_size_in_bytes < params["w"].nbytes
     assert memory.alias_size_in_bytes >= 3 * params["w"].nbytes
 
 
 def test_a_hundred_thousand_steps_with_random_bad_ones_equal_a_run_without_them():
-    optimizer = wc.pipeline(optax.adam, wc.polynomial_decay(init_value=0.01, decay_steps=100_000))
+    optimizer: Any = wc.pipeline(optax.adam, wc.polynomial_decay(init_value=0.01, decay_steps=100_000))
     bad = np.random.default_rng(0).random(100_000) < 0.01
     params = jnp.array([1.0, -2.0, 3.0])
 
@@ -176,7 +174,11 @@ def test_steps_outside_of_jit_compile_nothing_anew(step, optimizer):
     for grads in (GOOD, BAD[0], GOOD):
         params, state = step(optimizer, params, state, grads)
     compiled = []
-    listener = lambda event, seconds, **_: compiled.append(event) if "backend_compile" in event else None  # noqa: E731
+
+    def listener(event: str, duration_secs: float, **_: str | int) -> None:
+        if "backend_compile" in event:
+            compiled.append(event)
+
     jax.monitoring.register_event_duration_secs_listener(listener)
     try:
         for grads in (GOOD, BAD[0], GOOD):

@@ -29,6 +29,8 @@ def reductions(tree: Any, axis_name: AxisName) -> list[Reduction]:
     check_axis_name(axis_name)
     manual = manual_axes()
     leaves = jax.tree.leaves(tree)
+    if not leaves:
+        return []
     if axis_name is None:
         if manual and not _typed(manual):
             raise ValueError(
@@ -52,8 +54,8 @@ def check_axis_name(axis_name: AxisName) -> AxisName:
     for leaf in jax.tree.leaves(axis_name, is_leaf=_is_spec):
         if not _is_spec(leaf):
             raise TypeError(
-                f"axis_name must be a name, a tuple of names, or a pytree prefix of the gradients with PartitionSpec leaves; got "
-                f"{axis_name!r} with the leaf {leaf!r} ({type(leaf).__name__}). For one leaf write PartitionSpec('data', None)."
+                f"axis_name must be a name, a tuple of names, or a pytree prefix of the gradients with PartitionSpec leaves; "
+                f"got {axis_name!r} with the leaf {leaf!r} ({type(leaf).__name__}). For a leaf write PartitionSpec('data')."
             )
     return axis_name
 
