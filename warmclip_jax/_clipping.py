@@ -80,7 +80,7 @@ def clip_tree(
         measured = scaled_norm(tree, axis_name=axis_name)
     else:
         measured = ScaledNorm.of(jnp.asarray(norm).astype(accumulation_dtype(tree)))
-    return scale_tree(tree, coefficient(measured, bound, "propagate")), measured.value
+    return scale_tree(tree, coefficient(measured, bound, "propagate"), "propagate"), measured.value
 
 
 def clip_by_global_norm(
@@ -125,7 +125,7 @@ def clip_by_global_norm(
         del params, extra
         norm = scaled_norm(updates, axis_name=axis_name)
         coef = coefficient(norm, at_step(bound, state.clip_calls), nonfinite)
-        return scale_tree(updates, coef), record(state, norm, coef)
+        return scale_tree(updates, coef, nonfinite), record(state, norm, coef)
 
     return optax.GradientTransformationExtraArgs(init_clip_state, update)
 
@@ -174,9 +174,9 @@ def coefficient(norm: ScaledNorm, max_norm: Any, nonfinite: str) -> Coefficient:
     return Coefficient(*lax.optimization_barrier((factor, rest)))
 
 
-def scale_tree(tree: Any, coef: Coefficient) -> Any:
-    """Every gradient times the coefficient, rounded once to its dtype: untouched where that is 1, zeros where it is 0."""
-    unchanged, nothing = coef.value == 1, coef.factor == 0
+def scale_tree(tree: Any, coef: Coefficient, nonfinite: str) -> Any:
+    """Every gradient times the coefficient, rounded once to its dtype, and untouched where that is 1."""
+    unchanged = coef.value == 1
 
     def scale(leaf: Any) -> Any:
         if not is_gradient(leaf):
@@ -188,9 +188,11 @@ def scale_tree(tree: Any, coef: Coefficient) -> Any:
         return scale_real(leaf)
 
     def scale_real(leaf: jax.Array) -> jax.Array:
+        if nonfinite == "zero":  # 0 * inf is NaN; only here, since a select more in every leaf's loop takes 20 % of a step
+            leaf = jnp.where(jnp.isfinite(leaf), leaf, 0)
         scaled = leaf.astype(coef.factor.dtype) * coef.rest * coef.factor * coef.rest
-        # A product with 1 would flush subnormals and rewrite NaNs; one with 0 would make NaN of inf.
-        return jnp.where(unchanged, leaf, jnp.where(nothing, 0, scaled).astype(leaf.dtype))
+        # A product with 1 would flush subnormals and rewrite NaNs.
+        return jnp.where(unchanged, leaf, scaled.astype(leaf.dtype))
 
     return jax.tree.map(scale, tree)
 

@@ -99,7 +99,7 @@ def pipeline(
         coef = clipping.coefficient(norm, clipping.at_step(bound, steps_taken), nonfinite)
 
         def take(updates: Any, state: Any, params: Any) -> tuple[Any, Any]:
-            return inner.update(clipping.scale_tree(updates, coef), state, params, **extra)
+            return inner.update(clipping.scale_tree(updates, coef, nonfinite), state, params, **extra)
 
         learning_rate = rate_at(steps_taken)
         if nonfinite == "skip":
