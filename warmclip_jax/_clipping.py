@@ -11,7 +11,8 @@ from jax import lax
 
 from warmclip_jax._axes import AxisName, check_axis_name
 from warmclip_jax._checks import Choice, Number, Scalar, is_traced
-from warmclip_jax._norm import ScaledNorm, accumulation_dtype, is_gradient, scaled_norm
+from warmclip_jax._norm import ScaledNorm, accumulation_dtype, gradients_of, is_gradient, scaled_norm
+from warmclip_jax._rounding import unless
 
 #: What a threshold may be: a number, a schedule of the step, or None to measure only.
 MaxNorm = Scalar | Callable[[Any], Any] | None
@@ -165,23 +166,33 @@ def coefficient(norm: ScaledNorm, max_norm: Any, nonfinite: str) -> Coefficient:
     far = over & ((bound * rise) / mantissa * fall < jnp.finfo(dtype).tiny)
     power = 80 if dtype == jnp.float32 else 600
     boost, rest = (jnp.where(far, np.ldexp(1.0, exponent), 1).astype(dtype) for exponent in (power, -power))
-    ratio = (bound * boost * rise) / mantissa * (fall * boost)
+    ratio = _quotient(bound * boost * rise, mantissa) * (fall * boost)
     factor = jnp.where(over, jnp.where(norm.is_finite, ratio, jnp.nan), 1)
     if nonfinite == "zero":
         factor = jnp.where(norm.is_finite, factor, 0)
-    # Behind a barrier, so that each leaf reads two scalars. Otherwise the compiler works them out again in every leaf's loop,
-    # and where nothing clips it keeps the squares that norm and optimizer both need: another copy of all gradients.
-    return Coefficient(*lax.optimization_barrier((factor, rest)))
+    return Coefficient(factor, rest)
+
+
+@jax.custom_jvp
+def _quotient(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
+    return numerator / denominator
+
+
+@_quotient.defjvp
+def _quotient_jvp(primals: Any, tangents: Any) -> Any:
+    # JAX's own derivative divides by the square of the denominator, which leaves the range long before the quotient does.
+    (_, denominator), quotient = primals, _quotient(*primals)
+    return quotient, (tangents[0] - quotient * tangents[1]) / denominator
 
 
 def scale_tree(tree: Any, coef: Coefficient, nonfinite: str) -> Any:
     """Every gradient times the coefficient, rounded once to its dtype, and untouched where that is 1."""
+    # Behind a barrier, so that each leaf reads two scalars. Otherwise the compiler works them out again in every leaf's loop,
+    # and shares the squares, or the float32 copies, that norm and optimizer both need: another copy of all gradients.
+    gradients, coef = lax.optimization_barrier((gradients_of(tree), coef))
     unchanged = coef.value == 1
 
-    def scale(leaf: Any) -> Any:
-        if not is_gradient(leaf):
-            return leaf
-        leaf = jnp.asarray(leaf)
+    def scale(leaf: jax.Array) -> jax.Array:
         if jnp.iscomplexobj(leaf):
             # Part by part: as a complex number the coefficient would also multiply by its imaginary zero.
             return lax.complex(scale_real(leaf.real), scale_real(leaf.imag))
@@ -192,9 +203,9 @@ def scale_tree(tree: Any, coef: Coefficient, nonfinite: str) -> Any:
             leaf = jnp.where(jnp.isfinite(leaf), leaf, 0)
         scaled = leaf.astype(coef.factor.dtype) * coef.rest * coef.factor * coef.rest
         # A product with 1 would flush subnormals and rewrite NaNs.
-        return jnp.where(unchanged, leaf, scaled.astype(leaf.dtype))
+        return unless(unchanged, leaf, scaled)
 
-    return jax.tree.map(scale, tree)
+    return jax.tree.map(lambda leaf, gradient: leaf if gradient is None else scale(gradient), tree, gradients)
 
 
 def record(state: ClipState, norm: ScaledNorm, coef: Coefficient) -> ClipState:

@@ -97,7 +97,7 @@ def global_norm(tree: Any, *, axis_name: AxisName = None) -> jax.Array:
 
 def scaled_norm(tree: Any, *, axis_name: AxisName = None) -> ScaledNorm:
     """`global_norm` with its whole range. See there for the arguments."""
-    gradients = jax.tree.map(lambda leaf: jnp.asarray(leaf) if is_gradient(leaf) else None, tree)
+    gradients = gradients_of(tree)
     per_leaf = tuple(reductions(gradients, axis_name))
     mantissa, scale = _jitted_parts(per_leaf, jax.tree.leaves(gradients))
     # Stopped: it has no slope, and as a number the zero would meet overflowing factors, 0 * inf, in the derivative of `value`.
@@ -107,6 +107,11 @@ def scaled_norm(tree: Any, *, axis_name: AxisName = None) -> ScaledNorm:
 def is_gradient(leaf: Any) -> bool:
     """Whether a leaf is a gradient: floating or complex."""
     return isinstance(leaf, (float, complex)) or jnp.issubdtype(getattr(leaf, "dtype", np.bool_), jnp.inexact)
+
+
+def gradients_of(tree: Any) -> Any:
+    """The tree with its gradients as arrays and None in place of what is no gradient."""
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf) if is_gradient(leaf) else None, tree)
 
 
 def accumulation_dtype(tree: Any) -> np.dtype:
@@ -135,13 +140,13 @@ def _parts_jvp(per_leaf: tuple[Reduction, ...], primals: Any, tangents: Any) -> 
     # zero gradient finite. No part of it leaves the range, and the scale is piecewise constant.
     (leaves,), (rates,) = primals, tangents
     mantissa, scale = _parts(per_leaf, leaves)
-    slope = lax.stop_gradient(scale)
+    scale = lax.stop_gradient(scale)  # else a zero to be multiplied by what overflows, in derivatives of the derivative
     some = mantissa > 0
     inverse = jnp.where(some, 1 / jnp.where(some, mantissa, 1), 0)
     if not leaves:
         return (mantissa, scale), (jnp.zeros_like(mantissa), jnp.zeros_like(scale))
     products = [
-        jnp.sum(left * slope * inverse * right * slope)
+        jnp.sum(left * scale * inverse * right * scale)
         for leaf, rate in zip(leaves, rates, strict=True)
         for left, right in zip(_real_parts(leaf, mantissa.dtype), _real_parts(rate, mantissa.dtype), strict=True)
     ]

@@ -1,0 +1,43 @@
+"""A leaf or what it was scaled to, in the dtype of the leaf, at the price of the memory it takes.
+
+XLA's CPU backend rounds float32 to bfloat16 one number at a time, which costs more than a whole optimizer step. There the same
+rounding is done on the bits.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+def unless(unchanged: jax.Array, leaf: jax.Array, scaled: jax.Array) -> jax.Array:
+    """`leaf`, bit for bit, where the scalar `unchanged` holds; elsewhere `scaled`, rounded once to the dtype of `leaf`."""
+    is_slow = leaf.dtype == jnp.bfloat16 and scaled.dtype == jnp.float32
+    return _jitted_in_bfloat16(unchanged, leaf, scaled) if is_slow else _converted(unchanged, leaf, scaled)
+
+
+def _converted(unchanged: jax.Array, leaf: jax.Array, scaled: jax.Array) -> jax.Array:
+    return jnp.where(unchanged, leaf, scaled.astype(leaf.dtype))
+
+
+def _on_bits(unchanged: jax.Array, leaf: jax.Array, scaled: jax.Array) -> jax.Array:
+    # Half to even: the lower 16 bits carry into the upper ones from just over a half, or from a half if those are odd.
+    bits = lax.bitcast_convert_type(jnp.where(unchanged, leaf.astype(scaled.dtype), scaled), jnp.uint32)
+    upper = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    return lax.bitcast_convert_type(upper.astype(jnp.uint16), leaf.dtype)
+
+
+@jax.custom_jvp
+def _in_bfloat16(unchanged: jax.Array, leaf: jax.Array, scaled: jax.Array) -> jax.Array:
+    return lax.platform_dependent(unchanged, leaf, scaled, cpu=_on_bits, default=_converted)
+
+
+@_in_bfloat16.defjvp
+def _in_bfloat16_jvp(primals: Any, tangents: Any) -> Any:
+    # Bits have no derivative; a conversion's is a conversion.
+    return _in_bfloat16(*primals), _converted(primals[0], *tangents[1:])
+
+
+# Jitted, so that an eager call compiles once for all leaves of a shape.
+_jitted_in_bfloat16 = jax.jit(_in_bfloat16, inline=True)
