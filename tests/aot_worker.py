@@ -154,6 +154,8 @@ def command(target, *clips):
     """Arguments and environment of the process that compiles for `target`."""
     arguments = [target.platform, target.topology, *target.mesh, target.width, *clips]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", **ENVIRONMENT[target.platform]}
+    if math.prod(target.mesh) > 1:  # where there are many devices, a process sees more than one
+        environment["XLA_FLAGS"] += " --xla_force_host_platform_device_count=2"
     return [sys.executable, "-m", "tests.aot_worker", *map(str, arguments)], environment
 
 

@@ -38,6 +38,7 @@ class Coefficient(NamedTuple):
 
     factor: jax.Array  # scalar: 0 or more, or NaN
     rest: jax.Array  # 1, or a power of two below it where `factor` alone would underflow
+    is_one: bool = False  # known to be 1, whatever the norm
 
     @property
     def value(self) -> jax.Array:
@@ -170,7 +171,7 @@ def coefficient(norm: ScaledNorm, max_norm: Any, nonfinite: str) -> Coefficient:
     factor = jnp.where(over, jnp.where(norm.is_finite, ratio, jnp.nan), 1)
     if nonfinite == "zero":
         factor = jnp.where(norm.is_finite, factor, 0)
-    return Coefficient(factor, rest)
+    return Coefficient(factor, rest, is_one=max_norm is None and nonfinite != "zero")
 
 
 @jax.custom_jvp
@@ -187,10 +188,9 @@ def _quotient_jvp(primals: Any, tangents: Any) -> Any:
 
 def scale_tree(tree: Any, coef: Coefficient, nonfinite: str) -> Any:
     """Every gradient times the coefficient, rounded once to its dtype, and untouched where that is 1."""
-    # Behind a barrier, so that each leaf reads two scalars. Otherwise the compiler works them out again in every leaf's loop,
+    # Behind a barrier, so that each leaf reads three scalars. Otherwise the compiler works them out again in every leaf's loop,
     # and shares the squares, or the float32 copies, that norm and optimizer both need: another copy of all gradients.
-    gradients, coef = lax.optimization_barrier((gradients_of(tree), coef))
-    unchanged = coef.value == 1
+    gradients, factor, rest, unchanged = lax.optimization_barrier((gradients_of(tree), coef.factor, coef.rest, coef.value == 1))
 
     def scale(leaf: jax.Array) -> jax.Array:
         if jnp.iscomplexobj(leaf):
@@ -201,11 +201,11 @@ def scale_tree(tree: Any, coef: Coefficient, nonfinite: str) -> Any:
     def scale_real(leaf: jax.Array) -> jax.Array:
         if nonfinite == "zero":  # 0 * inf is NaN; only here, since a select more in every leaf's loop takes a tenth of a step
             leaf = jnp.where(jnp.isfinite(leaf), leaf, 0)
-        scaled = leaf.astype(coef.factor.dtype) * coef.rest * coef.factor * coef.rest
         # A product with 1 would flush subnormals and rewrite NaNs.
-        return unless(unchanged, leaf, scaled)
+        return unless(unchanged, leaf, leaf.astype(factor.dtype) * rest * factor * rest)
 
-    return jax.tree.map(lambda leaf, gradient: leaf if gradient is None else scale(gradient), tree, gradients)
+    scaled = gradients if coef.is_one else jax.tree.map(scale, gradients)
+    return jax.tree.map(lambda leaf, gradient: leaf if gradient is None else gradient, tree, scaled)
 
 
 def record(state: ClipState, norm: ScaledNorm, coef: Coefficient) -> ClipState:

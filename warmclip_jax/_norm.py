@@ -128,8 +128,8 @@ def _parts(per_leaf: tuple[Reduction, ...], leaves: list[jax.Array]) -> tuple[ja
     limits = _Range.of(dtype)
     # Accelerators turn so small a branch into a select and would always run both passes one after the other.
     total, scale = lax.platform_dependent(
-        cpu=lambda: _second_pass_if_needed(_sum_of_squares(*_packed(per_leaf, leaves), dtype), limits),
-        default=lambda: _three_sums(_sum_of_squares(per_leaf, leaves, dtype), limits),
+        cpu=lambda: _second_pass_if_needed(_sums_of_squares(*_packed(per_leaf, leaves), dtype), limits),
+        default=lambda: _all_scales(_sums_of_squares(per_leaf, leaves, dtype), limits),
     )
     return jnp.sqrt(total), scale
 
@@ -158,38 +158,57 @@ def _parts_jvp(per_leaf: tuple[Reduction, ...], primals: Any, tangents: Any) -> 
 _jitted_parts = jax.jit(_parts, static_argnums=0, inline=True)
 
 
-#: The sum of the squares of all entries, each times a scale (None: as they are).
-SumOfSquares = Callable[[jax.Array | None], jax.Array]
+#: The sums of the squares of all entries, each times a scale (None: as they are): one sum for each scale.
+SumsOfSquares = Callable[..., list[jax.Array]]
 
 
-def _second_pass_if_needed(sum_of_squares: SumOfSquares, limits: _Range) -> tuple[jax.Array, jax.Array]:
+def _second_pass_if_needed(sums_of_squares: SumsOfSquares, limits: _Range) -> tuple[jax.Array, jax.Array]:
     """The sum at the one of the scales 1, `up` and `down` that keeps it in range, and that scale; seldom reads twice."""
-    plain = sum_of_squares(None)
+    (plain,) = sums_of_squares(None)
     fits = (plain >= limits.low) & (plain < jnp.inf)
     scale = jnp.where(fits, 1, jnp.where(plain < limits.low, limits.up, limits.down)).astype(plain.dtype)
-    return lax.cond(fits, lambda: plain, lambda: sum_of_squares(scale)), scale
+    return lax.cond(fits, lambda: plain, lambda: sums_of_squares(scale)[0]), scale
 
 
-def _three_sums(sum_of_squares: SumOfSquares, limits: _Range) -> tuple[jax.Array, jax.Array]:
+def _all_scales(sums_of_squares: SumsOfSquares, limits: _Range) -> tuple[jax.Array, jax.Array]:
     """The same without a branch: the sums at all three scales, of entries that are read once."""
     # Hidden from the compiler, which turns (x * up) * (x * up) of a single number into x * x * up^2, and up^2 is inf.
     up, down = lax.optimization_barrier((jnp.asarray(limits.up), jnp.asarray(limits.down)))
-    plain, raised, lowered = (sum_of_squares(scale) for scale in (None, up, down))
+    plain, raised, lowered = sums_of_squares(None, up, down)
     small, fits = plain < limits.low, plain < jnp.inf
     scale = jnp.where(small, limits.up, jnp.where(fits, 1, limits.down)).astype(plain.dtype)
     return jnp.where(small, raised, jnp.where(fits, plain, lowered)), scale
 
 
-def _sum_of_squares(per_leaf: tuple[Reduction, ...], leaves: list[jax.Array], dtype: np.dtype) -> SumOfSquares:
-    def sum_of_squares(scale: jax.Array | None) -> jax.Array:
+def _sums_of_squares(per_leaf: tuple[Reduction, ...], leaves: list[jax.Array], dtype: np.dtype) -> SumsOfSquares:
+    def sums_of_squares(*scales: jax.Array | None) -> list[jax.Array]:
         # Not vdot or ravel: those reshape, which an explicitly sharded leaf may refuse.
-        sums = [
-            _added([jnp.sum(jnp.square(part if scale is None else part * scale)) for part in _real_parts(leaf, dtype)])
+        of_leaves = [
+            [
+                _sums([jnp.square(part if scale is None else part * scale) for scale in scales])
+                for part in _real_parts(leaf, dtype)
+            ]
             for leaf in leaves
         ]
-        return _summed(per_leaf, sums)
+        return [
+            _summed(per_leaf, [_added([sums[index] for sums in of_parts]) for of_parts in of_leaves])
+            for index in range(len(scales))
+        ]
 
-    return sum_of_squares
+    return sums_of_squares
+
+
+def _sums(squares: list[jax.Array]) -> list[jax.Array]:
+    """The sum of each of some arrays of one shape: on a single GPU one kernel, where separate sums would be two or three."""
+    if len(squares) == 1 or _may_be_sharded():
+        return [jnp.sum(square) for square in squares]
+    zeros = [jnp.zeros((), square.dtype) for square in squares]
+    return lax.reduce(squares, zeros, lambda left, right: jax.tree.map(jnp.add, left, right), range(squares[0].ndim))
+
+
+def _may_be_sharded() -> bool:
+    """Whether the compiler may have to gather what is concatenated, or reduced in another way than by a sum."""
+    return jax.device_count() > 1
 
 
 def _packed(per_leaf: tuple[Reduction, ...], leaves: list[jax.Array]) -> tuple[tuple[Reduction, ...], list[jax.Array]]:
@@ -197,7 +216,7 @@ def _packed(per_leaf: tuple[Reduction, ...], leaves: list[jax.Array]) -> tuple[t
 
     Only where nothing can be sharded: elsewhere the compiler might have to gather them.
     """
-    if jax.device_count() > 1:
+    if _may_be_sharded():
         return per_leaf, leaves
     groups: dict[Any, list[jax.Array]] = {}
     for index, (reduction, leaf) in enumerate(zip(per_leaf, leaves, strict=True)):
