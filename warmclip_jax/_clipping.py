@@ -11,7 +11,7 @@ from jax import lax
 
 from warmclip_jax._axes import AxisName, check_axis_name
 from warmclip_jax._checks import Choice, Number, Scalar, is_traced
-from warmclip_jax._norm import ScaledNorm, accumulation_dtype, gradients_of, is_gradient, scaled_norm
+from warmclip_jax._norm import ScaledNorm, accumulation_dtype, is_gradient, scaled_norm
 from warmclip_jax._rounding import unless
 
 #: What a threshold may be: a number, a schedule of the step, or None to measure only.
@@ -188,24 +188,28 @@ def _quotient_jvp(primals: Any, tangents: Any) -> Any:
 
 def scale_tree(tree: Any, coef: Coefficient, nonfinite: str) -> Any:
     """Every gradient times the coefficient, rounded once to its dtype, and untouched where that is 1."""
-    # Behind a barrier, so that each leaf reads three scalars. Otherwise the compiler works them out again in every leaf's loop,
-    # and shares the squares, or the float32 copies, that norm and optimizer both need: another copy of all gradients.
-    gradients, factor, rest, unchanged = lax.optimization_barrier((gradients_of(tree), coef.factor, coef.rest, coef.value == 1))
+    scalars = coef.factor, coef.rest, coef.value == 1
 
-    def scale(leaf: jax.Array) -> jax.Array:
-        if jnp.iscomplexobj(leaf):
-            # Part by part: as a complex number the coefficient would also multiply by its imaginary zero.
-            return lax.complex(scale_real(leaf.real), scale_real(leaf.imag))
-        return scale_real(leaf)
+    def scale(leaf: Any) -> Any:
+        if not is_gradient(leaf):
+            return leaf
+        # Behind a barrier, so that a leaf's loop reads three scalars. Otherwise the compiler works them out again in each, and
+        # shares the squares, or the float32 copies, that norm and optimizer both need: another copy of all gradients. A barrier
+        # for each leaf, because what goes through one together varies over the same axes.
+        leaf, (factor, rest, unchanged) = lax.optimization_barrier((jnp.asarray(leaf), scalars))
 
-    def scale_real(leaf: jax.Array) -> jax.Array:
-        if nonfinite == "zero":  # 0 * inf is NaN; only here, since a select more in every leaf's loop takes a tenth of a step
-            leaf = jnp.where(jnp.isfinite(leaf), leaf, 0)
-        # A product with 1 would flush subnormals and rewrite NaNs.
-        return unless(unchanged, leaf, leaf.astype(factor.dtype) * rest * factor * rest)
+        def scale_real(part: jax.Array) -> jax.Array:
+            if nonfinite == "zero":  # 0 * inf is NaN; only here, since one more select in each loop takes a tenth of a step
+                part = jnp.where(jnp.isfinite(part), part, 0)
+            # A product with 1 would flush subnormals and rewrite NaNs.
+            return unless(unchanged, part, part.astype(factor.dtype) * rest * factor * rest)
 
-    scaled = gradients if coef.is_one else jax.tree.map(scale, gradients)
-    return jax.tree.map(lambda leaf, gradient: leaf if gradient is None else gradient, tree, scaled)
+        if coef.is_one:
+            return leaf
+        # Part by part: as a complex number the coefficient would also multiply by its imaginary zero.
+        return lax.complex(scale_real(leaf.real), scale_real(leaf.imag)) if jnp.iscomplexobj(leaf) else scale_real(leaf)
+
+    return jax.tree.map(scale, tree)
 
 
 def record(state: ClipState, norm: ScaledNorm, coef: Coefficient) -> ClipState:

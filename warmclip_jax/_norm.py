@@ -97,7 +97,7 @@ def global_norm(tree: Any, *, axis_name: AxisName = None) -> jax.Array:
 
 def scaled_norm(tree: Any, *, axis_name: AxisName = None) -> ScaledNorm:
     """`global_norm` with its whole range. See there for the arguments."""
-    gradients = gradients_of(tree)
+    gradients = jax.tree.map(lambda leaf: jnp.asarray(leaf) if is_gradient(leaf) else None, tree)
     per_leaf = tuple(reductions(gradients, axis_name))
     mantissa, scale = _jitted_parts(per_leaf, jax.tree.leaves(gradients))
     # Stopped: it has no slope, and as a number the zero would meet overflowing factors, 0 * inf, in the derivative of `value`.
@@ -107,11 +107,6 @@ def scaled_norm(tree: Any, *, axis_name: AxisName = None) -> ScaledNorm:
 def is_gradient(leaf: Any) -> bool:
     """Whether a leaf is a gradient: floating or complex."""
     return isinstance(leaf, (float, complex)) or jnp.issubdtype(getattr(leaf, "dtype", np.bool_), jnp.inexact)
-
-
-def gradients_of(tree: Any) -> Any:
-    """The tree with its gradients as arrays and None in place of what is no gradient."""
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf) if is_gradient(leaf) else None, tree)
 
 
 def accumulation_dtype(tree: Any) -> np.dtype:
