@@ -130,7 +130,8 @@ def facts(compiled, seconds):
         "host_traffic": host_traffic(text),
         "f64": len(re.findall(r"\bf64\[", text)),
         "fusions": len(re.findall(r" fusion\(", entry)),
-        "peak_bytes": memory.peak_memory_in_bytes,
+        "argument_bytes": memory.argument_size_in_bytes,
+        "temporary_bytes": memory.temp_size_in_bytes,
         "seconds": seconds,
     }
 

@@ -227,6 +227,30 @@ def test_a_partially_manual_map_with_types_is_right():
     np.testing.assert_allclose(jax.jit(mapped)(tree), NORM, rtol=1e-6)
 
 
+@pytest.mark.parametrize("check_vma", [True, False])
+def test_partition_specs_may_name_the_automatic_axes_of_a_partially_manual_map(check_vma):
+    mesh = mesh_of(MESH)
+    tree = {"kernel": jax.device_put(TREE["kernel"], NamedSharding(mesh, P("data", "model"))), "bias": TREE["bias"]}
+    whole = {"kernel": P("data", "model"), "bias": P("model")}
+    mapped = jax.shard_map(
+        functools.partial(wc.global_norm, axis_name=whole),
+        mesh=mesh,
+        in_specs=({"kernel": P("data"), "bias": P()},),
+        out_specs=P(),
+        axis_names={"data"},
+        check_vma=check_vma,
+    )
+    np.testing.assert_allclose(jax.jit(mapped)(tree), NORM, rtol=1e-6)
+
+
+def test_a_partially_manual_map_without_types_asks_for_axis_name():
+    mapped = jax.shard_map(
+        wc.global_norm, mesh=mesh_of(MESH), in_specs=P(), out_specs=P(), axis_names={"data"}, check_vma=False
+    )
+    with pytest.raises(ValueError, match=r"axis_name must be given inside a map over the axes \('data',\)"):
+        jax.jit(mapped)(TREE)
+
+
 def test_a_nested_shard_map_sums_over_the_axes_of_both():
     mesh = mesh_of(MESH)
 

@@ -113,7 +113,10 @@ def _is_spec(node: Any) -> bool:
 
 def _axes_of(spec: PartitionSpec) -> tuple[str, ...]:
     parts = [part if isinstance(part, tuple) else (part,) for part in spec if part is not None]
-    return _in_scope(tuple(axis for part in parts for axis in part if isinstance(axis, str)))
+    mesh = jax.sharding.get_abstract_mesh()
+    # Over the axes of the mesh that are not mapped by hand the compiler sums by itself.
+    automatic = set(mesh.axis_names) - set(mesh.manual_axes)
+    return _in_scope(tuple(axis for part in parts for axis in part if isinstance(axis, str) and axis not in automatic))
 
 
 def _in_scope(axes: tuple[str, ...]) -> tuple[str, ...]:
