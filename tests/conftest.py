@@ -17,7 +17,19 @@ hypothesis.settings.load_profile("repeatable")
 
 
 def pytest_report_header() -> list[str]:
-    packages = ("jax", "jaxlib", "optax", "chex", "flax", "orbax-checkpoint", "numpy", "hypothesis")
+    packages = [
+        "jax",
+        "jaxlib",
+        "optax",
+        "chex",
+        "flax",
+        "equinox",
+        "dm-haiku",
+        "orbax-checkpoint",
+        "numpy",
+        "hypothesis",
+        "matplotlib",
+    ]
     return ["packages: " + ", ".join(f"{name} {_version(name)}" for name in packages)]
 
 

@@ -1,0 +1,228 @@
+"""The pipeline with optax's optimizers, and inside of what optax offers to put around a transformation."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import warmclip_jax as wc
+from tests.problem import FEATURES, PARAMS, TARGETS, float64_norm, loss_of
+
+SCHEDULE = wc.warmup_cosine_decay(peak_value=0.1, total_steps=40, warmup_steps=2, init_value=0.05)
+NAN = jnp.full_like(FEATURES, jnp.nan)
+
+
+OPTIMIZERS: dict[str, Callable[[Any], Any]] = {
+    "sgd": optax.sgd,
+    "momentum": functools.partial(optax.sgd, momentum=0.5, nesterov=True),
+    "adamw": functools.partial(optax.adamw, weight_decay=1e-4),
+    "lion": functools.partial(optax.lion, weight_decay=0.0),
+    "adafactor": functools.partial(optax.adafactor, min_dim_size_to_factor=4, multiply_by_parameter_scale=False),
+    "muon": optax.contrib.muon,
+    "schedule_free_adamw": optax.contrib.schedule_free_adamw,
+}
+every_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
+some_optimizers = pytest.mark.parametrize("name", ["sgd", "adamw", "adafactor"])
+
+
+@functools.cache
+def step_of(optimizer: Any, loss: Any) -> Any:
+    @jax.jit
+    def step(params: Any, state: Any, features: Any) -> Any:
+        value, grads = jax.value_and_grad(loss)(params, features)
+        return *wc.apply_gradients(optimizer, params, state, grads), value
+
+    return step
+
+
+def train(optimizer: Any, batches: Any, params: Any = PARAMS, loss: Any = loss_of) -> tuple[Any, Any, list[float]]:
+    """One step for each of some batches of features, all through one trace and with one shape of state."""
+    step, state, losses = step_of(optimizer, loss), optimizer.init(params), []
+    before = state
+    for features in batches:
+        params, state, value = step(params, state, features)
+        losses.append(float(value))
+    assert step._cache_size() == 1
+    chex.assert_trees_all_equal_structs(before, state)
+    chex.assert_trees_all_equal_shapes_and_dtypes(before, state)
+    return params, state, losses
+
+
+@functools.cache
+def pipeline(name: str, max_norm: float = 0.8) -> Any:
+    return wc.pipeline(OPTIMIZERS[name], SCHEDULE, max_norm=max_norm)
+
+
+@every_optimizer
+def test_training_lowers_the_loss_and_clips_at_first_and_not_at_last(name: str):
+    _, state, losses = train(pipeline(name), [FEATURES] * 40)
+    assert losses[-1] < losses[0] / 4
+    known = wc.metrics(state)
+    assert 0 < int(known["clipped_count"]) < int(known["step"]) == 40
+    assert float(known["clip_coef"]) == 1.0
+    np.testing.assert_allclose(known["learning_rate"], SCHEDULE(39), rtol=1e-6)
+
+
+@every_optimizer
+def test_the_numbers_are_those_of_optax_alone(name: str):
+    # Muon's iteration magnifies roundings, from step to step.
+    steps, atol = (2, 2e-5) if name == "muon" else (6, 1e-7)
+    ours, _, _ = train(pipeline(name), [FEATURES] * steps)
+    theirs, _, _ = train(optax.chain(optax.clip_by_global_norm(0.8), OPTIMIZERS[name](SCHEDULE)), [FEATURES] * steps)
+    chex.assert_trees_all_close(ours, theirs, rtol=2e-5, atol=atol)
+
+
+@every_optimizer
+def test_a_nan_step_is_one_that_never_came(name: str):
+    with_bad, state, _ = train(pipeline(name), [FEATURES, NAN, FEATURES, FEATURES])
+    without, expected, _ = train(pipeline(name), [FEATURES] * 3)
+    chex.assert_trees_all_equal(with_bad, without)
+    chex.assert_trees_all_equal(state.inner_state, expected.inner_state)
+    assert int(wc.metrics(state)["skipped_count"]) == 1
+
+
+@some_optimizers
+def test_a_scan_over_parameters_of_two_dtypes_keeps_each_and_trains(name: str):
+    optimizer = pipeline(name)
+    params = {"w": PARAMS["w"].astype(jnp.bfloat16), "b": PARAMS["b"]}
+
+    @jax.jit
+    def scanned(params: Any, state: Any) -> Any:
+        def step(carry: Any, _: Any) -> Any:
+            value, grads = jax.value_and_grad(loss_of)(carry[0])
+            return wc.apply_gradients(optimizer, carry[0], carry[1], grads), value
+
+        return jax.lax.scan(step, (params, state), length=10)
+
+    (trained, state), losses = scanned(params, optimizer.init(params))
+    chex.assert_trees_all_equal_shapes_and_dtypes(trained, params)
+    assert losses[-1] < losses[0]
+    assert int(wc.metrics(state)["step"]) == 10
+
+
+@some_optimizers
+def test_multi_steps_of_half_batches_are_steps_of_whole_ones(name: str):
+    halves = [(FEATURES[:16], TARGETS[:16]), (FEATURES[16:], TARGETS[16:])] * 3
+    optimizer: Any = wc.skip_nonfinite(optax.MultiSteps(pipeline(name), 2))
+    params, state, _ = train(optimizer, halves, loss=lambda params, half: loss_of(params, *half))
+    expected, _, _ = train(pipeline(name), [FEATURES] * 3)
+    chex.assert_trees_all_close(params, expected, rtol=2e-5, atol=1e-6)
+    assert int(wc.metrics(state)["step"]) == 3
+
+
+@some_optimizers
+def test_injected_hyperparameters_can_be_set_between_steps(name: str):
+    @functools.partial(optax.inject_hyperparams, hyperparam_dtype=jnp.float32)
+    def build(rate: Any, bound: Any) -> Any:
+        return wc.pipeline(OPTIMIZERS[name], rate, max_norm=bound)
+
+    optimizer = build(rate=0.02, bound=0.5)
+    update: Any = jax.jit(optimizer.update)
+    grads, state = jax.grad(loss_of)(PARAMS), optimizer.init(PARAMS)
+    _, state = update(grads, state, PARAMS)
+    assert float(wc.metrics(state)["learning_rate"]) == np.float32(0.02)
+    state = state._replace(hyperparams={"rate": jnp.float32(0.0), "bound": jnp.float32(0.25)})
+    updates, state = update(grads, state, PARAMS)
+    assert not any(jnp.any(leaf) for leaf in jax.tree.leaves(updates))
+    np.testing.assert_allclose(wc.metrics(state)["clip_coef"], 0.25 / float64_norm(grads), rtol=1e-6)
+    assert update._cache_size() == 1
+
+
+@every_optimizer
+def test_optax_finds_and_sets_our_fields_by_name(name: str):
+    _, state, _ = train(pipeline(name), [FEATURES] * 2)
+    norm = optax.tree.get(state, "grad_norm")
+    assert float(norm) == float(wc.metrics(state)["grad_norm"]) > 0
+    changed = optax.tree.set(state, grad_norm=jnp.float32(7.0))
+    assert float(wc.metrics(changed)["grad_norm"]) == 7.0
+
+
+def _always(step: Any, **extra: Any) -> Any:
+    del extra
+    return step >= 0
+
+
+HOSTS: dict[str, Callable[[Any], Any]] = {
+    "chain": lambda ours: optax.chain(optax.identity(), ours),
+    "named_chain": lambda ours: optax.named_chain(("first", optax.identity()), ("ours", ours)),
+    "masked": lambda ours: optax.masked(ours, {"w": True, "b": True}),
+    "partition": lambda ours: optax.partition({"all": ours}, {"w": "all", "b": "all"}),
+    "apply_if_finite": lambda ours: optax.apply_if_finite(ours, max_consecutive_errors=5),
+    "conditionally_transform": lambda ours: optax.conditionally_transform(ours, _always),
+    "flatten": optax.flatten,
+    "skip_nonfinite": wc.skip_nonfinite,
+}
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_inside_of_a_host_the_numbers_counts_and_skipped_steps_are_the_same(host: str):
+    batches = [FEATURES, FEATURES, NAN, FEATURES, FEATURES]
+    bare, expected, _ = train(pipeline("adamw"), batches)
+    params, state, _ = train(HOSTS[host](pipeline("adamw")), batches)
+    chex.assert_trees_all_close(params, bare, rtol=2e-5, atol=1e-7)
+    known = {key: float(value) for key, value in wc.metrics(state).items()}
+    # These two see the bad step first and keep it from what they guard.
+    seen = host not in ("apply_if_finite", "skip_nonfinite")
+    assert known["step"] == 4
+    assert (known["nonfinite_count"], known["clipped_count"]) == (seen, int(wc.metrics(expected)["clipped_count"]))
+    assert known["skipped_count"] == (host != "apply_if_finite")
+
+
+def test_masked_trains_its_part_and_its_norm_is_of_that_part():
+    mask, rest = {"w": True, "b": False}, {"w": False, "b": True}
+    optimizer: Any = optax.chain(optax.masked(pipeline("sgd"), mask), optax.masked(optax.set_to_zero(), rest))
+    params, state, losses = train(optimizer, [FEATURES] * 8)
+    assert losses[-1] < losses[0]
+    np.testing.assert_array_equal(params["b"], PARAMS["b"])
+    _, before, _ = train(optimizer, [FEATURES])
+    np.testing.assert_allclose(wc.metrics(before)["grad_norm"], float64_norm(jax.grad(loss_of)(PARAMS)["w"]), rtol=1e-6)
+    assert int(wc.metrics(state)["step"]) == 8
+
+
+@pytest.mark.parametrize("partition", [optax.partition, optax.multi_transform])
+def test_each_group_of_a_partition_has_its_own_optimizer_norm_and_counts(partition: Any):
+    groups = {"matrix": wc.pipeline(optax.sgd, 0.1, max_norm=0.5), "rest": wc.pipeline(optax.adamw, SCHEDULE)}
+    params, state, _ = train(partition(groups, {"w": "matrix", "b": "rest"}), [FEATURES])
+    grads = jax.grad(loss_of)(PARAMS)
+    known = wc.metrics(state)
+    for group, key in (("matrix", "w"), ("rest", "b")):
+        alone, _ = wc.apply_gradients(groups[group], PARAMS[key], groups[group].init(PARAMS[key]), grads[key])
+        np.testing.assert_allclose(params[key], alone, rtol=2e-6)
+        np.testing.assert_allclose(known[f"{group}/grad_norm"], float64_norm(grads[key]), rtol=1e-6)
+    assert float(known["matrix/learning_rate"]) == np.float32(0.1)
+
+
+@functools.cache
+def jitted_update(optimizer: Any) -> Any:
+    return jax.jit(functools.partial(wc.apply_gradients, optimizer))
+
+
+@pytest.mark.parametrize("inside", [True, False], ids=["the pipeline in lookahead", "lookahead in the pipeline"])
+def test_lookahead_trains_and_moves_its_slow_parameters_at_each_sync(inside: bool):
+    def fast(rate: Any) -> Any:
+        optimizer = wc.pipeline(optax.adam, rate, max_norm=0.8) if inside else optax.adam(rate)
+        return optax.lookahead(optimizer, sync_period=5, slow_step_size=0.5)
+
+    optimizer: Any = fast(SCHEDULE) if inside else wc.pipeline(fast, SCHEDULE, max_norm=0.8)
+    start = optax.LookaheadParams.init_synced(PARAMS)
+    plain: Any = optax.lookahead(optax.chain(optax.clip_by_global_norm(0.8), optax.adam(SCHEDULE)), 5, 0.5)
+
+    def run(optimizer: Any, steps: int) -> Any:
+        params, state = start, optimizer.init(start)
+        grad, update = jax.jit(jax.grad(loss_of)), jitted_update(optimizer)
+        for _ in range(steps):
+            params, state = update(params, state, grad(params.fast))
+        return params, state
+
+    early, _ = run(optimizer, 4)
+    chex.assert_trees_all_equal(early.slow, PARAMS)
+    params, state = run(optimizer, 10)
+    chex.assert_trees_all_close(params, run(plain, 10)[0], rtol=2e-5, atol=1e-7)
+    assert float(loss_of(params.slow)) < float(loss_of(PARAMS)) / 2
+    assert int(wc.metrics(state)["step"]) == 10
