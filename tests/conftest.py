@@ -17,19 +17,8 @@ hypothesis.settings.load_profile("repeatable")
 
 
 def pytest_report_header() -> list[str]:
-    packages = [
-        "jax",
-        "jaxlib",
-        "optax",
-        "chex",
-        "flax",
-        "equinox",
-        "dm-haiku",
-        "orbax-checkpoint",
-        "numpy",
-        "hypothesis",
-        "matplotlib",
-    ]
+    packages = ["jax", "jaxlib", "optax", "chex", "flax", "equinox", "dm-haiku", "orbax-checkpoint"]
+    packages += ["numpy", "hypothesis", "matplotlib"]
     return ["packages: " + ", ".join(f"{name} {_version(name)}" for name in packages)]
 
 
