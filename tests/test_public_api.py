@@ -4,6 +4,7 @@ import pathlib
 import pkgutil
 import subprocess
 import sys
+import typing
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +46,25 @@ def test_every_function_says_what_it_takes_returns_and_raises_and_shows_an_examp
         assert part in doc
     for name in inspect.signature(function).parameters:
         assert f"{name}:" in doc or f"{name}`" in doc, name
+
+
+@pytest.mark.parametrize("function", FUNCTIONS, ids=[function.__name__ for function in FUNCTIONS])
+def test_every_argument_and_result_has_a_type(function):
+    # Not get_type_hints: optax's own types name things that are not to be found where they are used.
+    types = inspect.get_annotations(function)
+    assert list(types) == [*inspect.signature(function).parameters, "return"]
+    assert not any(isinstance(annotation, str) for annotation in types.values())
+
+
+@pytest.mark.parametrize("state", [wc.ClipState, wc.SkipState, wc.PipelineState])
+def test_every_field_of_a_state_has_a_type(state):
+    assert list(inspect.get_annotations(state)) == list(state._fields)
+
+
+def test_a_factory_says_at_run_time_too_that_it_returns_a_schedule():
+    hints = typing.get_type_hints(wc.linear_warmup)
+    assert list(hints) == ["peak_value", "warmup_steps", "init_value", "return"]
+    assert hints["return"] is wc.Schedule
 
 
 def test_options_are_keyword_only():

@@ -243,6 +243,8 @@ def curve(
             return kind.bind(*args, **kwargs)
 
         factory.__signature__ = kind.signature  # pyright: ignore[reportAttributeAccessIssue]
+        factory.__annotations__ = {name: function.__annotations__[name] for name in kind.signature.parameters}
+        factory.__annotations__["return"] = Schedule
         kind.factory = factory
         return factory
 
