@@ -136,3 +136,16 @@ def minicpm(step: int) -> float:
     if step < W:
         return step / W * PEAK
     return PEAK if step < T else PEAK * 0.5 ** ((step - T) / 20)
+
+
+# Clipping, of the numbers of one gradient
+
+
+def tensorflow_clip(grads: list[float], bound: float) -> list[float]:
+    norm = math.sqrt(sum(g * g for g in grads))
+    return [g * (bound * min(1 / norm, 1 / bound)) for g in grads]
+
+
+def pytorch_clip(grads: list[float], bound: float) -> list[float]:
+    norm = math.sqrt(sum(g * g for g in grads))
+    return [g * min(1.0, bound / (norm + 1e-6)) for g in grads]
