@@ -1,0 +1,133 @@
+"""One optimizer step in JAX with each clip: compiled, donated, and lent the same parameters and moments as all others."""
+
+import functools
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import warmclip_jax as wc
+from tests.benchmarks.turns import Contender, Progress, seconds_of
+from tests.benchmarks.workloads import LEARNING_RATE, MAX_NORM, SCALE, Workload, jax_filled
+
+REFERENCE = "no clipping"
+OURS = "wc.clip_by_global_norm"
+OPTAX = "optax.clip_by_global_norm"
+BARE = "one coefficient x leaf"
+APPLY = "wc.pipeline, apply_gradients"
+OPTAX_SKIP = "optax.apply_if_finite around it"
+
+OPTIMIZERS: dict[str, Callable[[Any], optax.GradientTransformation]] = {
+    "AdamW": optax.adamw,
+    "SGD": functools.partial(optax.sgd, momentum=0.9),
+}
+Step = Callable[[Any, Any, Any], tuple[Any, Any]]
+
+
+def scaled_by_one_coefficient(max_norm: float) -> optax.GradientTransformation:
+    """The least that a clip can be: a plain sum of squares and one product a leaf, right only for well-behaved numbers."""
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        del params
+        squares = [jnp.sum(jnp.square(leaf.astype(jnp.float32))) for leaf in jax.tree.leaves(updates)]
+        coef = jnp.minimum(1, max_norm / jnp.sqrt(sum(squares)))
+        return jax.tree.map(lambda leaf: (leaf * coef).astype(leaf.dtype), updates), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def _update_then_apply(optimizer: Any) -> Step:
+    def step(params: Any, opt_state: Any, grads: Any) -> tuple[Any, Any]:
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state
+
+    return step
+
+
+def _apply_gradients(optimizer: Any) -> Step:
+    return functools.partial(wc.apply_gradients, optimizer)
+
+
+def optimizers(kind: str) -> dict[str, tuple[Any, Step]]:
+    """Optimizers by name, each with how it takes a step."""
+    plain = OPTIMIZERS[kind](LEARNING_RATE)
+    by_optax = optax.chain(optax.clip_by_global_norm(MAX_NORM), plain)
+    pipeline = wc.pipeline(OPTIMIZERS[kind], LEARNING_RATE, max_norm=MAX_NORM)
+    chained = {
+        REFERENCE: plain,
+        BARE: optax.chain(scaled_by_one_coefficient(MAX_NORM), plain),
+        OPTAX: by_optax,
+        OPTAX_SKIP: optax.apply_if_finite(by_optax, 5),
+        OURS: optax.chain(wc.clip_by_global_norm(MAX_NORM), plain),
+        "wc.clip_by_global_norm(None)": optax.chain(wc.clip_by_global_norm(None), plain),
+        "wc.pipeline, update": pipeline,
+    }
+    return {
+        **{name: (optimizer, _update_then_apply(optimizer)) for name, optimizer in chained.items()},
+        APPLY: (pipeline, _apply_gradients(pipeline)),
+    }
+
+
+def traced_lowered_compiled(step: Step, *arguments: Any) -> tuple[Any, dict[str, float]]:
+    """The step as a program, with the seconds that each stage took."""
+    times = [time.perf_counter()]
+    traced = jax.jit(step, donate_argnums=(0, 1)).trace(*arguments)
+    times.append(time.perf_counter())
+    lowered = traced.lower()
+    times.append(time.perf_counter())
+    compiled = lowered.compile()
+    times.append(time.perf_counter())
+    names = ("trace_seconds", "lower_seconds", "compile_seconds")
+    return compiled, {name: end - start for name, start, end in zip(names, times[:-1], times[1:], strict=True)}
+
+
+class _Lent:
+    """The arrays that contenders hand on. Copies for each would be 1.5 GB a contender, and no two in the same place."""
+
+    def __init__(self, arrays: list[jax.Array]):
+        self.arrays = arrays
+
+
+def contenders(workload: Workload, progress: Progress, names: Iterable[str] | None = None) -> dict[str, Contender]:
+    """Each of `names` (None: all), ready to take its turns."""
+    params = jax_filled(workload.shapes, seed=1)
+    grads = jax_filled(workload.shapes, SCALE, dtype=workload.gradient_dtype)
+    lent: _Lent | None = None
+    ready: dict[str, Contender] = {}
+    for name, (optimizer, step) in optimizers(workload.optimizer).items():
+        if names is not None and name not in names:
+            continue
+        if name == OPTAX_SKIP and workload.gradient_dtype != "float32":
+            continue  # an error: a step it leaves out has zeros of the gradients' dtype, one it takes has the parameters'
+        progress(f"compiling {name}")
+        opt_state = optimizer.init(params)
+        leaves, structure = jax.tree.flatten((params, opt_state))
+        if lent is None:
+            lent = _Lent([leaf for leaf in leaves if leaf.ndim])
+        compiled, facts = traced_lowered_compiled(step, params, opt_state, grads)
+        facts["temporary_megabytes"] = compiled.memory_analysis().temp_size_in_bytes / 1e6
+        ready[name] = Contender(REFERENCE, _turn(compiled, lent, leaves, structure, grads), facts)
+    return ready
+
+
+def _turn(compiled: Any, lent: _Lent, leaves: list[jax.Array], structure: Any, grads: Any) -> Callable[[], float]:
+    """Takes a step with the lent arrays and with scalars (counts, norms) of its own."""
+    is_array = [leaf.ndim > 0 for leaf in leaves]
+    assert [leaf.shape for leaf in leaves if leaf.ndim] == [leaf.shape for leaf in lent.arrays]
+    scalars = [jnp.array(leaf, copy=True) for leaf in leaves if not leaf.ndim]
+
+    def turn() -> float:
+        nonlocal scalars
+        arrays, own = iter(lent.arrays), iter(scalars)
+        before = jax.tree.unflatten(structure, [next(arrays if which else own) for which in is_array])
+        lent.arrays = []  # the step may then take their place
+        seconds, after = seconds_of(compiled, *before, grads)
+        flat = jax.tree.leaves(after)
+        lent.arrays = [leaf for leaf in flat if leaf.ndim]
+        scalars = [leaf for leaf in flat if not leaf.ndim]
+        return seconds
+
+    return turn
