@@ -132,6 +132,7 @@ def facts(compiled, seconds):
         "fusions": len(re.findall(r" fusion\(", entry)),
         "argument_bytes": memory.argument_size_in_bytes,
         "temporary_bytes": memory.temp_size_in_bytes,
+        "bytes_accessed": (compiled.cost_analysis() or {}).get("bytes accessed"),
         "seconds": seconds,
     }
 

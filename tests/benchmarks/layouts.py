@@ -54,6 +54,11 @@ def count(facts, *operations):
     return sum(len(facts["communicated"].get(operation, ())) for operation in operations)
 
 
+def gigabytes(accessed):
+    """What the compiler reckons that a program reads and writes; not every compiler says."""
+    return "-" if accessed is None else f"{accessed / 1e9:.2f}"
+
+
 def main():
     print("| norm of a replicated bias and a kernel in 8 shards, inside `shard_map` | |\n|---|---|")
     for name, norm in peers().items():
@@ -61,7 +66,7 @@ def main():
     leaves = len(aot_worker.gpt2_like(1))
     print(
         "\n| target | mesh | leaves | all-reduces of scalars added (optax) | gathers | fusions: none, optax, ours "
-        "| compile seconds: none, optax, ours |\n|---|---|---|---|---|---|---|"
+        "| compile seconds: none, optax, ours | GB accessed by a device: none, optax, ours |\n|---|---|---|---|---|---|---|---|"
     )
     for name, target in aot_worker.TARGETS.items():
         if not any(importlib.util.find_spec(module) for module in COMPILERS[target.platform]):
@@ -69,8 +74,12 @@ def main():
         plain, by_optax, ours = three = compiled(target)
         added, added_by_optax = (count(facts, "all-reduce") - count(plain, "all-reduce") for facts in (ours, by_optax))
         fusions, seconds = ", ".join(str(f["fusions"]) for f in three), ", ".join(f"{f['seconds']:.1f}" for f in three)
+        accessed = ", ".join(gigabytes(f["bytes_accessed"]) for f in three)
         mesh, gathers = " x ".join(map(str, target.mesh)), count(ours, *GATHERS)
-        print(f"| {name} | {mesh} | {leaves} | {added} ({added_by_optax}) | {gathers} | {fusions} | {seconds} |", flush=True)
+        print(
+            f"| {name} | {mesh} | {leaves} | {added} ({added_by_optax}) | {gathers} | {fusions} | {seconds} | {accessed} |",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":
