@@ -179,6 +179,17 @@ def test_contenders_take_turns_in_a_changing_order_and_first_rounds_do_not_count
     assert all(len(values) == 8 and min(values) > 6 for values in taken.values())
 
 
+def test_a_slow_contender_takes_part_in_the_first_rounds_alone(monkeypatch: pytest.MonkeyPatch):
+    clock = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+
+    def slow() -> None:
+        clock[0] += 3
+
+    taken = in_turns({"slow": slow, "fast": lambda: None}, 6, quiet)
+    assert {name: len(values) for name, values in taken.items()} == {"slow": 3, "fast": 6}
+
+
 def test_a_ratio_is_the_median_of_ratios_and_not_of_times():
     assert median_ratio([2.0, 20.0, 3.0], [1.0, 10.0, 3.0]) == 2.0
     assert median_ratio([2.0, 6.0], [1.0, 2.0, 100.0]) == 2.5  # the slow one left after two rounds

@@ -17,7 +17,7 @@ COLORS = {
     "PyTorch, foreach, clip_grad_norm_": "#525252",
     "Keras, tf.clip_by_global_norm": "#74a870",
 }
-_WIDTH = 0.8  # of all bars of a workload
+_WIDTH = 0.72  # of all bars of a workload, whose middles are 1 apart
 
 
 def draw(results: dict[str, Any], path: pathlib.Path) -> None:
@@ -41,11 +41,11 @@ def draw(results: dict[str, Any], path: pathlib.Path) -> None:
 def _bars(ax: Any, steps: dict[str, Any]) -> None:
     ratios = {name: {row["contender"]: row["ratio"] for row in step["rows"]} for name, step in steps.items()}
     labels: set[str] = set()
+    width = _WIDTH / len(COLORS)
     for place, (name, step) in enumerate(steps.items()):
         present = [contender for contender in COLORS if contender in ratios[name]]
-        width = _WIDTH / len(present)
         for index, contender in enumerate(present):
-            left = place - _WIDTH / 2 + index * width
+            left = place + (index - len(present) / 2) * width
             ratio = ratios[name][contender]
             label = contender if contender not in labels else None
             labels.add(contender)
@@ -54,9 +54,9 @@ def _bars(ax: Any, steps: dict[str, Any]) -> None:
             above = max(ratio, step["limit"] or 1)  # not across the line of the limit
             ax.text(left + 0.46 * width, above, f" {ratio:.2f}", rotation=90, ha="center", va="bottom", fontsize=7.5)
         if step["limit"]:
-            ax.hlines(step["limit"], place - 0.46, place + 0.46, color="black", linestyle="--", linewidth=1)
+            ax.hlines(step["limit"], place - 0.39, place + 0.39, color="black", linestyle="--", linewidth=1)
             text = report.fraction(step["limit"])
-            ax.text(place - 0.47, step["limit"], text, ha="right", va="center", fontsize=8, weight="bold")
+            ax.text(place - 0.4, step["limit"], text, ha="right", va="center", fontsize=8, weight="bold")
     top = max(max(of.get(contender, 1) for contender in COLORS) for of in ratios.values())
     ax.set(xlim=(-0.65, len(steps) - 0.4), ylim=(min(1, *(min(of.values()) for of in ratios.values())), 1 + 1.12 * (top - 1)))
     ax.set_xticks(range(len(steps)), [report.title(name).replace(", ", ",\n") for name in steps])
@@ -65,7 +65,7 @@ def _bars(ax: Any, steps: dict[str, Any]) -> None:
     ax.set_ylabel("step with clip / the same step without")
     ax.set_title("What a clip makes of an optimizer step on a CPU (dashed: what memory traffic allows)")
     _frame(ax)
-    ax.legend(ncols=4, fontsize=9, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.12))
+    ax.legend(ncols=4, fontsize=9, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.14))
 
 
 def _lines(ax: Any, axis: str, rows: list[dict[str, Any]]) -> None:

@@ -58,7 +58,7 @@ WORKLOADS = {
     "gpt2": Workload("GPT-2 small, AdamW", gpt2_small()),
     "gpt2_sgd": Workload("GPT-2 small, SGD with momentum", gpt2_small(), optimizer="SGD"),
     "gpt2_bf16": Workload("GPT-2 small, bfloat16 gradients, AdamW", gpt2_small(), gradient_dtype="bfloat16"),
-    "gpt2_stacked": Workload("GPT-2 small stacked for a scan, AdamW", gpt2_small(stacked=True)),
+    "gpt2_stacked": Workload("GPT-2 small, stacked for a scan, AdamW", gpt2_small(stacked=True)),
     "middle_leaves": Workload("800 leaves of 180 x 180, AdamW", ((180, 180),) * 800),
     "small_leaves": Workload("1,000 leaves of 64, AdamW", ((64,),) * 1000),
 }
