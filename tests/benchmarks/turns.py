@@ -13,8 +13,8 @@ Progress = Callable[[str], None]
 
 #: Seconds before each turn: threads of another library stop spinning for work within them.
 _PAUSE = 0.005
-#: Seconds after which a contender has had enough turns, and counted rounds that it takes part in all the same.
-_ENOUGH, _LEAST = 5.0, 3
+#: Seconds a round that a contender may take in all, and counted rounds that it takes part in all the same.
+_PATIENCE, _LEAST = 0.3, 3
 
 
 class Contender(NamedTuple):
@@ -37,7 +37,7 @@ def in_turns(turns: Mapping[str, Callable[[], T]], rounds: int, progress: Progre
         progress(f"round {index + 1} of {rounds + uncounted}")
         # Shuffled, not rotated: a rotation would leave each contender behind the same other one.
         for name in rng.sample(list(turns), len(turns)):
-            if index >= uncounted + _LEAST and spent[name] > _ENOUGH:
+            if index >= uncounted + _LEAST and spent[name] > rounds * _PATIENCE:
                 continue
             time.sleep(_PAUSE)
             start = time.perf_counter()
