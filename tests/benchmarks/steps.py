@@ -26,6 +26,8 @@ def measured(workload: Workload, rounds: int, progress: Progress, names: Iterabl
             progress(f"setting up {library.MODULE}")
             contenders |= library.contenders(workload)
     seconds = in_turns({name: contender.turn for name, contender in contenders.items()}, rounds, progress)
+    for contender in contenders.values():
+        contender.free()
     return [_row(name, contender, seconds) for name, contender in contenders.items()]
 
 

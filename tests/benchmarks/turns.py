@@ -23,6 +23,7 @@ class Contender(NamedTuple):
     reference: str  # the name of the contender that does the same without clipping
     turn: Callable[[], float]  # takes one step and returns its seconds; what else it does is not counted
     facts: Mapping[str, float] = {}  # what is known of it beside its times
+    free: Callable[[], None] = lambda: None  # gives its memory back, where dropping it would not
 
 
 def in_turns(turns: Mapping[str, Callable[[], T]], rounds: int, progress: Progress, uncounted: int = 1) -> dict[str, list[T]]:
