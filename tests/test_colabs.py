@@ -1,16 +1,14 @@
 """Each notebook runs from top to bottom, and what it shows is what is committed: its text, its curves, its pictures."""
 
 import base64
-import functools
 import io
 import pathlib
 from typing import Any
 
-import matplotlib as mpl
-import matplotlib.figure
 import matplotlib.image
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from tests.notebooks import NOTEBOOKS, codes, curves, executed, pictures, read
 
@@ -19,24 +17,29 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
 
 
-@functools.cache
-def run(path: pathlib.Path) -> Any:
-    return executed(read(path))
-
-
 def texts(cell: Any) -> str:
     """What a cell printed or returned as text; a figure's text is only its size."""
     outputs = [output for output in cell.get("outputs", []) if "image/png" not in output.get("data", {})]
     return "".join(output.get("text", "") + output.get("data", {}).get("text/plain", "") for output in outputs)
 
 
-def moved(before: Any, after: Any) -> float:
-    """How far apart the points of two sets of curves are at most, in fractions of their axes; inf where only one is drawn."""
+def distances(before: Any, after: Any) -> list[float]:
+    """How far apart each number of two sets of curves is, in fractions of the axes; inf where only one has it."""
     if isinstance(before, list) and isinstance(after, list):
-        return max(map(moved, before, after), default=0.0) if len(before) == len(after) else np.inf
-    if before is None or after is None:
-        return 0.0 if before is after else np.inf
-    return abs(before - after)
+        if len(before) != len(after):
+            return [np.inf]
+        return [distance for pair in zip(before, after, strict=True) for distance in distances(*pair)]
+    return [0.0 if before is after else np.inf] if before is None or after is None else [abs(before - after)]
+
+
+def moved(before: Any, after: Any) -> float:
+    """The share of numbers that changed by more than roundings do to a training run, and than an eye finds the same."""
+    return float(np.mean(np.array([*distances(before, after), 0.0]) > 0.01))
+
+
+def is_chaotic(cell: Any) -> bool:
+    """Whether the cell is tagged as one with some runs, a quarter at most, that each rounding sends another way."""
+    return "chaotic" in cell.metadata.get("tags", [])
 
 
 def pixels(png: str) -> np.ndarray:
@@ -66,31 +69,21 @@ def test_there_are_notebooks():
 
 
 @every_notebook
-def test_a_notebook_runs_and_prints_what_is_committed(path: pathlib.Path):
-    for before, after in zip(codes(read(path)), codes(run(path)), strict=True):
+def test_a_notebook_runs_and_shows_what_is_committed(path: pathlib.Path):
+    committed = read(path)
+    for before, after in zip(codes(committed), codes(executed(committed)), strict=True):
         assert texts(after) == texts(before), before.source
         assert len(pictures(after)) == len(pictures(before)), before.source
-
-
-@every_notebook
-def test_the_curves_in_its_figures_are_those_that_are_committed(path: pathlib.Path):
-    for before, after in zip(codes(read(path)), codes(run(path)), strict=True):
-        # A hundredth of the axes: what roundings make of a training run, and less than what an eye finds changed.
-        assert moved(curves(before), curves(after)) < 0.01, before.source
-
-
-@every_notebook
-def test_the_figures_look_as_committed_under_the_same_matplotlib(path: pathlib.Path):
-    for before, after in zip(codes(read(path)), codes(run(path)), strict=True):
+        assert moved(curves(before), curves(after)) <= (0.25 if is_chaotic(before) else 0), before.source
         for old, new in zip(pictures(before), pictures(after), strict=True):
             assert software(old).startswith("Matplotlib version")
-            # Under another version fonts and layout differ; there the curves of the test above have to do.
+            # Under another version fonts and layout differ; there the curves have to do.
             if software(old) == software(new):
-                assert repainted(pixels(old), pixels(new)) < 0.002, before.source
+                assert repainted(pixels(old), pixels(new)) < (0.1 if is_chaotic(before) else 0.002), before.source
 
 
 def drawn(power: float) -> np.ndarray:
-    figure = mpl.figure.Figure(figsize=(7.5, 3.2), dpi=72)
+    figure = Figure(figsize=(7.5, 3.2), dpi=72)
     axes = figure.subplots()
     axes.plot(np.linspace(0, 1, 100), np.linspace(0, 1, 100) ** power)
     file = io.BytesIO()
@@ -101,9 +94,10 @@ def drawn(power: float) -> np.ndarray:
 def test_a_changed_curve_is_seen_in_pixels_and_in_points():
     assert repainted(drawn(1.0), drawn(1.0)) == 0.0
     assert repainted(drawn(1.0), drawn(1.1)) > 0.002
-    assert moved([[[[0.0, 0.5]]]], [[[[0.0, 0.505]]]]) < 0.01 < moved([[[[0.0, 0.5]]]], [[[[0.0, 0.52]]]])
-    assert moved([[[[0.0, None]]]], [[[[0.0, 0.5]]]]) == np.inf
-    assert moved([[[[0.0, 0.5]]]], [[]]) == np.inf
+    assert moved([[[[0.0, 0.5]]]], [[[[0.0, 0.505]]]]) == 0
+    assert moved([[[[0.0, 0.5]]]], [[[[0.0, 0.52]]]]) > 0.25
+    assert moved([[[[0.0, None]]]], [[[[0.0, 0.5]]]]) > 0.25
+    assert moved([[[[0.0, 0.5]]]], [[]]) > 0.25
 
 
 @every_notebook
