@@ -68,6 +68,7 @@ def test_every_contender_of_a_workload_has_a_positive_ratio_and_the_references_h
         for name in JAX - WITHOUT[workload]:
             assert all(is_positive(rows[name][f"{stage}_seconds"]) for stage in ("trace", "lower", "compile"))
             assert rows[name]["temporary_megabytes"] >= 0
+            assert rows[name]["page_faults"] >= 0
 
 
 @pytest.mark.parametrize(("library", "count"), [("torch", 4), ("tensorflow", 2)])

@@ -1,6 +1,8 @@
 """One optimizer step in JAX with each clip: compiled, donated, and lent the same parameters and moments as all others."""
 
 import functools
+import resource
+import statistics
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -109,12 +111,15 @@ def contenders(workload: Workload, progress: Progress, names: Iterable[str] | No
             lent = _Lent([leaf for leaf in leaves if leaf.ndim])
         compiled, facts = traced_lowered_compiled(step, params, opt_state, grads)
         facts["temporary_megabytes"] = compiled.memory_analysis().temp_size_in_bytes / 1e6
-        ready[name] = Contender(REFERENCE, _turn(compiled, lent, leaves, structure, grads), facts)
+        ready[name] = Contender(REFERENCE, _turn(compiled, lent, leaves, structure, grads, facts), facts)
     return ready
 
 
-def _turn(compiled: Any, lent: _Lent, leaves: list[jax.Array], structure: Any, grads: Any) -> Callable[[], float]:
+def _turn(
+    compiled: Any, lent: _Lent, leaves: list[jax.Array], structure: Any, grads: Any, facts: dict[str, float]
+) -> Callable[[], float]:
     """Takes a step with the lent arrays and with scalars (counts, norms) of its own."""
+    page_faults: list[int] = []
     is_array = [leaf.ndim > 0 for leaf in leaves]
     assert [leaf.shape for leaf in leaves if leaf.ndim] == [leaf.shape for leaf in lent.arrays]
     scalars = [jnp.array(leaf, copy=True) for leaf in leaves if not leaf.ndim]
@@ -124,7 +129,10 @@ def _turn(compiled: Any, lent: _Lent, leaves: list[jax.Array], structure: Any, g
         arrays, own = iter(lent.arrays), iter(scalars)
         before = jax.tree.unflatten(structure, [next(arrays if which else own) for which in is_array])
         lent.arrays = []  # the step may then take their place
+        faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         seconds, after = seconds_of(compiled, *before, grads)
+        page_faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults)
+        facts["page_faults"] = statistics.median(page_faults)
         flat = jax.tree.leaves(after)
         lent.arrays = [leaf for leaf in flat if leaf.ndim]
         scalars = [leaf for leaf in flat if not leaf.ndim]

@@ -61,14 +61,14 @@ def title(name: str) -> str:
 
 
 def _step(name: str, step: dict[str, Any]) -> str:
-    heads = ["contender", "by no clip", f"by {OURS}", "ms", "trace s", "lower s", "compile s", "temporary MB"]
+    heads = ["contender", "by no clip", f"by {OURS}", "ms", "trace s", "lower s", "compile s", "temporary MB", "page faults"]
     cells = [
         [
             row["contender"],
             *_number([row["ratio"], row["ratio_to_ours"]]),
             *_number([row["milliseconds"]], 1),
             *_number([row[stage] for stage in ("trace_seconds", "lower_seconds", "compile_seconds")]),
-            *_number([row["temporary_megabytes"]], 0),
+            *_number([row["temporary_megabytes"], row["page_faults"]], 0),
         ]
         for row in step["rows"]
     ]

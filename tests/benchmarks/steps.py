@@ -8,7 +8,7 @@ from tests.benchmarks import jax_steps, keras_steps, machine, torch_steps
 from tests.benchmarks.turns import Contender, Progress, in_turns, median_ratio
 from tests.benchmarks.workloads import Workload
 
-FACTS = ("trace_seconds", "lower_seconds", "compile_seconds", "temporary_megabytes")
+FACTS = ("trace_seconds", "lower_seconds", "compile_seconds", "temporary_megabytes", "page_faults")
 #: Beside JAX; each is left out where it is not installed.
 OTHERS = (torch_steps, keras_steps)
 
