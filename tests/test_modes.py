@@ -81,6 +81,21 @@ def test_debug_nans_stops_where_we_pass_a_nan_on():
         train(optax.chain(wc.clip_by_global_norm(1.0), optax.sgd(0.1)), [BAD])
 
 
+@pytest.mark.parametrize("max_norm", [0.8, 0.0, None])
+def test_debug_infs_finds_none_in_a_jitted_step_on_gradients_whose_squares_overflow(max_norm: float | None):
+    grads = jax.tree.map(lambda g: 1e20 * g, GRADS)
+    optimizer: Any = wc.pipeline(optax.sgd, wc.constant(value=1e-20), max_norm=max_norm)
+    with jax.debug_infs(True):
+        _, state = train(optimizer, [grads])
+    np.testing.assert_allclose(wc.metrics(state)["grad_norm"], 1e20 * float64_norm(GRADS), rtol=1e-6)
+
+
+def test_debug_infs_stops_outside_of_jit_at_the_bound_that_is_none():
+    optimizer: Any = wc.pipeline(optax.sgd, SCHEDULE, max_norm=None)
+    with jax.debug_infs(True), pytest.raises(FloatingPointError, match="inf"):
+        train(optimizer, [GRADS], jit=False)
+
+
 @pytest.mark.usefixtures("x64")
 def test_under_x64_each_dtype_stays_and_the_norm_is_as_exact_as_the_widest_leaf():
     params = {"w": np.asarray(PARAMS["w"], np.float64), "b": PARAMS["b"]}
