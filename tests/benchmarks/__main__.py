@@ -67,7 +67,7 @@ def main(arguments: list[str] | None = None, sizes: Sizes | None = None) -> None
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     parser.add_argument("--only", action="append", choices=names, help="one workload or piece; may be repeated")
     parser.add_argument("--growth", action="store_true", help="also how the price grows with leaves and parameters (slow)")
-    parser.add_argument("--rounds", type=int, default=11, help="counted turns of each contender (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=7, help="counted turns of each contender (default: %(default)s)")
     parser.add_argument("--json", type=pathlib.Path, default=pathlib.Path("runs/benchmarks.json"), help="where to write")
     parser.add_argument("--plot", type=pathlib.Path, help="draw the ratios into this file")
     options = parser.parse_args(arguments)
