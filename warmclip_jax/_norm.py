@@ -70,8 +70,9 @@ def global_norm(tree: Any, *, axis_name: AxisName = None) -> jax.Array:
         `optax.MaskedNode` leaves are no gradients and take no part.
       axis_name: only inside `shard_map(check_vma=False)` and `pmap`, where types do not tell how leaves are sharded: an axis
         name or a tuple of them for every leaf (`()`: the same on every device), or a pytree prefix with `PartitionSpec`
-        leaves, in which axes left to the compiler may stand too. Elsewhere it is known: under `jit` by the compiler, inside `shard_map` by the type of each leaf. A map with
-        types inside of one without cannot know the outer axes, and this cannot be seen: use types in both.
+        leaves, in which axes that are left to the compiler may stand too. Elsewhere it is known: under `jit` by the compiler,
+        inside `shard_map` by the type of each leaf. A map with types inside of one without cannot know the outer axes, and
+        this cannot be seen: use types in both.
 
     Returns:
       A scalar, float32 (float64 when there is a float64 leaf): 0 for an empty tree, not finite when an entry is not. It is inf
