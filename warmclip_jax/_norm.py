@@ -39,9 +39,8 @@ class ScaledNorm(NamedTuple):
     @classmethod
     def of(cls, norm: jax.Array) -> "ScaledNorm":
         """A norm that is known as one number."""
-        limits = _Range.of(norm.dtype)
-        scale = jnp.where(norm * norm < limits.low, limits.up, jnp.where(jnp.isinf(norm * norm), limits.down, 1))
-        scale = lax.stop_gradient(scale.astype(norm.dtype))
+        # A small one is good as it is; what is divided by a large one leaves the range.
+        scale = lax.stop_gradient(jnp.where(jnp.isinf(norm * norm), _Range.of(norm.dtype).down, 1).astype(norm.dtype))
         return cls(norm * scale, scale)
 
 
