@@ -516,6 +516,13 @@ def test_the_state_is_a_named_tuple_of_scalars():
     assert [float(value) for value in state] == [0, 0, 1, 0, 0]
 
 
+def test_the_state_of_float32_parameters_stays_what_it_is_under_float64_gradients(x64):
+    transformation = wc.clip_by_global_norm(1.0)
+    before = transformation.init([jnp.zeros(2, jnp.float32)])
+    _, after = transformation.update([jnp.array([3.0, 4.0], jnp.float64)], before)
+    assert [leaf.dtype for leaf in jax.tree.leaves(after)] == [leaf.dtype for leaf in jax.tree.leaves(before)]
+
+
 def test_the_state_of_float64_parameters_holds_a_float64_norm(x64):
     transformation = clipping(1.0)
     tree = [np.full(1, 1 + 1e-12), np.zeros(1, BF16)]
