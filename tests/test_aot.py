@@ -23,7 +23,7 @@ from tests import aot_worker
 
 PLUGINS = {"tpu": ("libtpu",), "cuda": ("jax_plugins.xla_cuda12", "jax_plugins.xla_cuda13")}
 #: An all-reduce, whoever asks for it, has up to 6 MiB of its own on a TPU; the smallest kernel has 32 MiB on each device.
-SCRATCH = 8 * 2**20
+SCRATCH = {"tpu": 8 * 2**20, "cuda": 2**20}
 
 
 def installed(module):
@@ -80,7 +80,7 @@ def test_nothing_goes_through_the_host_and_nothing_is_float64(name):
 @on_every_target
 def test_clip_skip_and_metrics_keep_no_second_gradient_alive(name):
     plain, ours = compiled(name)
-    assert ours["temporary_bytes"] <= plain["temporary_bytes"] + SCRATCH
+    assert ours["temporary_bytes"] <= plain["temporary_bytes"] + SCRATCH[aot_worker.TARGETS[name].platform]
     # What is kept from step to step: the numbers of the state, each in a tile of its own.
     assert ours["argument_bytes"] <= plain["argument_bytes"] + 16 * 1024
 
