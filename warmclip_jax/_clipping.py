@@ -38,7 +38,8 @@ class Coefficient(NamedTuple):
 
     factor: jax.Array  # scalar: 0 or more, or NaN
     rest: jax.Array  # 1, or a power of two below it where `factor` alone would underflow
-    is_one: bool = False  # known to be 1, whatever the norm
+    is_finite: jax.Array  # whether the norm it was made from is
+    unbounded: bool  # known to be 1 where the norm is finite
 
     @property
     def value(self) -> jax.Array:
@@ -161,7 +162,7 @@ def coefficient(norm: ScaledNorm, max_norm: Any, nonfinite: str) -> Coefficient:
     bound = jnp.maximum(jnp.asarray(np.inf if max_norm is None else max_norm).astype(dtype), 0)
     # Not `>`: a NaN on either side has to count as over. A bound of inf never clips, whatever the norm.
     over = ~(norm.mantissa <= bound * norm.scale) & (bound != jnp.inf)
-    mantissa = jnp.where(over, norm.mantissa, 1)
+    mantissa = jnp.where(over & norm.is_finite, norm.mantissa, 1)
     # Scales above one multiply first and those below one last, so that nothing on the way leaves the range.
     rise, fall = jnp.maximum(norm.scale, 1), jnp.minimum(norm.scale, 1)
     far = over & ((bound * rise) / mantissa * fall < jnp.finfo(dtype).tiny)
@@ -171,7 +172,7 @@ def coefficient(norm: ScaledNorm, max_norm: Any, nonfinite: str) -> Coefficient:
     factor = jnp.where(over, jnp.where(norm.is_finite, ratio, jnp.nan), 1)
     if nonfinite == "zero":
         factor = jnp.where(norm.is_finite, factor, 0)
-    return Coefficient(factor, rest, is_one=max_norm is None and nonfinite != "zero")
+    return Coefficient(factor, rest, norm.is_finite, unbounded=max_norm is None)
 
 
 @jax.custom_jvp
@@ -188,23 +189,26 @@ def _quotient_jvp(primals: Any, tangents: Any) -> Any:
 
 def scale_tree(tree: Any, coef: Coefficient, nonfinite: str) -> Any:
     """Every gradient times the coefficient, rounded once to its dtype, and untouched where that is 1."""
-    scalars = coef.factor, coef.rest, coef.value == 1
+    scalars = coef.factor, coef.rest, coef.value == 1, coef.is_finite
 
     def scale(leaf: Any) -> Any:
         if not is_gradient(leaf):
             return leaf
-        # Behind a barrier, so that a leaf's loop reads three scalars. Otherwise the compiler works them out again in each, and
+        # Behind a barrier, so that a leaf's loop reads a few scalars. Otherwise the compiler works them out again in each, and
         # shares the squares, or the float32 copies, that norm and optimizer both need: another copy of all gradients. A barrier
         # for each leaf, because what goes through one together varies over the same axes.
-        leaf, (factor, rest, unchanged) = lax.optimization_barrier((jnp.asarray(leaf), scalars))
+        leaf, (factor, rest, unchanged, is_finite) = lax.optimization_barrier((jnp.asarray(leaf), scalars))
 
         def scale_real(part: jax.Array) -> jax.Array:
-            if nonfinite == "zero":  # 0 * inf is NaN; only here, since one more select in each loop takes a tenth of a step
-                part = jnp.where(jnp.isfinite(part), part, 0)
+            scaled = part.astype(factor.dtype)
+            if not coef.unbounded:
+                scaled = scaled * rest * factor * rest
+            if nonfinite == "zero":
+                scaled = lax.select(is_finite, scaled, jnp.zeros_like(scaled))  # 0 * inf is NaN
             # A product with 1 would flush subnormals and rewrite NaNs.
-            return unless(unchanged, part, part.astype(factor.dtype) * rest * factor * rest)
+            return unless(unchanged, part, scaled)
 
-        if coef.is_one:
+        if coef.unbounded and nonfinite == "propagate":
             return leaf
         # Part by part: as a complex number the coefficient would also multiply by its imaginary zero.
         return lax.complex(scale_real(leaf.real), scale_real(leaf.imag)) if jnp.iscomplexobj(leaf) else scale_real(leaf)

@@ -18,6 +18,8 @@ from warmclip_jax._axes import AxisName, Reduction, reductions
 
 #: Leaves of fewer entries take longer to compile and start than to read.
 _SMALL = 2**14
+#: How many of them are put together: one kernel that reads a thousand takes seconds to compile, equal ones are compiled once.
+_TOGETHER = 32
 
 
 class ScaledNorm(NamedTuple):
@@ -178,19 +180,18 @@ def _all_scales(sums_of_squares: SumsOfSquares, limits: _Range) -> tuple[jax.Arr
 def _sums_of_squares(per_leaf: tuple[Reduction, ...], leaves: list[jax.Array], dtype: np.dtype) -> SumsOfSquares:
     def sums_of_squares(*scales: jax.Array | None) -> list[jax.Array]:
         # Not vdot or ravel: those reshape, which an explicitly sharded leaf may refuse.
-        of_leaves = [
-            [
-                _sums([jnp.square(part if scale is None else part * scale) for scale in scales])
-                for part in _real_parts(leaf, dtype)
-            ]
-            for leaf in leaves
-        ]
-        return [
-            _summed(per_leaf, [_added([sums[index] for sums in of_parts]) for of_parts in of_leaves])
-            for index in range(len(scales))
-        ]
+        of_leaves = [_of_leaf(leaf, scales, dtype) for leaf in leaves]
+        return [_summed(per_leaf, [sums[index] for sums in of_leaves]) for index in range(len(scales))]
 
     return sums_of_squares
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _of_leaf(leaf: jax.Array, scales: tuple[jax.Array | None, ...], dtype: np.dtype) -> list[jax.Array]:
+    of_parts = [
+        _sums([jnp.square(part if scale is None else part * scale) for scale in scales]) for part in _real_parts(leaf, dtype)
+    ]
+    return [_added(list(sums)) for sums in zip(*of_parts, strict=True)]
 
 
 def _sums(squares: list[jax.Array]) -> list[jax.Array]:
@@ -213,12 +214,17 @@ def _packed(per_leaf: tuple[Reduction, ...], leaves: list[jax.Array]) -> tuple[t
     """
     if _may_be_sharded():
         return per_leaf, leaves
-    groups: dict[Any, list[jax.Array]] = {}
-    for index, (reduction, leaf) in enumerate(zip(per_leaf, leaves, strict=True)):
-        sort = (reduction, leaf.dtype) if leaf.size < _SMALL else (reduction, index)
-        groups.setdefault(sort, []).append(leaf)
-    packed = [group[0] if len(group) == 1 else jnp.concatenate([leaf.ravel() for leaf in group]) for group in groups.values()]
-    return tuple(reduction for reduction, _ in groups), packed
+    packed: list[tuple[Reduction, jax.Array]] = []
+    small: dict[tuple[Reduction, Any], list[jax.Array]] = {}
+    for reduction, leaf in zip(per_leaf, leaves, strict=True):
+        if leaf.size < _SMALL:
+            small.setdefault((reduction, leaf.dtype), []).append(leaf)
+        else:
+            packed.append((reduction, leaf))
+    for (reduction, _), group in small.items():
+        for start in range(0, len(group), _TOGETHER):
+            packed.append((reduction, jnp.concatenate([leaf.ravel() for leaf in group[start : start + _TOGETHER]])))
+    return tuple(reduction for reduction, _ in packed), [leaf for _, leaf in packed]
 
 
 def _real_parts(leaf: jax.Array, dtype: np.dtype) -> list[jax.Array]:

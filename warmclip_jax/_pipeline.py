@@ -1,5 +1,6 @@
 """Clip, then an optimizer, with a schedule as its learning rate; and what they know, read back out of any state."""
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple
 
@@ -12,7 +13,7 @@ from warmclip_jax import _clipping as clipping
 from warmclip_jax._axes import AxisName, check_axis_name
 from warmclip_jax._checks import Choice, Number, Scalar, default_float
 from warmclip_jax._norm import scaled_norm
-from warmclip_jax._skipping import GIVE_UPDATES, Finish, Skipping, SkipState, as_transformation, update_if
+from warmclip_jax._skipping import SkipState, as_transformation, update_if
 
 _LEARNING_RATE = Number(
     "a schedule or a finite number", "Pass warmclip_jax.linear_warmup(...), any optax schedule, or 1e-3.", np.isfinite
@@ -83,6 +84,7 @@ def pipeline(
             "optax.adamw(1e-3)."
         )
     inner = as_transformation("what optimizer returns", optimizer(rate))
+    becomes = "propagate" if nonfinite == "propagate" else "zero"
 
     def rate_at(step: jax.Array) -> jax.Array:
         return jnp.asarray(rate(step) if callable(rate) else rate).astype(default_float())
@@ -91,31 +93,19 @@ def pipeline(
         skipped_count = jnp.zeros((), jnp.int32)
         return PipelineState(clipping.init_clip_state(params), skipped_count, rate_at(skipped_count), inner.init(params))
 
-    def step(
-        finish: Finish, updates: Any, state: PipelineState, params: Any, extra: dict[str, Any]
-    ) -> tuple[Any, PipelineState]:
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, PipelineState]:
         steps_taken = state.clip_state.clip_calls - state.skipped_count
         norm = scaled_norm(updates, axis_name=axis_name)
-        coef = clipping.coefficient(norm, clipping.at_step(bound, steps_taken), nonfinite)
-
-        def take(updates: Any, state: Any, params: Any) -> tuple[Any, Any]:
-            return inner.update(clipping.scale_tree(updates, coef, nonfinite), state, params, **extra)
-
-        learning_rate = rate_at(steps_taken)
+        coef = clipping.coefficient(norm, clipping.at_step(bound, steps_taken), becomes)
+        updates, take = clipping.scale_tree(updates, coef, becomes), functools.partial(inner.update, **extra)
+        learning_rate, skipped_count = rate_at(steps_taken), state.skipped_count
         if nonfinite == "skip":
-            result, inner_state = update_if(norm.is_finite, take, finish, updates, state.inner_state, params)
+            updates, inner_state = update_if(norm.is_finite, take, updates, state.inner_state, params)
             learning_rate = jnp.where(norm.is_finite, learning_rate, state.last_learning_rate)
-            skipped_count = clipping.increment_if(~norm.is_finite, state.skipped_count)
+            skipped_count = clipping.increment_if(~norm.is_finite, skipped_count)
         else:
             updates, inner_state = take(updates, state.inner_state, params)
-            result, skipped_count = finish.done(updates, params), state.skipped_count
-        return result, PipelineState(clipping.record(state.clip_state, norm, coef), skipped_count, learning_rate, inner_state)
-
-    if nonfinite == "skip":
-        return Skipping.of(init, step)
-
-    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, PipelineState]:
-        return step(GIVE_UPDATES, updates, state, params, extra)
+        return updates, PipelineState(clipping.record(state.clip_state, norm, coef), skipped_count, learning_rate, inner_state)
 
     return optax.GradientTransformationExtraArgs(init, update)
 

@@ -18,7 +18,7 @@ def unless(unchanged: jax.Array, leaf: jax.Array, scaled: jax.Array) -> jax.Arra
 
 
 def _converted(unchanged: jax.Array, leaf: jax.Array, scaled: jax.Array) -> jax.Array:
-    return jnp.where(unchanged, leaf, scaled.astype(leaf.dtype))
+    return lax.select(unchanged, leaf, lax.convert_element_type(scaled, leaf.dtype))
 
 
 def _on_bits(unchanged: jax.Array, leaf: jax.Array, scaled: jax.Array) -> jax.Array:

@@ -2,17 +2,17 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax import lax
 
-from warmclip_jax._axes import AxisName, check_axis_name, manual_axes
+from warmclip_jax._axes import AxisName, check_axis_name
 from warmclip_jax._checks import is_traced
-from warmclip_jax._clipping import increment_if
+from warmclip_jax._clipping import coefficient, increment_if, scale_tree
 from warmclip_jax._norm import scaled_norm
+from warmclip_jax._selecting import select_early
 
 
 class SkipState(NamedTuple):
@@ -20,44 +20,6 @@ class SkipState(NamedTuple):
 
     skipped_count: jax.Array  # int32 scalar; stops at its largest value
     inner_state: optax.OptState
-
-
-class Finish(NamedTuple):
-    """What becomes of an update: `done(updates, params)`, and what takes its place where there is none."""
-
-    done: Callable[[optax.Updates, Any], Any]
-    instead: Callable[[Any, Any], Any]  # (a tree of the shapes of the result, params) -> result
-
-
-#: The step ends with the updates; a step left out has zeros.
-GIVE_UPDATES = Finish(lambda updates, params: updates, lambda shapes, params: jax.tree.map(jnp.zeros_like, shapes))
-#: The step ends with new parameters; a step left out has the old ones.
-APPLY_UPDATES = Finish(lambda updates, params: optax.apply_updates(params, updates), lambda shapes, params: params)
-
-
-class Step(Protocol):
-    """An update that is told how to finish, so that it can put its branch around the whole step."""
-
-    def __call__(
-        self, finish: Finish, updates: optax.Updates, state: Any, params: Any, extra: dict[str, Any], /
-    ) -> tuple[Any, Any]: ...
-
-
-class Skipping(optax.GradientTransformationExtraArgs):
-    """A transformation that leaves steps out, and lets `apply_gradients` put the parameters under the same branch."""
-
-    step: Step
-
-    @classmethod
-    def of(cls, init: optax.TransformInitFn, step: Step) -> "Skipping":
-        """A transformation whose update is `step`, finished by giving the updates."""
-
-        def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
-            return step(GIVE_UPDATES, updates, state, params, extra)
-
-        skipping = cls(init, update)
-        skipping.step = step
-        return skipping
 
 
 def skip_nonfinite(
@@ -96,13 +58,14 @@ def skip_nonfinite(
     def init(params: optax.Params) -> SkipState:
         return SkipState(jnp.zeros((), jnp.int32), guarded.init(params))
 
-    def step(finish: Finish, updates: Any, state: SkipState, params: Any, extra: dict[str, Any]) -> tuple[Any, SkipState]:
-        is_finite = scaled_norm(updates, axis_name=axis_name).is_finite
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, SkipState]:
+        norm = scaled_norm(updates, axis_name=axis_name)
+        zeroed = scale_tree(updates, coefficient(norm, None, "zero"), "zero")
         take = functools.partial(guarded.update, **extra)
-        result, inner_state = update_if(is_finite, take, finish, updates, state.inner_state, params)
-        return result, SkipState(increment_if(~is_finite, state.skipped_count), inner_state)
+        updates, inner_state = update_if(norm.is_finite, take, zeroed, state.inner_state, params)
+        return updates, SkipState(increment_if(~norm.is_finite, state.skipped_count), inner_state)
 
-    return Skipping.of(init, step)
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def apply_gradients(
@@ -139,10 +102,7 @@ def apply_gradients(
     >>> params.tolist()
     [0.5, 0.5]
     """
-    transformation = as_transformation("optimizer", optimizer)
-    if isinstance(transformation, Skipping):
-        return transformation.step(APPLY_UPDATES, grads, opt_state, params, extra)
-    updates, opt_state = transformation.update(grads, opt_state, params, **extra)
+    updates, opt_state = as_transformation("optimizer", optimizer).update(grads, opt_state, params, **extra)
     return optax.apply_updates(params, updates), opt_state
 
 
@@ -158,31 +118,13 @@ def as_transformation(name: str, candidate: Any) -> optax.GradientTransformation
     return optax.with_extra_args_support(candidate)
 
 
-def update_if(
-    condition: jax.Array, take: Callable[..., tuple[Any, Any]], finish: Finish, updates: Any, state: Any, params: Any
-) -> tuple[Any, Any]:
-    """The finished step `take(updates, state, params)` where `condition` holds; elsewhere `state` stays as it was."""
+def update_if(condition: jax.Array, take: Callable[..., Any], updates: Any, state: Any, params: Any) -> tuple[Any, Any]:
+    """`take(updates, state, params)` where `condition` holds; elsewhere zero updates, and `state` as it was.
 
-    def attempt(updates: Any, state: Any, params: Any) -> tuple[Any, Any]:
-        updates, state = take(updates, state, params)
-        return finish.done(updates, params), state
-
-    once = jax.jit(attempt)  # its several uses below share one trace
-
-    def leave_out() -> tuple[Any, Any]:
-        shapes, _ = jax.eval_shape(once, updates, state, params)
-        return finish.instead(shapes, params), state
-
-    def branch() -> tuple[Any, Any]:
-        return lax.cond(condition, lambda: once(updates, state, params), leave_out)
-
-    def select() -> tuple[Any, Any]:
-        done, instead = once(updates, state, params), leave_out()
-        return jax.tree.map(lambda new, old: jnp.where(condition, new, old), done, instead)
-
+    `updates` should be zero there: what is not finite would be in a derivative, multiplied by zero, though nothing is kept of it.
+    """
+    shapes, _ = jax.eval_shape(take, updates, state, params)
+    instead = jax.tree.map(jnp.zeros_like, shapes), state
     if not is_traced(condition):
-        # Outside of jit the branch is Python's own: compiling one anew in every call would take a second each.
-        return attempt(updates, state, params) if condition else leave_out()
-    # On CPU a select keeps both states alive and a branch does not; accelerators fuse the select into the step for nothing.
-    # Under manual axes the two sides of a branch would also have to agree in the axes that they vary over.
-    return select() if manual_axes() else lax.platform_dependent(cpu=branch, default=select)
+        return take(updates, state, params) if condition else instead
+    return select_early(condition, take, (updates, state, params), instead)
