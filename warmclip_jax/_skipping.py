@@ -121,10 +121,12 @@ def as_transformation(name: str, candidate: Any) -> optax.GradientTransformation
 def update_if(condition: jax.Array, take: Callable[..., Any], updates: Any, state: Any, params: Any) -> tuple[Any, Any]:
     """`take(updates, state, params)` where `condition` holds; elsewhere zero updates, and `state` as it was.
 
-    `updates` should be zero there: what is not finite would be in a derivative, multiplied by zero, though nothing is kept of it.
+    `updates` should be zero there. What is not finite would not be kept, but a derivative would multiply it by zero.
     """
-    shapes, _ = jax.eval_shape(take, updates, state, params)
-    instead = jax.tree.map(jnp.zeros_like, shapes), state
+
+    def instead(shapes: tuple[Any, Any]) -> tuple[Any, Any]:
+        return jax.tree.map(jnp.zeros_like, shapes[0]), state
+
     if not is_traced(condition):
-        return take(updates, state, params) if condition else instead
+        return take(updates, state, params) if condition else instead(jax.eval_shape(take, updates, state, params))
     return select_early(condition, take, (updates, state, params), instead)

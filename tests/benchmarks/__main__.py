@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import tqdm
 
-from tests.benchmarks import clip_alone, compiling, figure, growth, machine, reading, report, schedules, steps
+from tests.benchmarks import clip_alone, figure, growth, machine, reading, report, schedules, steps
 from tests.benchmarks.turns import Progress
 from tests.benchmarks.workloads import WORKLOADS, Shape, Workload, gpt2_small
 
@@ -23,15 +23,13 @@ class Sizes(NamedTuple):
 
     workloads: Mapping[str, Workload] = WORKLOADS
     tree: tuple[Shape, ...] = gpt2_small()  # of the norm and the clip alone
-    leaves: tuple[Shape, ...] = ((64,),) * 1000  # to compile
-    compile_rounds: int = 2
     schedule_calls: int = 200
     counts: int = 1_000_000
     growing_leaves: tuple[int, ...] = (10, 100, 1000, 5000)
     growing_parameters: tuple[int, ...] = (10**5, 10**6, 10**7, 10**8, 3 * 10**8)
 
 
-PIECES = ("norm", "clip", "compile", "schedules")
+PIECES = ("norm", "clip", "schedules")
 
 
 def measured(sizes: Sizes, rounds: int, chosen: Iterable[str], growing: bool, progress: tqdm.tqdm) -> dict[str, Any]:
@@ -39,7 +37,6 @@ def measured(sizes: Sizes, rounds: int, chosen: Iterable[str], growing: bool, pr
     doing: dict[str, Callable[[Progress], Any]] = {
         "norm": functools.partial(reading.measured, sizes.tree, rounds),
         "clip": functools.partial(clip_alone.measured, sizes.tree, rounds),
-        "compile": functools.partial(compiling.measured, sizes.leaves, sizes.compile_rounds),
         "schedules": functools.partial(schedules.measured, sizes.schedule_calls, sizes.counts, rounds),
         "growth": functools.partial(growth.measured, sizes.growing_leaves, sizes.growing_parameters, rounds),
     }

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from tests.benchmarks.jax_steps import OURS
+from tests.benchmarks.jax_steps import OURS, REFERENCE
 from tests.benchmarks.workloads import WORKLOADS
 
 #: In place of a number that is not known.
@@ -16,7 +16,8 @@ def markdown(results: dict[str, Any]) -> str:
     """Every part of `results` that was measured."""
     parts = [_machine(results["machine"])]
     if results["steps"]:
-        parts += [_summary(results["steps"]), *(_step(name, step) for name, step in results["steps"].items())]
+        parts += [_summary(results["steps"]), _compiling(results["steps"])]
+        parts += [_step(name, step) for name, step in results["steps"].items()]
     parts += [table(results[name]) for name, table in _PIECES.items() if name in results]
     return "\n\n".join(parts)
 
@@ -47,6 +48,21 @@ def _summary(steps: dict[str, Any]) -> str:
     whole = "our whole step by PyTorch's with its best optimizer"
     cells.append([whole, *_number(map(against_torch, steps.values()))])
     return "Step with clip / the same library's step without clip:\n\n" + _table(["", *map(title, steps)], cells)
+
+
+def _compiling(steps: dict[str, Any]) -> str:
+    """The workloads side by side: the seconds that each clip in JAX adds to those of the step without."""
+    by_name = [{row["contender"]: row for row in step["rows"] if row["compile_seconds"] is not None} for step in steps.values()]
+    names = [name for name in dict.fromkeys(name for rows in by_name for name in rows) if name != REFERENCE]
+    cells = [[name, *(_added(rows.get(name), rows[REFERENCE]) for rows in by_name)] for name in names]
+    return "Seconds of compiling that a clip adds (with tracing and lowering):\n\n" + _table(["", *map(title, steps)], cells)
+
+
+def _added(row: dict[str, Any] | None, reference: dict[str, Any]) -> str:
+    if row is None:
+        return NOTHING
+    added = {stage: row[stage] - reference[stage] for stage in ("trace_seconds", "lower_seconds", "compile_seconds")}
+    return f"{added['compile_seconds']:.1f} ({sum(added.values()):.1f})"
 
 
 def against_torch(step: dict[str, Any]) -> float | None:
@@ -91,21 +107,6 @@ def _clip(rows: list[dict[str, Any]]) -> str:
     return "The clip alone, of GPT-2 small in float32, donated:\n\n" + _table(["", "ratio", "GB/s", "ms"], cells)
 
 
-def _compile(rows: list[dict[str, Any]]) -> str:
-    stages = ("trace_seconds", "lower_seconds", "compile_seconds")
-    cells = [
-        [
-            row["contender"],
-            *_number([row[stage] for stage in stages]),
-            *_number([row[f"{stage}_added"] for stage in stages]),
-            *_number([sum(row[f"{stage}_added"] for stage in stages)]),
-        ]
-        for row in rows
-    ]
-    heads = ["", "trace s", "lower s", "compile s", "trace added", "lower added", "compile added", "all added"]
-    return "Until an AdamW step over 1,000 leaves can run:\n\n" + _table(heads, cells)
-
-
 def _schedules(rows: list[dict[str, Any]]) -> str:
     cells = [
         [row["contender"], *_number([row["microseconds_a_call"]], 0), *_number([row["milliseconds_at_once"]], 1)]
@@ -136,7 +137,7 @@ def _growth(growth: dict[str, list[dict[str, Any]]]) -> str:
     )
 
 
-_PIECES = {"norm": _norm, "clip": _clip, "compile": _compile, "schedules": _schedules, "growth": _growth}
+_PIECES = {"norm": _norm, "clip": _clip, "schedules": _schedules, "growth": _growth}
 
 
 def _is_reference(row: dict[str, Any]) -> bool:

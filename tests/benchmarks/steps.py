@@ -22,7 +22,7 @@ def measured(workload: Workload, rounds: int, progress: Progress, names: Iterabl
     """A row for each contender; with `names`, for these of JAX alone."""
     contenders = jax_steps.contenders(workload, progress, names)
     for library in OTHERS if names is None else ():
-        if machine.is_installed(library.MODULE):
+        if machine.is_installed(library.MODULE) and not (workload.slow_to_build and library is keras_steps):
             progress(f"setting up {library.MODULE}")
             contenders |= library.contenders(workload)
     seconds = in_turns({name: contender.turn for name, contender in contenders.items()}, rounds, progress)
