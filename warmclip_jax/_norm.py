@@ -188,9 +188,7 @@ def _sums_of_squares(per_leaf: tuple[Reduction, ...], leaves: list[jax.Array], d
 
 @functools.partial(jax.jit, static_argnums=2)
 def _of_leaf(leaf: jax.Array, scales: tuple[jax.Array | None, ...], dtype: np.dtype) -> list[jax.Array]:
-    if (
-        len(scales) == 1
-    ):  # in a branch, on CPU: there, leaves of one shape would share a scale spread over an array of that shape
+    if len(scales) == 1:  # on CPU: its second pass would fill an array with the scale for all leaves of one shape
         leaf, scales = lax.optimization_barrier((leaf, scales))
     of_parts = [
         _sums([jnp.square(part if scale is None else part * scale) for scale in scales]) for part in _real_parts(leaf, dtype)
