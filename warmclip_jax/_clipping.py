@@ -158,10 +158,19 @@ def init_clip_state(params: optax.Params) -> ClipState:
 
 def coefficient(norm: ScaledNorm, max_norm: Any, nonfinite: str) -> Coefficient:
     """`max_norm / norm` where the norm is over the bound, 1 where it is not, NaN or 0 where an entry is not finite."""
+    one = jnp.ones((), norm.mantissa.dtype)
+    factor, rest = (one, one) if max_norm is None else _ratio(norm, max_norm)
+    if nonfinite == "zero":
+        factor = jnp.where(norm.is_finite, factor, 0)
+    return Coefficient(factor, rest, norm.is_finite, unbounded=max_norm is None)
+
+
+def _ratio(norm: ScaledNorm, max_norm: Any) -> tuple[jax.Array, jax.Array]:
     dtype = norm.mantissa.dtype
-    bound = jnp.maximum(jnp.asarray(np.inf if max_norm is None else max_norm).astype(dtype), 0)
+    bound = jnp.maximum(jnp.asarray(max_norm).astype(dtype), 0)
     # Not `>`: a NaN on either side has to count as over. A bound of inf never clips, whatever the norm.
     over = ~(norm.mantissa <= bound * norm.scale) & (bound != jnp.inf)
+    # No NaN in a number that is not used: a derivative would meet it.
     mantissa = jnp.where(over & norm.is_finite, norm.mantissa, 1)
     # Scales above one multiply first and those below one last, so that nothing on the way leaves the range.
     rise, fall = jnp.maximum(norm.scale, 1), jnp.minimum(norm.scale, 1)
@@ -169,10 +178,7 @@ def coefficient(norm: ScaledNorm, max_norm: Any, nonfinite: str) -> Coefficient:
     power = 80 if dtype == jnp.float32 else 600
     boost, rest = (jnp.where(far, np.ldexp(1.0, exponent), 1).astype(dtype) for exponent in (power, -power))
     ratio = _quotient(bound * boost * rise, mantissa) * (fall * boost)
-    factor = jnp.where(over, jnp.where(norm.is_finite, ratio, jnp.nan), 1)
-    if nonfinite == "zero":
-        factor = jnp.where(norm.is_finite, factor, 0)
-    return Coefficient(factor, rest, norm.is_finite, unbounded=max_norm is None)
+    return jnp.where(over, jnp.where(norm.is_finite, ratio, jnp.nan), 1), rest
 
 
 @jax.custom_jvp

@@ -36,8 +36,9 @@ def skip_nonfinite(
       axis_name: how gradients are sharded, where their types do not tell: see `global_norm`.
 
     Returns:
-      A transformation with a `SkipState`. With `apply_gradients`, and as the outermost one, it costs nothing but the norm; its
-      `update` alone has to keep two states alive on CPU.
+      A transformation with a `SkipState`. In a compiled step that donates its state it costs the norm and keeps no copy: each
+      number that `inner` makes is selected where it is made. So `inner` runs in a bad step too, on zeros, and nothing of it is
+      kept but what it prints or calls back.
 
     Raises:
       TypeError: when `inner` is no transformation. ValueError: when used, as `global_norm`.
@@ -77,8 +78,7 @@ def apply_gradients(
 ) -> tuple[Any, Any]:
     """Updates and applies in one: the same numbers as `optimizer.update`, then `optax.apply_updates`.
 
-    Where the outermost transformation leaves bad steps out (`skip_nonfinite`, or `pipeline` with `nonfinite="skip"`), such a
-    step returns the parameters and the state exactly as they were, with no copy of either on a good step.
+    A step that `skip_nonfinite` or `pipeline` leaves out adds zeros: the parameters stay as they were (but -0.0 becomes 0.0).
 
     Args:
       optimizer: any optax optimizer.
