@@ -125,8 +125,9 @@ def test_extra_arguments_reach_the_optimizer(optimizer, step):
         wc.pipeline(optax.adamw, 0.1),
         wc.pipeline(functools.partial(optax.sgd, momentum=0.9), 0.1),
         wc.pipeline(optax.nadam, 0.1),
+        optax.chain(wc.skip_nonfinite(optax.adam(0.1)), optax.scale(0.5)),
     ],
-    ids=["skip_adam", "adamw", "momentum", "nadam"],
+    ids=["skip_adam", "adamw", "momentum", "nadam", "in_a_chain"],
 )
 def test_a_step_that_may_be_left_out_keeps_no_copy_of_parameters_state_or_updates(step, optimizer):
     params = {"w": jnp.ones((512, 512)), "v": jnp.ones((512, 512))}
@@ -201,6 +202,13 @@ def test_what_is_no_transformation_is_refused(not_a_transformation):
         wc.skip_nonfinite(not_a_transformation)
     with pytest.raises(TypeError, match=r"optimizer must be an optax.GradientTransformation; got"):
         wc.apply_gradients(not_a_transformation, PARAMS, (), GOOD)
+
+
+@pytest.mark.parametrize("jit", [jax.jit, lambda function: function], ids=["jit", "eager"])
+def test_a_state_that_changes_its_structure_is_refused(jit):
+    growing = optax.GradientTransformation(lambda params: (), lambda updates, state, params=None: (updates, (*state, 1.0)))
+    with pytest.raises(TypeError, match="a state of the structure it was given"):
+        jit(wc.skip_nonfinite(growing).update)(BAD[0], wc.SkipState(jnp.int32(0), ()))
 
 
 @BOTH_WAYS

@@ -125,6 +125,12 @@ def update_if(condition: jax.Array, take: Callable[..., Any], updates: Any, stat
     """
 
     def instead(shapes: tuple[Any, Any]) -> tuple[Any, Any]:
+        given, returned = jax.tree.structure(state), jax.tree.structure(shapes[1])
+        if given != returned:
+            raise TypeError(
+                f"the optimizer must return a state of the structure it was given, which a step left out keeps; got {returned} "
+                f"for {given}. Initialize it with all that it will hold."
+            )
         return jax.tree.map(jnp.zeros_like, shapes[0]), state
 
     if not is_traced(condition):

@@ -4,13 +4,13 @@ import pathlib
 from typing import Any
 
 from tests.benchmarks import report
-from tests.benchmarks.jax_steps import APPLY, BARE, OPTAX, OPTAX_SKIP, OURS
+from tests.benchmarks.jax_steps import BARE, OPTAX, OPTAX_SKIP, OURS, SKIP
 
 #: Contenders that are drawn, in order: ours in blue, optax's in orange, other libraries in grey and green.
 COLORS = {
     BARE: "#bdd7e7",
     OURS: "#3182bd",
-    APPLY: "#08519c",
+    SKIP: "#08519c",
     OPTAX: "#fdae6b",
     OPTAX_SKIP: "#d9601a",
     "PyTorch, fused, clip_grad_norm_": "#969696",

@@ -3,11 +3,11 @@
 from typing import Any
 
 from tests.benchmarks import steps
-from tests.benchmarks.jax_steps import APPLY, OPTAX, OURS, REFERENCE
+from tests.benchmarks.jax_steps import OPTAX, OURS, REFERENCE, SKIP
 from tests.benchmarks.turns import Progress
 from tests.benchmarks.workloads import Workload
 
-NAMES = (REFERENCE, OPTAX, OURS, APPLY)
+NAMES = (REFERENCE, OPTAX, OURS, SKIP)
 ENTRIES = 1_000_000  # of the trees that grow in leaves
 LEAVES = 20  # of the trees that grow in parameters
 
