@@ -117,6 +117,7 @@ def test_a_bad_step_is_recorded_but_moves_no_step_and_no_learning_rate():
     assert np.isnan(known["grad_norm"])
     assert float(known["learning_rate"]) == float(wc.metrics(before)["learning_rate"])
     assert counts(after) == {"step": 2, "clipped_count": 2, "nonfinite_count": 1, "skipped_count": 1}
+    assert float(wc.metrics(after)["clip_coef"]) == 0.0
     chex.assert_trees_all_equal(before.inner_state, after.inner_state)
 
 

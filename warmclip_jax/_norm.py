@@ -188,6 +188,7 @@ def _sums_of_squares(per_leaf: tuple[Reduction, ...], leaves: list[jax.Array], d
 
 @functools.partial(jax.jit, static_argnums=2)
 def _of_leaf(leaf: jax.Array, scales: tuple[jax.Array | None, ...], dtype: np.dtype) -> list[jax.Array]:
+    """The sums of one leaf, one for each scale. Traced once for all leaves of a shape."""
     if len(scales) == 1:  # on CPU: its second pass would fill an array with the scale for all leaves of one shape
         leaf, scales = lax.optimization_barrier((leaf, scales))
     of_parts = [
