@@ -424,6 +424,10 @@ def as_on_accelerators(monkeypatch):
 @pytest.fixture
 def as_on_one_device(monkeypatch):
     monkeypatch.setattr(jax, "device_count", lambda: 1)
+    traced: Any = _norm._of_leaf
+    traced.clear_cache()  # for more devices
+    yield
+    traced.clear_cache()
 
 
 @pytest.fixture
