@@ -462,6 +462,12 @@ def test_small_leaves_of_every_sort_are_packed_on_one_device(as_on_one_device):
     assert program.count("stablehlo.concatenate") >= 4
 
 
+def test_none_but_small_leaves_are_copied_together(as_on_one_device):
+    tree = [np.zeros(10_000, np.float32)] * 20
+    memory = without_cache().lower(tree).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < sum(leaf.nbytes for leaf in tree) / 10
+
+
 def test_one_accelerator_takes_all_three_sums_in_one_pass(as_on_one_accelerator):
     tree = [np.ones((4, 5), np.float32), np.ones(7, np.float32)]
     assert str(without_cache().lower(tree).as_text()).count("stablehlo.reduce(") == len(tree) + 3  # and one over leaves, each

@@ -16,8 +16,8 @@ from jax import lax
 
 from warmclip_jax._axes import AxisName, Reduction, reductions
 
-#: Leaves of fewer entries take longer to compile and start than to read.
-_SMALL = 2**14
+#: Leaves of fewer entries are copied together to be read: up to four times faster, while from 2^13 entries on it is slower.
+_SMALL = 2**12
 #: How many of them are put together: one kernel that reads a thousand takes seconds to compile, equal ones are compiled once.
 _TOGETHER = 32
 
