@@ -23,6 +23,7 @@ def program(x, state):
         "moment": moment,
         "count": state["count"] + 1,
         "dtype": state["dtype"] * inside,
+        "narrower": (state["narrower"] + x).astype(jnp.float16),
         "given": state["given"],
         "moved": state["given"],
         "constant": 3.0,
@@ -37,6 +38,7 @@ STATE = {
     "moment": jnp.array([1.0, 2.0, 3.0]),
     "count": jnp.int32(1),
     "dtype": jnp.array([1.0, 2.0, 3.0], jnp.bfloat16),
+    "narrower": jnp.array([1.0, 2.0, 3.0]),
     "given": jnp.array([7.0, 8.0]),
     "moved": jnp.array([9.0, 10.0]),
     "constant": jnp.float32(0.0),
@@ -51,7 +53,9 @@ def early(condition, x, state):
 
 def late(condition, x, state):
     instead = jnp.zeros_like(x), state
-    return jax.tree.map(lambda new, old: jnp.where(condition, new, old), program(x, state), instead)
+    return jax.tree.map(
+        lambda new, old: jnp.where(condition, new, jnp.asarray(old, jnp.result_type(new))), program(x, state), instead
+    )
 
 
 @pytest.mark.parametrize("condition", [True, False])

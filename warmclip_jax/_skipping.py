@@ -37,8 +37,8 @@ def skip_nonfinite(
 
     Returns:
       A transformation with a `SkipState`. In a compiled step that donates its state it costs the norm and keeps no copy: each
-      number that `inner` makes is selected where it is made. So `inner` runs in a bad step too, on zeros, and nothing of it is
-      kept but what it prints or calls back.
+      number that `inner` makes is selected where it is made (after it, with a copy, where `inner` is jitted by itself). So
+      `inner` runs in a bad step too, on zeros, and nothing of it is kept but what it prints or calls back.
 
     Raises:
       TypeError: when `inner` is no transformation. ValueError: when used, as `global_norm`.
