@@ -52,10 +52,10 @@ def early(condition, x, state):
 
 
 def late(condition, x, state):
-    instead = jnp.zeros_like(x), state
-    return jax.tree.map(
-        lambda new, old: jnp.where(condition, new, jnp.asarray(old, jnp.result_type(new))), program(x, state), instead
-    )
+    def select(new, old):
+        return jnp.where(condition, new, jnp.asarray(old, jnp.result_type(new)))
+
+    return jax.tree.map(select, program(x, state), (jnp.zeros_like(x), state))
 
 
 @pytest.mark.parametrize("condition", [True, False])
