@@ -976,3 +976,13 @@ def test_a_step_with_the_clip_keeps_no_copy_of_a_gradient(dtype, max_norm, optim
         lowered = jax.jit(step, donate_argnums=(0, 1)).lower(params, chain.init(params), grads)
     used: Any = lowered.compile().memory_analysis()
     assert used.temp_size_in_bytes < grads["w"].nbytes / 4
+
+
+@pytest.mark.parametrize("nonfinite", ["propagate", "zero"])
+def test_the_coefficient_is_worked_out_once_and_not_for_every_leaf(nonfinite):
+    tree = [jnp.ones((100, 100))] * 20
+    transformation = clipping(1.0, nonfinite=nonfinite)
+    program = str(jax.jit(transformation.update).lower(tree, transformation.init(tree)).compile().as_text())
+    # All that a leaf's loop does with scalars is to compare them: `factor == 1`, whether it is far off, whether all is finite.
+    for operation in ("minimum", "maximum", "not", "and", "divide"):
+        assert program.count(f" {operation}(") < len(tree), operation

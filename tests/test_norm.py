@@ -462,10 +462,17 @@ def test_small_leaves_of_every_sort_are_packed_on_one_device(as_on_one_device):
     assert program.count("stablehlo.concatenate") >= 4
 
 
-def test_none_but_small_leaves_are_copied_together(as_on_one_device):
-    tree = [np.zeros(10_000, np.float32)] * 20
+@pytest.mark.parametrize("size", [1e-30, 1e30])
+def test_a_second_pass_counts_each_leaf_once(as_on_one_device, size):
+    tree = [normal(seed, (5000,)) * np.float32(size) for seed in range(70)]
+    assert float(without_cache()(tree)) == pytest.approx(reference.global_norm(tree), rel=FEW_ULP)
+
+
+@pytest.mark.parametrize(("entries", "leaves"), [(10_000, 200), (70_000, 40)])
+def test_what_is_put_together_is_a_small_part_at_a_time(as_on_one_device, entries, leaves):
+    tree = [np.zeros(entries, np.float32)] * leaves
     memory = without_cache().lower(tree).compile().memory_analysis()
-    assert memory.temp_size_in_bytes < sum(leaf.nbytes for leaf in tree) / 10
+    assert memory.temp_size_in_bytes < sum(leaf.nbytes for leaf in tree) / 5
 
 
 def test_one_accelerator_takes_all_three_sums_in_one_pass(as_on_one_accelerator):

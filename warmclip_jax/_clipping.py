@@ -159,26 +159,29 @@ def init_clip_state(params: optax.Params) -> ClipState:
 def coefficient(norm: ScaledNorm, max_norm: Any, nonfinite: str) -> Coefficient:
     """`max_norm / norm` where the norm is over the bound, 1 where it is not, NaN or 0 where an entry is not finite."""
     one = jnp.ones((), norm.mantissa.dtype)
-    factor, rest = (one, one) if max_norm is None else _ratio(norm, max_norm)
+    numerator, denominator, rest = (one, one, one) if max_norm is None else _fraction(norm, max_norm)
     if nonfinite == "zero":
-        factor = jnp.where(norm.is_finite, factor, 0)
-    return Coefficient(factor, rest, norm.is_finite, unbounded=max_norm is None)
+        numerator = jnp.where(norm.is_finite, numerator, 0)
+    # The division comes last: XLA would work out again in the loop of every leaf what is cheaper.
+    return Coefficient(_quotient(numerator, denominator), rest, norm.is_finite, unbounded=max_norm is None)
 
 
-def _ratio(norm: ScaledNorm, max_norm: Any) -> tuple[jax.Array, jax.Array]:
+def _fraction(norm: ScaledNorm, max_norm: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """`max_norm / norm` as `rest * (numerator / denominator) * rest`, 1 if that is over 1. Nothing in it leaves the range."""
     dtype = norm.mantissa.dtype
     bound = jnp.maximum(jnp.asarray(max_norm).astype(dtype), 0)
     # Not `>`: a NaN on either side has to count as over. A bound of inf never clips, whatever the norm.
     over = ~(norm.mantissa <= bound * norm.scale) & (bound != jnp.inf)
-    # No NaN in a number that is not used: a derivative would meet it.
-    mantissa = jnp.where(over & norm.is_finite, norm.mantissa, 1)
-    # Scales above one multiply first and those below one last, so that nothing on the way leaves the range.
     rise, fall = jnp.maximum(norm.scale, 1), jnp.minimum(norm.scale, 1)
-    far = over & ((bound * rise) / mantissa * fall < jnp.finfo(dtype).tiny)
-    power = 80 if dtype == jnp.float32 else 600
+    half, power = (40, 70) if dtype == jnp.float32 else (300, 540)
+    # Half of a scale below one goes to the mantissa: all of it could make the bound underflow.
+    lift = jnp.where(fall < 1, np.ldexp(1.0, half), 1).astype(dtype)
+    # No NaN in a number that is not used: a derivative would meet it.
+    denominator = jnp.where(over & norm.is_finite, norm.mantissa * lift, 1)
+    far = jnp.where(over, bound * (fall * lift) * rise, 1) / denominator < jnp.finfo(dtype).tiny
     boost, rest = (jnp.where(far, np.ldexp(1.0, exponent), 1).astype(dtype) for exponent in (power, -power))
-    ratio = _quotient(bound * boost * rise, mantissa) * (fall * boost)
-    return jnp.where(over, jnp.where(norm.is_finite, ratio, jnp.nan), 1), rest
+    numerator = jnp.where(norm.is_finite, bound * (fall * lift * boost) * boost * rise, jnp.nan)
+    return jnp.where(over, numerator, 1), denominator, rest
 
 
 @jax.custom_jvp
@@ -195,22 +198,23 @@ def _quotient_jvp(primals: Any, tangents: Any) -> Any:
 
 def scale_tree(tree: Any, coef: Coefficient, nonfinite: str) -> Any:
     """Every gradient times the coefficient, rounded once to its dtype, and untouched where that is 1."""
-    scalars = coef.factor, coef.rest, coef.value == 1, coef.is_finite
+    factor, rest, unchanged = coef.factor, coef.rest, coef.value == 1
 
     def scale(leaf: Any) -> Any:
         if not is_gradient(leaf):
             return leaf
-        # Behind a barrier, so that a leaf's loop reads a few scalars. Otherwise the compiler works them out again in each, and
-        # shares the squares, or the float32 copies, that norm and optimizer both need: another copy of all gradients. A barrier
-        # for each leaf, because what goes through one together varies over the same axes.
-        leaf, (factor, rest, unchanged, is_finite) = lax.optimization_barrier((jnp.asarray(leaf), scalars))
+        leaf = jnp.asarray(leaf)
+        if coef.unbounded:
+            # Bound to what the norm is known by. Otherwise XLA would share the squares, or the converted entries, that norm and
+            # optimizer both need: another copy of all gradients.
+            leaf, _ = lax.optimization_barrier((leaf, coef.is_finite))
 
         def scale_real(part: jax.Array) -> jax.Array:
             scaled = part.astype(factor.dtype)
             if not coef.unbounded:
                 scaled = scaled * rest * factor * rest
             if nonfinite == "zero":
-                scaled = lax.select(is_finite, scaled, jnp.zeros_like(scaled))  # 0 * inf is NaN
+                scaled = lax.select(coef.is_finite, scaled, jnp.zeros_like(scaled))  # 0 * inf is NaN
             # A product with 1 would flush subnormals and rewrite NaNs.
             return unless(unchanged, part, scaled)
 

@@ -6,7 +6,7 @@ shows that this is needed, which costs an ordinary gradient nothing.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +18,8 @@ from warmclip_jax._axes import AxisName, Reduction, reductions
 
 #: Leaves of fewer entries are copied together to be read: up to four times faster, while from 2^13 entries on it is slower.
 _SMALL = 2**12
+#: The same in a second pass, which is seldom taken: there it is for the time to compile, at 8 MB of float32 in a group at most.
+_MIDDLE = 2**16
 #: How many of them are put together: one kernel that reads a thousand takes seconds to compile, equal ones are compiled once.
 _TOGETHER = 32
 
@@ -122,11 +124,9 @@ def _parts(per_leaf: tuple[Reduction, ...], leaves: list[jax.Array]) -> tuple[ja
     dtype = accumulation_dtype(leaves)
     if not leaves:
         return jnp.zeros((), dtype), jnp.ones((), dtype)
-    limits = _Range.of(dtype)
     # Accelerators turn so small a branch into a select and would always run both passes one after the other.
     total, scale = lax.platform_dependent(
-        cpu=lambda: _second_pass_if_needed(_sums_of_squares(*_packed(per_leaf, leaves), dtype), limits),
-        default=lambda: _all_scales(_sums_of_squares(per_leaf, leaves, dtype), limits),
+        cpu=lambda: _second_pass_if_needed(per_leaf, leaves, dtype), default=lambda: _all_scales(per_leaf, leaves, dtype)
     )
     return jnp.sqrt(total), scale
 
@@ -143,53 +143,66 @@ def _parts_jvp(per_leaf: tuple[Reduction, ...], primals: Any, tangents: Any) -> 
     if not leaves:
         return (mantissa, scale), (jnp.zeros_like(mantissa), jnp.zeros_like(scale))
     products = [
-        jnp.sum(left * scale * inverse * right * scale)
-        for leaf, rate in zip(leaves, rates, strict=True)
+        (reduction, jnp.sum(left * scale * inverse * right * scale))
+        for reduction, leaf, rate in zip(per_leaf, leaves, rates, strict=True)
         for left, right in zip(_real_parts(leaf, mantissa.dtype), _real_parts(rate, mantissa.dtype), strict=True)
     ]
-    each = tuple(r for r, leaf in zip(per_leaf, leaves, strict=True) for _ in _real_parts(leaf, mantissa.dtype))
-    return (mantissa, scale), (_summed(each, products), jnp.zeros_like(scale))
+    return (mantissa, scale), (_summed(products), jnp.zeros_like(scale))
 
 
 # Jitted, so that an eager call is one dispatch and does not compile its branches anew.
 _jitted_parts = jax.jit(_parts, static_argnums=0, inline=True)
 
 
-#: The sums of the squares of all entries, each times a scale (None: as they are): one sum for each scale.
-SumsOfSquares = Callable[..., list[jax.Array]]
-
-
-def _second_pass_if_needed(sums_of_squares: SumsOfSquares, limits: _Range) -> tuple[jax.Array, jax.Array]:
+def _second_pass_if_needed(
+    per_leaf: tuple[Reduction, ...], leaves: list[jax.Array], dtype: np.dtype
+) -> tuple[jax.Array, jax.Array]:
     """The sum at the one of the scales 1, `up` and `down` that keeps it in range, and that scale; seldom reads twice."""
-    (plain,) = sums_of_squares(None)
+    limits = _Range.of(dtype)
+    packed = [(reduction, _joined(group)) for reduction, group in _groups(zip(per_leaf, leaves, strict=True), _SMALL)]
+    (plain,) = _sums_of_squares(packed, (None,), dtype)
     fits = (plain >= limits.low) & (plain < jnp.inf)
-    scale = jnp.where(fits, 1, jnp.where(plain < limits.low, limits.up, limits.down)).astype(plain.dtype)
-    return lax.cond(fits, lambda: plain, lambda: sums_of_squares(scale)[0]), scale
+    scale = jnp.where(fits, 1, jnp.where(plain < limits.low, limits.up, limits.down)).astype(dtype)
+    return lax.cond(fits, lambda: plain, lambda: _one_by_one(packed, scale)), scale
 
 
-def _all_scales(sums_of_squares: SumsOfSquares, limits: _Range) -> tuple[jax.Array, jax.Array]:
+def _one_by_one(leaves: Iterable[tuple[Reduction, jax.Array]], scale: jax.Array) -> jax.Array:
+    """The sum of the squares of all entries, each times a scale: in few kernels, and with little memory at a time."""
+    sums: list[tuple[Reduction, jax.Array]] = []
+    for reduction, group in _groups(leaves, _MIDDLE):
+        if len(group) > 1 and sums and sums[-1][0] == reduction:
+            # A zero that has to wait for the group before. Otherwise all groups would be put together before one is read.
+            group = [jnp.minimum(sums[-1][1], 0).astype(group[0].dtype), *group]
+        sums.append((reduction, *_of_leaf(_joined(group), (scale,), scale.dtype)))
+    return _summed(sums)
+
+
+def _all_scales(per_leaf: tuple[Reduction, ...], leaves: list[jax.Array], dtype: np.dtype) -> tuple[jax.Array, jax.Array]:
     """The same without a branch: the sums at all three scales, of entries that are read once."""
+    limits = _Range.of(dtype)
     # Hidden from the compiler, which turns (x * up) * (x * up) of a single number into x * x * up^2, and up^2 is inf.
     up, down = lax.optimization_barrier((jnp.asarray(limits.up), jnp.asarray(limits.down)))
-    plain, raised, lowered = sums_of_squares(None, up, down)
+    plain, raised, lowered = _sums_of_squares(zip(per_leaf, leaves, strict=True), (None, up, down), dtype)
     small, fits = plain < limits.low, plain < jnp.inf
-    scale = jnp.where(small, limits.up, jnp.where(fits, 1, limits.down)).astype(plain.dtype)
+    scale = jnp.where(small, limits.up, jnp.where(fits, 1, limits.down)).astype(dtype)
     return jnp.where(small, raised, jnp.where(fits, plain, lowered)), scale
 
 
-def _sums_of_squares(per_leaf: tuple[Reduction, ...], leaves: list[jax.Array], dtype: np.dtype) -> SumsOfSquares:
-    def sums_of_squares(*scales: jax.Array | None) -> list[jax.Array]:
-        # Not vdot or ravel: those reshape, which an explicitly sharded leaf may refuse.
-        of_leaves = [_of_leaf(leaf, scales, dtype) for leaf in leaves]
-        return [_summed(per_leaf, [sums[index] for sums in of_leaves]) for index in range(len(scales))]
-
-    return sums_of_squares
+def _sums_of_squares(
+    leaves: Iterable[tuple[Reduction, jax.Array]], scales: tuple[jax.Array | None, ...], dtype: np.dtype
+) -> list[jax.Array]:
+    """The sums of the squares of all entries, each times a scale (None: as they are): one sum for each scale."""
+    # Not vdot or ravel: those reshape, which an explicitly sharded leaf may refuse.
+    of_leaves = [(reduction, _of_leaf(leaf, scales, dtype)) for reduction, leaf in leaves]
+    return [_summed([(reduction, sums[index]) for reduction, sums in of_leaves]) for index in range(len(scales))]
 
 
 @functools.partial(jax.jit, static_argnums=2)
 def _of_leaf(leaf: jax.Array, scales: tuple[jax.Array | None, ...], dtype: np.dtype) -> list[jax.Array]:
     """The sums of one leaf, one for each scale. Traced once for all leaves of a shape."""
-    if len(scales) == 1:  # on CPU: its second pass would fill an array with the scale for all leaves of one shape
+    if len(scales) == 1:
+        # On CPU. Otherwise XLA would keep converted entries for whoever else converts them, a copy of all gradients; and an array
+        # filled with the scale of the second pass for all leaves of one shape.
         leaf, scales = lax.optimization_barrier((leaf, scales))
     of_parts = [
         _sums([jnp.square(part if scale is None else part * scale) for scale in scales]) for part in _real_parts(leaf, dtype)
@@ -210,24 +223,27 @@ def _may_be_sharded() -> bool:
     return jax.device_count() > 1
 
 
-def _packed(per_leaf: tuple[Reduction, ...], leaves: list[jax.Array]) -> tuple[tuple[Reduction, ...], list[jax.Array]]:
-    """The leaves with the small ones of each sort put into one, which saves most of the time to compile a thousand of them.
+def _groups(leaves: Iterable[tuple[Reduction, jax.Array]], size: int) -> list[tuple[Reduction, list[jax.Array]]]:
+    """The leaves, those of fewer entries than `size` in groups of one sort: an instruction for each leaf takes time to compile.
 
-    Only where nothing can be sharded: elsewhere the compiler might have to gather them.
+    Alone where something may be sharded: the compiler might have to gather what is put together.
     """
-    if _may_be_sharded():
-        return per_leaf, leaves
-    packed: list[tuple[Reduction, jax.Array]] = []
-    small: dict[tuple[Reduction, Any], list[jax.Array]] = {}
-    for reduction, leaf in zip(per_leaf, leaves, strict=True):
-        if leaf.size < _SMALL:
-            small.setdefault((reduction, leaf.dtype), []).append(leaf)
+    alone: list[tuple[Reduction, list[jax.Array]]] = []
+    sorts: dict[tuple[Reduction, Any], list[jax.Array]] = {}
+    for reduction, leaf in leaves:
+        if leaf.size < size and not _may_be_sharded():
+            sorts.setdefault((reduction, leaf.dtype), []).append(leaf)
         else:
-            packed.append((reduction, leaf))
-    for (reduction, _), group in small.items():
-        for start in range(0, len(group), _TOGETHER):
-            packed.append((reduction, jnp.concatenate([leaf.ravel() for leaf in group[start : start + _TOGETHER]])))
-    return tuple(reduction for reduction, _ in packed), [leaf for _, leaf in packed]
+            alone.append((reduction, [leaf]))
+    return alone + [
+        (reduction, leaves[start : start + _TOGETHER])
+        for (reduction, _), leaves in sorts.items()
+        for start in range(0, len(leaves), _TOGETHER)
+    ]
+
+
+def _joined(group: list[jax.Array]) -> jax.Array:
+    return group[0] if len(group) == 1 else jnp.concatenate([leaf.ravel() for leaf in group])
 
 
 def _real_parts(leaf: jax.Array, dtype: np.dtype) -> list[jax.Array]:
@@ -235,10 +251,10 @@ def _real_parts(leaf: jax.Array, dtype: np.dtype) -> list[jax.Array]:
     return [part.astype(dtype) for part in parts]
 
 
-def _summed(per_leaf: tuple[Reduction, ...], sums: list[jax.Array]) -> jax.Array:
+def _summed(sums: Iterable[tuple[Reduction, jax.Array]]) -> jax.Array:
     """The sum over all leaves and all their shards: one `psum` for each distinct set of axes."""
     groups: dict[tuple[str, ...], list[jax.Array]] = {}
-    for reduction, value in zip(per_leaf, sums, strict=True):
+    for reduction, value in sums:
         groups.setdefault(reduction.axes, []).append(value / _size(reduction.copies) if reduction.copies else value)
     return _added([lax.psum(_added(values), axes) if axes else _added(values) for axes, values in groups.items()])
 
