@@ -201,8 +201,8 @@ def _sums_of_squares(
 def _of_leaf(leaf: jax.Array, scales: tuple[jax.Array | None, ...], dtype: np.dtype) -> list[jax.Array]:
     """The sums of one leaf, one for each scale. Traced once for all leaves of a shape."""
     if len(scales) == 1:
-        # On CPU. Otherwise XLA would keep converted entries for whoever else converts them, a copy of all gradients; and an array
-        # filled with the scale of the second pass for all leaves of one shape.
+        # On CPU. Otherwise XLA would keep converted entries for whoever else converts them, a copy of all gradients; and in a
+        # second pass an array filled with the scale, for all leaves of one shape.
         leaf, scales = lax.optimization_barrier((leaf, scales))
     of_parts = [
         _sums([jnp.square(part if scale is None else part * scale) for scale in scales]) for part in _real_parts(leaf, dtype)
