@@ -128,6 +128,14 @@ def test_growth_is_measured_on_both_axes_and_drawn(monkeypatch: pytest.MonkeyPat
     assert (tmp_path / "growth.png").read_bytes().startswith(PNG)
 
 
+def test_growth_leaves_out_what_would_compile_for_too_long(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(growth, "NAMES", (*TWO, jax_steps.OPTAX))
+    monkeypatch.setattr(growth, "_PATIENCE", 0)
+    grown = growth.measured((2, 3), (), 1, quiet)
+    assert [row["leaves"] for row in grown["leaves"] if row["contender"] == jax_steps.OPTAX] == [2]
+    assert [row["leaves"] for row in grown["leaves"] if row["contender"] == jax_steps.OURS] == [2, 3]
+
+
 @pytest.mark.usefixtures("without_others")
 def test_a_library_that_is_not_installed_is_left_out_and_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: pathlib.Path

@@ -1,5 +1,6 @@
 """How the price of a clip grows: with the number of leaves at a fixed size in all, and with the number of parameters."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from tests.benchmarks import steps
@@ -10,25 +11,29 @@ from tests.benchmarks.workloads import Workload
 NAMES = (REFERENCE, OPTAX, OURS, SKIP)
 ENTRIES = 1_000_000  # of the trees that grow in leaves
 LEAVES = 20  # of the trees that grow in parameters
+#: Seconds of compiling, at most. They grow at least with the square of the number of leaves.
+_PATIENCE = 300
 
 
 def measured(
     leaves: tuple[int, ...], parameters: tuple[int, ...], rounds: int, progress: Progress
 ) -> dict[str, list[dict[str, Any]]]:
-    """Rows as of `steps`, each with the number that grows."""
+    """Rows as of `steps`, each with the number that grows. What would compile for too long is left out of the larger trees."""
+    by_leaves: list[dict[str, Any]] = []
+    for count in leaves:
+        slow = {row["contender"] for row in by_leaves if row["compile_seconds"] * (count / row["leaves"]) ** 2 > _PATIENCE}
+        names = [name for name in NAMES if name not in slow or name in (REFERENCE, OURS)]  # the others are compared with them
+        rows = _step(f"{count:,} leaves", ((ENTRIES // count,),) * count, rounds, progress, names)
+        by_leaves += [{"leaves": count, **row} for row in rows]
     return {
-        "leaves": [
-            {"leaves": count, **row}
-            for count in leaves
-            for row in _step(f"{count:,} leaves", ((ENTRIES // count,),) * count, rounds, progress)
-        ],
+        "leaves": by_leaves,
         "parameters": [
             {"parameters": count, **row}
             for count in parameters
-            for row in _step(f"{count:,} parameters", ((count // LEAVES,),) * LEAVES, rounds, progress)
+            for row in _step(f"{count:,} parameters", ((count // LEAVES,),) * LEAVES, rounds, progress, NAMES)
         ],
     }
 
 
-def _step(title: str, shapes: Any, rounds: int, progress: Progress) -> list[dict[str, Any]]:
-    return steps.measured(Workload(title, shapes), rounds, lambda doing: progress(f"{title}, {doing}"), NAMES)
+def _step(title: str, shapes: Any, rounds: int, progress: Progress, names: Iterable[str]) -> list[dict[str, Any]]:
+    return steps.measured(Workload(title, shapes), rounds, lambda doing: progress(f"{title}, {doing}"), names)
