@@ -20,11 +20,13 @@ def measured(
 ) -> dict[str, list[dict[str, Any]]]:
     """Rows as of `steps`, each with the number that grows. What would compile for too long is left out of the larger trees."""
     by_leaves: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
     for count in leaves:
-        slow = {row["contender"] for row in by_leaves if row["compile_seconds"] * (count / row["leaves"]) ** 2 > _PATIENCE}
+        slow = {row["contender"] for row in rows if row["compile_seconds"] * (count / row["leaves"]) ** 2 > _PATIENCE}
         names = [name for name in NAMES if name not in slow or name in (REFERENCE, OURS)]  # the others are compared with them
-        rows = _step(f"{count:,} leaves", ((ENTRIES // count,),) * count, rounds, progress, names)
-        by_leaves += [{"leaves": count, **row} for row in rows]
+        title, shapes = f"{count:,} leaves", ((ENTRIES // count,),) * count
+        rows = [{"leaves": count, **row} for row in _step(title, shapes, rounds, progress, names)]
+        by_leaves += rows
     return {
         "leaves": by_leaves,
         "parameters": [
