@@ -11,6 +11,8 @@ from tests.benchmarks.workloads import Workload
 NAMES = (REFERENCE, OPTAX, OURS, SKIP)
 ENTRIES = 1_000_000  # of the trees that grow in leaves
 LEAVES = 20  # of the trees that grow in parameters
+#: Rounds for each one asked for, of trees up to `ENTRIES`: their steps take milliseconds, and vary more.
+_MORE = 20
 #: Seconds of compiling, at most. They grow at least with the square of the number of leaves.
 _PATIENCE = 300
 
@@ -38,4 +40,6 @@ def measured(
 
 
 def _step(title: str, shapes: Any, rounds: int, progress: Progress, names: Iterable[str]) -> list[dict[str, Any]]:
-    return steps.measured(Workload(title, shapes), rounds, lambda doing: progress(f"{title}, {doing}"), names)
+    workload = Workload(title, shapes)
+    rounds *= _MORE if workload.entries <= ENTRIES else 1
+    return steps.measured(workload, rounds, lambda doing: progress(f"{title}, {doing}"), names)
