@@ -468,11 +468,11 @@ def test_a_second_pass_counts_each_leaf_once(as_on_one_device, size):
     assert float(without_cache()(tree)) == pytest.approx(reference.global_norm(tree), rel=FEW_ULP)
 
 
-@pytest.mark.parametrize(("entries", "leaves"), [(10_000, 200), (70_000, 40)])
+@pytest.mark.parametrize(("entries", "leaves"), [(10_000, 20), (10_000, 200), (70_000, 40)])
 def test_what_is_put_together_is_a_small_part_at_a_time(as_on_one_device, entries, leaves):
     tree = [np.zeros(entries, np.float32)] * leaves
     memory = without_cache().lower(tree).compile().memory_analysis()
-    assert memory.temp_size_in_bytes < sum(leaf.nbytes for leaf in tree) / 5
+    assert memory.temp_size_in_bytes < sum(leaf.nbytes for leaf in tree) / 10
 
 
 def test_one_accelerator_takes_all_three_sums_in_one_pass(as_on_one_accelerator):

@@ -18,8 +18,8 @@ from warmclip_jax._axes import AxisName, Reduction, reductions
 
 #: Leaves of fewer entries are copied together to be read: up to four times faster, while from 2^13 entries on it is slower.
 _SMALL = 2**12
-#: The same in a second pass, which is seldom taken: there it is for the time to compile, at 8 MB of float32 in a group at most.
-_MIDDLE = 2**16
+#: The same in a second pass, which is seldom taken: there it is for the time to compile, with one part in `_PARTS` at a time.
+_MIDDLE, _PARTS = 2**16, 16
 #: How many of them are put together: one kernel that reads a thousand takes seconds to compile, equal ones are compiled once.
 _TOGETHER = 32
 
@@ -159,17 +159,20 @@ def _second_pass_if_needed(
 ) -> tuple[jax.Array, jax.Array]:
     """The sum at the one of the scales 1, `up` and `down` that keeps it in range, and that scale; seldom reads twice."""
     limits = _Range.of(dtype)
-    packed = [(reduction, _joined(group)) for reduction, group in _groups(zip(per_leaf, leaves, strict=True), _SMALL)]
+    packed = [
+        (reduction, _joined(group))
+        for reduction, group in _groups(zip(per_leaf, leaves, strict=True), _SMALL, _TOGETHER * _SMALL)
+    ]
     (plain,) = _sums_of_squares(packed, (None,), dtype)
     fits = (plain >= limits.low) & (plain < jnp.inf)
     scale = jnp.where(fits, 1, jnp.where(plain < limits.low, limits.up, limits.down)).astype(dtype)
     return lax.cond(fits, lambda: plain, lambda: _one_by_one(packed, scale)), scale
 
 
-def _one_by_one(leaves: Iterable[tuple[Reduction, jax.Array]], scale: jax.Array) -> jax.Array:
+def _one_by_one(leaves: list[tuple[Reduction, jax.Array]], scale: jax.Array) -> jax.Array:
     """The sum of the squares of all entries, each times a scale: in few kernels, and with little memory at a time."""
     sums: list[tuple[Reduction, jax.Array]] = []
-    for reduction, group in _groups(leaves, _MIDDLE):
+    for reduction, group in _groups(leaves, _MIDDLE, sum(leaf.size for _, leaf in leaves) // _PARTS):
         if len(group) > 1 and sums and sums[-1][0] == reduction:
             # A zero that has to wait for the group before. Otherwise all groups would be put together before one is read.
             group = [jnp.minimum(sums[-1][1], 0).astype(group[0].dtype), *group]
@@ -223,8 +226,8 @@ def _may_be_sharded() -> bool:
     return jax.device_count() > 1
 
 
-def _groups(leaves: Iterable[tuple[Reduction, jax.Array]], size: int) -> list[tuple[Reduction, list[jax.Array]]]:
-    """The leaves, those of fewer entries than `size` in groups of one sort: an instruction for each leaf takes time to compile.
+def _groups(leaves: Iterable[tuple[Reduction, jax.Array]], size: int, most: int) -> list[tuple[Reduction, list[jax.Array]]]:
+    """The leaves, those below `size` entries in groups of one sort with `most` at most: instructions take time to compile.
 
     Alone where something may be sharded: the compiler might have to gather what is put together.
     """
@@ -236,9 +239,10 @@ def _groups(leaves: Iterable[tuple[Reduction, jax.Array]], size: int) -> list[tu
         else:
             alone.append((reduction, [leaf]))
     return alone + [
-        (reduction, leaves[start : start + _TOGETHER])
-        for (reduction, _), leaves in sorts.items()
-        for start in range(0, len(leaves), _TOGETHER)
+        (reduction, sort[start : start + together])
+        for (reduction, _), sort in sorts.items()
+        for together in [max(1, min(_TOGETHER, most // max(1, *(leaf.size for leaf in sort))))]
+        for start in range(0, len(sort), together)
     ]
 
 
