@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import os
+from typing import Any
 
 # Before jax is imported: it reads them once.
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
@@ -40,3 +41,19 @@ def strict_dtypes():
 def x64():
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture
+def as_on(monkeypatch: pytest.MonkeyPatch):
+    """`as_on("gpu", devices=1)`: the norm takes the form that it has there; the arithmetic stays that of CPUs."""
+
+    def choose(platform: str, devices: int) -> None:
+        def platform_dependent(*operands: Any, default: Any, **forms: Any) -> Any:
+            return forms.get(platform, default)(*operands)
+
+        monkeypatch.setattr(jax.lax, "platform_dependent", platform_dependent)
+        monkeypatch.setattr(jax, "device_count", lambda: devices)
+        jax.clear_caches()  # of what was traced for other forms
+
+    yield choose
+    jax.clear_caches()

@@ -103,6 +103,16 @@ def test_every_layout_gives_the_result_of_one_device(seed, mesh_shape, entry):
         np.testing.assert_allclose(np.asarray(leaf, np.float64), expected[name], rtol=rtol, atol=atol)
 
 
+@pytest.mark.parametrize("platform", ["gpu", "tpu"])
+@pytest.mark.parametrize("entry", ENTRIES)
+@pytest.mark.parametrize("seed", range(3))
+def test_every_layout_gives_it_in_the_form_for_accelerators_too(as_on, seed, entry, platform):
+    as_on(platform, devices=8)
+    tree, specs = random_case(seed, MESHES["2x2x2"])
+    _, known = ENTRIES[entry](tree, specs, MESHES["2x2x2"])
+    np.testing.assert_allclose(known["grad_norm"], truth(tree, 1.5)[0], rtol=1e-6)
+
+
 MESH = (2, 4)
 TREE = {"kernel": jnp.arange(32.0).reshape(8, 4), "bias": jnp.arange(3.0)}
 SPECS = {"kernel": P(("data", "model")), "bias": P()}
@@ -129,6 +139,22 @@ def test_the_sum_of_every_distinct_axis_set_is_one_psum():
     # One in the ordinary pass and one in the branch that is taken only where the plain sum is out of range.
     assert lowered.as_text().count("stablehlo.all_reduce") == 3 * 2
     np.testing.assert_allclose(mapped(tree), math.sqrt(5 * 64), rtol=1e-6)
+
+
+def test_small_leaves_are_put_together_where_all_axes_are_mapped_by_hand_and_only_there(as_on):
+    tree = {"a": jnp.ones(8), "b": jnp.ones((8, 3))}
+
+    def together(function):
+        return "stablehlo.concatenate" in jax.jit(function).lower(tree).as_text()
+
+    def mapped(axes):
+        return jax.shard_map(wc.global_norm, mesh=mesh_of(MESH), in_specs=P("data"), out_specs=P(), axis_names=axes)
+
+    for platform in ("cpu", "gpu"):
+        as_on(platform, devices=8)
+        assert together(mapped({"data", "model"}))
+        assert not together(mapped({"data"}))
+        assert not together(wc.global_norm)
 
 
 def test_a_map_without_types_asks_for_axis_name_and_names_the_axes_in_scope():
@@ -306,7 +332,8 @@ def test_one_bad_shard_makes_the_whole_update_bad():
         params, state = wc.apply_gradients(optimizer, ones, optimizer.init(tree), tree)
         return params, wc.metrics(state)
 
-    params, known = jax.shard_map(update, mesh=mesh_of(MESH), in_specs=(SPECS,), out_specs=(SPECS, P()))(tree)
+    mapped = jax.shard_map(update, mesh=mesh_of(MESH), in_specs=(SPECS,), out_specs=(SPECS, P()))
+    params, known = jax.jit(mapped)(tree)
     assert int(known["skipped_count"]) == 1
     chex.assert_trees_all_equal(params, jax.tree.map(jnp.ones_like, TREE))
 

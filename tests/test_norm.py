@@ -18,8 +18,6 @@ from jax.test_util import check_grads
 import warmclip_jax as wc
 from tests import reference
 from tests.compiled import readers
-from warmclip_jax import _norm
-from warmclip_jax._axes import Reduction
 
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
 
@@ -411,35 +409,14 @@ def test_the_derivative_along_a_direction_is_its_part_along_the_unit_vector(scal
 # The forms that this process would not choose: those for accelerators, and for a single device.
 
 
-def without_cache() -> Any:
-    """The norm of a list, as a function that no program was compiled for before."""
-    return jax.jit(lambda leaves: _norm.ScaledNorm(*_norm._parts((Reduction((), ()),) * len(leaves), leaves)).value)
+def lowered(tree: Any) -> Any:
+    return jax.jit(wc.global_norm).lower(tree)
 
 
-@pytest.fixture
-def as_on_accelerators(monkeypatch):
-    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *operands, default, **_: default(*operands))
-
-
-@pytest.fixture
-def as_on_one_device(monkeypatch):
-    monkeypatch.setattr(jax, "device_count", lambda: 1)
-    traced: Any = _norm._of_leaf
-    traced.clear_cache()  # for more devices
-    yield
-    traced.clear_cache()
-
-
-@pytest.fixture
-def as_on_one_accelerator(as_on_accelerators, as_on_one_device):
-    pass
-
-
-@pytest.mark.parametrize("form", ["as_on_accelerators", "as_on_one_device", "as_on_one_accelerator"])
+@pytest.mark.parametrize(("platform", "devices"), [("cpu", 1), ("gpu", 1), ("gpu", 8), ("tpu", 1), ("tpu", 8)])
 @pytest.mark.parametrize("dtype", [np.float32, np.complex64, np.float64])
-def test_every_form_is_right_over_the_whole_range(request, x64, form, dtype):
-    request.getfixturevalue(form)
-    norm = without_cache()
+def test_every_form_is_right_over_the_whole_range(as_on, x64, platform, devices, dtype):
+    as_on(platform, devices)
     info = np.finfo(dtype)
     step = 67 if dtype is np.float64 else 9
     for power in [*range(info.minexp, info.maxexp - 2, step), -61, -60, -30, 63, 64, info.maxexp - 3]:
@@ -447,37 +424,51 @@ def test_every_form_is_right_over_the_whole_range(request, x64, form, dtype):
         # A leaf of one entry is where a compiler may square the scale instead of the entry.
         tree = [(normal(0, (5,)) * 0.1 + 1).astype(dtype) * size, np.zeros(1, dtype), np.asarray(1.5 * size, dtype)]
         tolerance = FEW_ULP_64 if dtype is np.float64 else FEW_ULP
-        assert float(norm(tree)) == pytest.approx(reference.global_norm(tree), rel=tolerance, abs=0)
+        assert float(wc.global_norm(tree)) == pytest.approx(reference.global_norm(tree), rel=tolerance, abs=0)
     for bad in (math.nan, math.inf):
-        assert not np.isfinite(norm([np.array([1, bad], dtype)]))
-    assert float(norm([np.full(9, info.max)])) == math.inf
+        assert not np.isfinite(wc.global_norm([np.array([1, bad], dtype)]))
+    assert float(wc.global_norm([np.full(9, info.max)])) == math.inf
 
 
-def test_small_leaves_of_every_sort_are_packed_on_one_device(as_on_one_device):
-    norm = without_cache()
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_small_leaves_of_every_sort_are_packed_on_one_device(as_on, platform):
+    as_on(platform, devices=1)
     tree = [normal(seed, (1 + seed % 3, seed % 5), SHORT[seed % 4]) for seed in range(40)]
-    tree += [normal(50, (2**14,)), normal(51, (200, 100)), normal(52, ()), np.array([3e4], np.float16)]
-    assert float(norm(tree)) == pytest.approx(reference.global_norm(tree), rel=FEW_ULP)
-    program = str(norm.lower(tree).as_text())
-    assert program.count("stablehlo.concatenate") >= 4
+    tree += [normal(50, (2**17,)), normal(51, (400, 200)), normal(52, ()), np.array([3e4], np.float16)]
+    assert float(wc.global_norm(tree)) == pytest.approx(reference.global_norm(tree), rel=FEW_ULP)
+    assert lowered(tree).as_text().count("stablehlo.concatenate") >= 4
 
 
 @pytest.mark.parametrize("size", [1e-30, 1e30])
-def test_a_second_pass_counts_each_leaf_once(as_on_one_device, size):
+def test_a_second_pass_counts_each_leaf_once(as_on, size):
+    as_on("cpu", devices=1)
     tree = [normal(seed, (5000,)) * np.float32(size) for seed in range(70)]
-    assert float(without_cache()(tree)) == pytest.approx(reference.global_norm(tree), rel=FEW_ULP)
+    assert float(wc.global_norm(tree)) == pytest.approx(reference.global_norm(tree), rel=FEW_ULP)
 
 
 @pytest.mark.parametrize(("entries", "leaves"), [(10_000, 20), (10_000, 200), (70_000, 40)])
-def test_what_is_put_together_is_a_small_part_at_a_time(as_on_one_device, entries, leaves):
+def test_what_is_put_together_is_a_small_part_at_a_time(as_on, entries, leaves):
+    as_on("cpu", devices=1)
     tree = [np.zeros(entries, np.float32)] * leaves
-    memory = without_cache().lower(tree).compile().memory_analysis()
+    memory = lowered(tree).compile().memory_analysis()
     assert memory.temp_size_in_bytes < sum(leaf.nbytes for leaf in tree) / 10
 
 
-def test_one_accelerator_takes_all_three_sums_in_one_pass(as_on_one_accelerator):
-    tree = [np.ones((4, 5), np.float32), np.ones(7, np.float32)]
-    assert str(without_cache().lower(tree).as_text()).count("stablehlo.reduce(") == len(tree) + 3  # and one over leaves, each
+@pytest.mark.parametrize(("platform", "read"), [("gpu", 2), ("tpu", 4)])
+def test_one_accelerator_takes_all_three_sums_in_one_pass_and_a_gpu_those_of_small_leaves_too(as_on, platform, read):
+    as_on(platform, devices=1)
+    tree = [np.ones(shape, np.float32) for shape in ((4, 5), 7, 2**16, 2**16 + 1)]
+    assert lowered(tree).as_text().count("stablehlo.reduce(") == read + 3  # three over those of the leaves
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_nothing_is_put_together_for_devices_that_are_elsewhere(as_on, platform):
+    as_on(platform, devices=1)
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    tree = [jax.ShapeDtypeStruct((8 * size,), np.float32, sharding=sharding) for size in (1, 2)]
+    assert "concatenate" not in lowered(tree).as_text()
+    assert "all-gather" not in lowered(tree).compile().as_text()
 
 
 # What it costs: the structure of the compiled program, not its time.

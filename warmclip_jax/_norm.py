@@ -6,7 +6,6 @@ shows that this is needed, which costs an ordinary gradient nothing.
 """
 
 import functools
-from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -16,12 +15,16 @@ from jax import lax
 
 from warmclip_jax._axes import AxisName, Reduction, reductions
 
-#: Leaves of fewer entries are copied together to be read: up to four times faster, while from 2^13 entries on it is slower.
+#: Leaves of so many entries at most are copied together to be read: up to four times faster, while from 2^13 on it is slower.
 _SMALL = 2**12
-#: The same in a second pass, which is seldom taken: there it is for the time to compile, with one part in `_PARTS` at a time.
+#: The same on GPUs, which start fewer kernels for it, and in a second pass, which is seldom taken: there it is for the time to
+#: compile, with one part in `_PARTS` at a time.
 _MIDDLE, _PARTS = 2**16, 16
 #: How many of them are put together: one kernel that reads a thousand takes seconds to compile, equal ones are compiled once.
 _TOGETHER = 32
+
+#: Arrays, each with how the sum over it goes on over the devices.
+_Summands = list[tuple[Reduction, jax.Array]]
 
 
 class ScaledNorm(NamedTuple):
@@ -124,9 +127,13 @@ def _parts(per_leaf: tuple[Reduction, ...], leaves: list[jax.Array]) -> tuple[ja
     dtype = accumulation_dtype(leaves)
     if not leaves:
         return jnp.zeros((), dtype), jnp.ones((), dtype)
-    # Accelerators turn so small a branch into a select and would always run both passes one after the other.
+    pairs = list(zip(per_leaf, leaves, strict=True))
+    # Accelerators turn so small a branch into a select and would always run both passes one after the other. GPUs put leaves
+    # together while they read them, where TPUs would write what is put together.
     total, scale = lax.platform_dependent(
-        cpu=lambda: _second_pass_if_needed(per_leaf, leaves, dtype), default=lambda: _all_scales(per_leaf, leaves, dtype)
+        cpu=lambda: _second_pass_if_needed(_packed(pairs, _SMALL), dtype),
+        tpu=lambda: _all_scales(pairs, dtype),
+        default=lambda: _all_scales(_packed(pairs, _MIDDLE), dtype),
     )
     return jnp.sqrt(total), scale
 
@@ -154,24 +161,18 @@ def _parts_jvp(per_leaf: tuple[Reduction, ...], primals: Any, tangents: Any) -> 
 _jitted_parts = jax.jit(_parts, static_argnums=0, inline=True)
 
 
-def _second_pass_if_needed(
-    per_leaf: tuple[Reduction, ...], leaves: list[jax.Array], dtype: np.dtype
-) -> tuple[jax.Array, jax.Array]:
+def _second_pass_if_needed(leaves: _Summands, dtype: np.dtype) -> tuple[jax.Array, jax.Array]:
     """The sum at the one of the scales 1, `up` and `down` that keeps it in range, and that scale; seldom reads twice."""
     limits = _Range.of(dtype)
-    packed = [
-        (reduction, _joined(group))
-        for reduction, group in _groups(zip(per_leaf, leaves, strict=True), _SMALL, _TOGETHER * _SMALL)
-    ]
-    (plain,) = _sums_of_squares(packed, (None,), dtype)
+    (plain,) = _sums_of_squares(leaves, (None,), dtype)
     fits = (plain >= limits.low) & (plain < jnp.inf)
     scale = jnp.where(fits, 1, jnp.where(plain < limits.low, limits.up, limits.down)).astype(dtype)
-    return lax.cond(fits, lambda: plain, lambda: _one_by_one(packed, scale)), scale
+    return lax.cond(fits, lambda: plain, lambda: _one_by_one(leaves, scale)), scale
 
 
-def _one_by_one(leaves: list[tuple[Reduction, jax.Array]], scale: jax.Array) -> jax.Array:
+def _one_by_one(leaves: _Summands, scale: jax.Array) -> jax.Array:
     """The sum of the squares of all entries, each times a scale: in few kernels, and with little memory at a time."""
-    sums: list[tuple[Reduction, jax.Array]] = []
+    sums: _Summands = []
     for reduction, group in _groups(leaves, _MIDDLE, sum(leaf.size for _, leaf in leaves) // _PARTS):
         if len(group) > 1 and sums and sums[-1][0] == reduction:
             # A zero that has to wait for the group before. Otherwise all groups would be put together before one is read.
@@ -180,24 +181,30 @@ def _one_by_one(leaves: list[tuple[Reduction, jax.Array]], scale: jax.Array) -> 
     return _summed(sums)
 
 
-def _all_scales(per_leaf: tuple[Reduction, ...], leaves: list[jax.Array], dtype: np.dtype) -> tuple[jax.Array, jax.Array]:
+def _all_scales(leaves: _Summands, dtype: np.dtype) -> tuple[jax.Array, jax.Array]:
     """The same without a branch: the sums at all three scales, of entries that are read once."""
     limits = _Range.of(dtype)
     # Hidden from the compiler, which turns (x * up) * (x * up) of a single number into x * x * up^2, and up^2 is inf.
     up, down = lax.optimization_barrier((jnp.asarray(limits.up), jnp.asarray(limits.down)))
-    plain, raised, lowered = _sums_of_squares(zip(per_leaf, leaves, strict=True), (None, up, down), dtype)
+    plain, raised, lowered = _sums_of_squares(leaves, (None, up, down), dtype)
     small, fits = plain < limits.low, plain < jnp.inf
     scale = jnp.where(small, limits.up, jnp.where(fits, 1, limits.down)).astype(dtype)
     return jnp.where(small, raised, jnp.where(fits, plain, lowered)), scale
 
 
-def _sums_of_squares(
-    leaves: Iterable[tuple[Reduction, jax.Array]], scales: tuple[jax.Array | None, ...], dtype: np.dtype
-) -> list[jax.Array]:
+def _sums_of_squares(leaves: _Summands, scales: tuple[jax.Array | None, ...], dtype: np.dtype) -> list[jax.Array]:
     """The sums of the squares of all entries, each times a scale (None: as they are): one sum for each scale."""
     # Not vdot or ravel: those reshape, which an explicitly sharded leaf may refuse.
-    of_leaves = [(reduction, _of_leaf(leaf, scales, dtype)) for reduction, leaf in leaves]
-    return [_summed([(reduction, sums[index]) for reduction, sums in of_leaves]) for index in range(len(scales))]
+    alike: dict[tuple[Reduction, tuple[int, ...]], list[list[jax.Array]]] = {}
+    for reduction, leaf in leaves:
+        # Leaves of one shape are mostly sharded in one way. Added first, they are one number to communicate.
+        shape = leaf.shape if _may_be_sharded(leaf) else ()
+        alike.setdefault((reduction, shape), []).append(_of_leaf(leaf, scales, dtype))
+    by_shape = sorted(alike.items(), key=lambda item: item[0][1])
+    return [
+        _summed([(reduction, _added([sums[index] for sums in of_leaves])) for (reduction, _), of_leaves in by_shape])
+        for index in range(len(scales))
+    ]
 
 
 @functools.partial(jax.jit, static_argnums=2)
@@ -214,27 +221,31 @@ def _of_leaf(leaf: jax.Array, scales: tuple[jax.Array | None, ...], dtype: np.dt
 
 
 def _sums(squares: list[jax.Array]) -> list[jax.Array]:
-    """The sum of each of some arrays of one shape: on a single GPU one kernel, where separate sums would be two or three."""
-    if len(squares) == 1 or _may_be_sharded():
+    """The sum of each of some arrays of one shape: on a GPU one kernel, where separate sums would be two or three."""
+    if len(squares) == 1 or _may_be_sharded(squares[0]):
         return [jnp.sum(square) for square in squares]
     zeros = [jnp.zeros((), square.dtype) for square in squares]
     return lax.reduce(squares, zeros, lambda left, right: jax.tree.map(jnp.add, left, right), range(squares[0].ndim))
 
 
-def _may_be_sharded() -> bool:
+def _may_be_sharded(array: jax.Array) -> bool:
     """Whether the compiler may have to gather what is concatenated, or reduced in another way than by a sum."""
-    return jax.device_count() > 1
+    mesh = jax.typeof(array).sharding.mesh
+    if mesh.axis_names and set(mesh.manual_axes) == set(mesh.axis_names):
+        return False  # it is a shard itself
+    # Not every type knows its mesh, and a program can be compiled for devices that are elsewhere.
+    return mesh.size > 1 or jax.device_count() > 1
 
 
-def _groups(leaves: Iterable[tuple[Reduction, jax.Array]], size: int, most: int) -> list[tuple[Reduction, list[jax.Array]]]:
-    """The leaves, those below `size` entries in groups of one sort with `most` at most: instructions take time to compile.
+def _groups(leaves: _Summands, size: int, most: int) -> list[tuple[Reduction, list[jax.Array]]]:
+    """The leaves, those of `size` entries at most in groups of one sort with `most` at most: instructions take time to compile.
 
     Alone where something may be sharded: the compiler might have to gather what is put together.
     """
     alone: list[tuple[Reduction, list[jax.Array]]] = []
     sorts: dict[tuple[Reduction, Any], list[jax.Array]] = {}
     for reduction, leaf in leaves:
-        if leaf.size < size and not _may_be_sharded():
+        if leaf.size <= size and not _may_be_sharded(leaf):
             sorts.setdefault((reduction, leaf.dtype), []).append(leaf)
         else:
             alone.append((reduction, [leaf]))
@@ -246,6 +257,10 @@ def _groups(leaves: Iterable[tuple[Reduction, jax.Array]], size: int, most: int)
     ]
 
 
+def _packed(leaves: _Summands, size: int) -> _Summands:
+    return [(reduction, _joined(group)) for reduction, group in _groups(leaves, size, _TOGETHER * size)]
+
+
 def _joined(group: list[jax.Array]) -> jax.Array:
     return group[0] if len(group) == 1 else jnp.concatenate([leaf.ravel() for leaf in group])
 
@@ -255,7 +270,7 @@ def _real_parts(leaf: jax.Array, dtype: np.dtype) -> list[jax.Array]:
     return [part.astype(dtype) for part in parts]
 
 
-def _summed(sums: Iterable[tuple[Reduction, jax.Array]]) -> jax.Array:
+def _summed(sums: _Summands) -> jax.Array:
     """The sum over all leaves and all their shards: one `psum` for each distinct set of axes."""
     groups: dict[tuple[str, ...], list[jax.Array]] = {}
     for reduction, value in sums:
@@ -268,5 +283,10 @@ def _size(axes: tuple[str, ...]) -> int:
 
 
 def _added(values: list[jax.Array]) -> jax.Array:
-    # Stacked and summed rather than added in turn: the rounding grows with the logarithm of the number of leaves.
-    return values[0] if len(values) == 1 else jnp.sum(jnp.stack(values))
+    """The sum of scalars. Not added in turn: the rounding grows with the logarithm of their number."""
+    if len(values) > 1 and not _may_be_sharded(values[0]):
+        return jnp.sum(jnp.stack(values))
+    # In pairs, so that XLA can add the sums of shards before it communicates them.
+    while len(values) > 1:
+        values = [*map(jnp.add, values[::2], values[1::2]), *values[len(values) // 2 * 2 :]]
+    return values[0]

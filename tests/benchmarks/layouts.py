@@ -44,42 +44,41 @@ def peers():
 
 
 def compiled(target):
-    """The facts of the step without a clip, with optax's and with ours."""
-    command, environment = aot_worker.command(target, "none", "optax", "ours")
+    """The facts of the step with each clip, by its name."""
+    names = list(aot_worker.optimizers())
+    command, environment = aot_worker.command(target, *names)
     run = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True)
-    return [json.loads(line) for line in run.stdout.splitlines() if line.startswith("{")]
+    return dict(zip(names, (json.loads(line) for line in run.stdout.splitlines() if line.startswith("{")), strict=True))
 
 
-def count(facts, *operations):
-    return sum(len(facts["communicated"].get(operation, ())) for operation in operations)
+def communications(*operations):
+    """How many of these operations a program has, of what `communicated` found there."""
+    return lambda communicated: str(sum(len(communicated.get(operation, ())) for operation in operations))
 
 
-def gigabytes(accessed):
-    """What the compiler reckons that a program reads and writes; not every compiler says."""
-    return "-" if accessed is None else f"{accessed / 1e9:.2f}"
+#: Title of a column; of which programs; what of each; and as which text.
+COLUMNS = (
+    ("all-reduces", ("none", "optax", "ours"), "communicated", communications("all-reduce")),
+    ("gathers", ("ours", "pipeline"), "communicated", communications(*GATHERS)),
+    ("fusions", ("none", "bare", "optax", "ours", "pipeline"), "fusions", str),
+    ("GB accessed by a device", ("none", "optax", "ours", "pipeline"), "bytes_accessed", lambda size: f"{size / 1e9:.2f}"),
+    ("MB of temporaries", ("optax", "ours", "optax_skip", "pipeline"), "temporary_bytes", lambda size: f"{size / 1e6:,.0f}"),
+    ("compile seconds", ("none", "optax", "ours", "pipeline"), "seconds", lambda seconds: f"{seconds:.1f}"),
+)
 
 
 def main():
     print("| norm of a replicated bias and a kernel in 8 shards, inside `shard_map` | |\n|---|---|")
     for name, norm in peers().items():
         print(f"| {name} | {norm:.4f} |")
-    leaves = len(aot_worker.gpt2_like(1))
-    print(
-        "\n| target | mesh | leaves | all-reduces of scalars added (optax) | gathers | fusions: none, optax, ours "
-        "| compile seconds: none, optax, ours | GB accessed by a device: none, optax, ours |\n|---|---|---|---|---|---|---|---|"
-    )
+    print(f"\nAdamW over {len(aot_worker.gpt2_like(1))} leaves:\n")
+    titles = [f"{title}: {', '.join(names)}" for title, names, _, _ in COLUMNS]
+    print(f"| target | mesh | {' | '.join(titles)} |\n|---|---|{'---|' * len(titles)}")
     for name, target in aot_worker.TARGETS.items():
-        if not any(importlib.util.find_spec(module) for module in COMPILERS[target.platform]):
-            continue
-        plain, by_optax, ours = three = compiled(target)
-        added, added_by_optax = (count(facts, "all-reduce") - count(plain, "all-reduce") for facts in (ours, by_optax))
-        fusions, seconds = ", ".join(str(f["fusions"]) for f in three), ", ".join(f"{f['seconds']:.1f}" for f in three)
-        accessed = ", ".join(gigabytes(f["bytes_accessed"]) for f in three)
-        mesh, gathers = " x ".join(map(str, target.mesh)), count(ours, *GATHERS)
-        print(
-            f"| {name} | {mesh} | {leaves} | {added} ({added_by_optax}) | {gathers} | {fusions} | {seconds} | {accessed} |",
-            flush=True,
-        )
+        if any(importlib.util.find_spec(module) for module in COMPILERS[target.platform]):
+            facts = compiled(target)
+            cells = [", ".join(text(facts[of][key]) for of in names) for _, names, key, text in COLUMNS]
+            print(f"| {name} | {' x '.join(map(str, target.mesh))} | {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":
