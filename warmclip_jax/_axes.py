@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 from jax import lax
-from jax.sharding import PartitionSpec
+from jax.sharding import AbstractMesh, PartitionSpec
 
 #: What a caller can say: nothing, a name, a tuple of names, or a pytree prefix of `PartitionSpec`s.
 AxisName = Any
@@ -63,6 +63,16 @@ def check_axis_name(axis_name: AxisName) -> AxisName:
 def manual_axes() -> tuple[str, ...]:
     """The mesh axes that the code being traced is mapped over by hand, in `shard_map` or `pmap`."""
     return tuple(jax.sharding.get_abstract_mesh().manual_axes)
+
+
+def explicit_mesh(leaves: Sequence[Any]) -> AbstractMesh | None:
+    """The one mesh that the leaves are sharded over, where each says in its type how. Otherwise None."""
+    shardings = [jax.typeof(leaf).sharding for leaf in leaves]
+    meshes = {sharding.mesh for sharding in shardings if sharding.mesh.axis_names}
+    if len(meshes) != 1 or any(sharding.spec.unreduced for sharding in shardings):
+        return None
+    (mesh,) = meshes
+    return mesh if set(mesh.explicit_axes) == set(mesh.axis_names) else None
 
 
 def _typed(manual: Sequence[str]) -> bool:

@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import PartitionSpec
 
-from warmclip_jax._axes import AxisName, Reduction, reductions
+from warmclip_jax._axes import AxisName, Reduction, explicit_mesh, reductions
 
 #: Leaves of so many entries at most are copied together to be read: up to four times faster, while from 2^13 on it is slower.
 _SMALL = 2**12
@@ -127,6 +128,16 @@ def _parts(per_leaf: tuple[Reduction, ...], leaves: list[jax.Array]) -> tuple[ja
     dtype = accumulation_dtype(leaves)
     if not leaves:
         return jnp.zeros((), dtype), jnp.ones((), dtype)
+    mesh = explicit_mesh(leaves)
+    if mesh is not None:
+        # Left to the compiler, the sum of each leaf would be communicated, and no two leaves could be read together.
+        mapped = jax.shard_map(
+            lambda shards: _parts(tuple(reductions(shards, None)), shards),
+            mesh=mesh,
+            in_specs=([jax.typeof(leaf).sharding.spec for leaf in leaves],),
+            out_specs=PartitionSpec(),
+        )
+        return mapped(leaves)
     pairs = list(zip(per_leaf, leaves, strict=True))
     # Accelerators turn so small a branch into a select and would always run both passes one after the other. GPUs put leaves
     # together while they read them, where TPUs would write what is put together.
@@ -230,11 +241,11 @@ def _sums(squares: list[jax.Array]) -> list[jax.Array]:
 
 def _may_be_sharded(array: jax.Array) -> bool:
     """Whether the compiler may have to gather what is concatenated, or reduced in another way than by a sum."""
-    mesh = jax.typeof(array).sharding.mesh
-    if mesh.axis_names and set(mesh.manual_axes) == set(mesh.axis_names):
-        return False  # it is a shard itself
+    sharding = jax.typeof(array).sharding
+    if sharding.mesh.axis_names and not sharding.mesh.auto_axes:
+        return any(sharding.spec)  # by hand, a shard is whole
     # Not every type knows its mesh, and a program can be compiled for devices that are elsewhere.
-    return mesh.size > 1 or jax.device_count() > 1
+    return sharding.mesh.size > 1 or jax.device_count() > 1
 
 
 def _groups(leaves: _Summands, size: int, most: int) -> list[tuple[Reduction, list[jax.Array]]]:
