@@ -1,7 +1,8 @@
-"""What a real compiler makes of one training step: `python -m tests.aot_worker PLATFORM TOPOLOGY FSDP TENSOR WIDTH CLIP...`.
+"""What a real compiler makes of one training step.
 
-Prints a line of JSON for each CLIP, a name in `optimizers()`. No accelerator is needed, only its compiler. It runs in a process
-of its own, because the environment of a process decides which compilers it has.
+`python -m tests.aot_worker PLATFORM TOPOLOGY FSDP TENSOR WIDTH AXES CLIP...`: the fields of a `Target`, and names in
+`optimizers()`, for each of which it prints a line of JSON. No accelerator is needed, only its compiler. It runs in a process of
+its own, because the environment of a process decides which compilers it has.
 """
 
 import json
@@ -35,15 +36,19 @@ class Target(NamedTuple):
     topology: str
     mesh: tuple[int, int]  # fully sharded x tensor parallel
     width: int
+    axes: str = "Auto"  # the type of the mesh's axes
 
 
 TARGETS = {
     "TPU v5e:16x16": Target("tpu", "v5e:16x16", (32, 8), 65536),
+    "TPU v5e:16x16, explicit": Target("tpu", "v5e:16x16", (32, 8), 65536, "Explicit"),
     "TPU v4:8x8x8": Target("tpu", "v4:8x8x8", (128, 8), 131072),
     "TPU v6e:4x4": Target("tpu", "v6e:4x4", (8, 2), 16384),
     "1 H100": Target("cuda", "1x1x1", (1, 1), 4096),
     "8 H100": Target("cuda", "1x1x8", (4, 2), 8192),
+    "8 H100, explicit": Target("cuda", "1x1x8", (4, 2), 8192, "Explicit"),
     "128 H100": Target("cuda", "2x8x8", (16, 8), 32768),
+    "128 H100, explicit": Target("cuda", "2x8x8", (16, 8), 32768, "Explicit"),
 }
 #: What the process needs before it starts.
 ENVIRONMENT = {
@@ -89,10 +94,10 @@ def optimizers():
     }
 
 
-def lowered(clip, devices, shape, width):
+def lowered(clip, devices, shape, width, axes):
     """The whole optimizer step, donated; ours with their metrics."""
     optimizer = optimizers()[clip]
-    mesh = Mesh(np.array(devices).reshape(shape), ("fsdp", "tp"), axis_types=(AxisType.Auto,) * 2)
+    mesh = Mesh(np.array(devices).reshape(shape), ("fsdp", "tp"), axis_types=(AxisType[axes],) * 2)
     tree = gpt2_like(width)
     specs = {name: spec for name, (_, spec) in tree.items()}
     params = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, (shape, _) in tree.items()}
@@ -164,17 +169,17 @@ def devices_of(platform, topology):
     return topologies.get_topology_desc(platform=platform, **options).devices
 
 
-def main(platform, topology, fsdp, tensor, width, *clips):
+def main(platform, topology, fsdp, tensor, width, axes, *clips):
     devices = devices_of(platform, topology)
     for clip in clips:
         start = time.monotonic()
-        compiled = lowered(clip, devices, (int(fsdp), int(tensor)), int(width)).compile()
+        compiled = lowered(clip, devices, (int(fsdp), int(tensor)), int(width), axes).compile()
         print(json.dumps({"clip": clip, **facts(compiled, time.monotonic() - start)}), flush=True)
 
 
 def command(target, *clips):
     """Arguments and environment of the process that compiles for `target`."""
-    arguments = [target.platform, target.topology, *target.mesh, target.width, *clips]
+    arguments = [target.platform, target.topology, *target.mesh, target.width, target.axes, *clips]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", **ENVIRONMENT[target.platform]}
     return [sys.executable, "-m", "tests.aot_worker", *map(str, arguments)], environment
 

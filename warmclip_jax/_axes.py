@@ -66,10 +66,9 @@ def manual_axes() -> tuple[str, ...]:
 
 
 def explicit_mesh(leaves: Sequence[Any]) -> AbstractMesh | None:
-    """The one mesh that the leaves are sharded over, where each says in its type how. Otherwise None."""
-    shardings = [jax.typeof(leaf).sharding for leaf in leaves]
-    meshes = {sharding.mesh for sharding in shardings if sharding.mesh.axis_names}
-    if len(meshes) != 1 or any(sharding.spec.unreduced for sharding in shardings):
+    """The mesh that the leaves are sharded over, where the type of each says how. None where it does not, or there is none."""
+    meshes = {mesh for leaf in leaves if (mesh := jax.typeof(leaf).sharding.mesh).axis_names}
+    if len(meshes) != 1:
         return None
     (mesh,) = meshes
     return mesh if set(mesh.explicit_axes) == set(mesh.axis_names) else None

@@ -243,7 +243,7 @@ def _may_be_sharded(array: jax.Array) -> bool:
     """Whether the compiler may have to gather what is concatenated, or reduced in another way than by a sum."""
     sharding = jax.typeof(array).sharding
     if sharding.mesh.axis_names and not sharding.mesh.auto_axes:
-        return any(sharding.spec)  # by hand, a shard is whole
+        return any(sharding.spec.partitions)  # none of a shard's, where all axes are mapped by hand
     # Not every type knows its mesh, and a program can be compiled for devices that are elsewhere.
     return sharding.mesh.size > 1 or jax.device_count() > 1
 
