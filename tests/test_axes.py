@@ -160,6 +160,20 @@ def test_a_vmap_over_a_mesh_of_explicit_axes_gives_the_norm_of_each(axis):
     np.testing.assert_allclose(norms, np.linalg.norm(np.asarray(leaf), axis=1 - axis), rtol=1e-6)
 
 
+def test_a_gradient_whose_sum_is_still_to_come_is_an_error():
+    mesh = mesh_of((8,), AxisType.Explicit)
+    parts = [
+        jax.device_put(jnp.ones(shape), NamedSharding(mesh, spec))
+        for shape, spec in (((4, 8), P(None, "data")), ((8, 4), P("data")))
+    ]
+
+    def norm(left, right):
+        return wc.global_norm({"kernel": jnp.einsum("ij,jk->ik", left, right, out_sharding=P(unreduced=frozenset({"data"})))})
+
+    with jax.set_mesh(mesh), pytest.raises(ValueError, match=r"must be summed before .* got .*'data' is still"):
+        jax.jit(norm)(*parts)
+
+
 def test_leaves_that_have_no_mesh_go_with_those_on_explicit_axes():
     sharded = jax.device_put(jnp.ones((8, 8)), NamedSharding(mesh_of(MESH, AxisType.Explicit), P("data", "model")))
     assert float(wc.global_norm([sharded, jnp.ones(8), np.ones(9, np.float32)])) == 9.0

@@ -23,12 +23,14 @@ def reductions(tree: Any, axis_name: AxisName) -> list[Reduction]:
 
     Raises:
       TypeError: for an `axis_name` of another form.
-      ValueError: where the type of a leaf cannot tell and `axis_name` does not say, names an axis that is not in scope, or
-        names one that a leaf's type says it does not vary over.
+      ValueError: where the type of a leaf says that its sum is still to come; where it cannot tell and `axis_name` does not
+        say, names an axis that is not in scope, or names one that a leaf's type says it does not vary over.
     """
     check_axis_name(axis_name)
     manual = manual_axes()
     leaves = jax.tree.leaves(tree)
+    for leaf in leaves:
+        _check_summed(leaf)
     if not leaves:
         return []
     if axis_name is None:
@@ -63,6 +65,17 @@ def check_axis_name(axis_name: AxisName) -> AxisName:
 def manual_axes() -> tuple[str, ...]:
     """The mesh axes that the code being traced is mapped over by hand, in `shard_map` or `pmap`."""
     return tuple(jax.sharding.get_abstract_mesh().manual_axes)
+
+
+def _check_summed(leaf: Any) -> None:
+    kind = jax.typeof(leaf)
+    unreduced = kind.sharding.spec.unreduced | kind.manual_axis_type.unreduced
+    if unreduced:
+        raise ValueError(
+            f"gradients must be summed before they are measured; got one of type {kind}, whose sum over "
+            f"{', '.join(map(repr, sorted(unreduced)))} is still to come. Take it first: "
+            "jax.sharding.reshard(leaf, PartitionSpec(...))."
+        )
 
 
 def explicit_mesh(leaves: Sequence[Any]) -> AbstractMesh | None:

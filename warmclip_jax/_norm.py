@@ -78,8 +78,8 @@ def global_norm(tree: Any, *, axis_name: AxisName = None) -> jax.Array:
       axis_name: only inside `shard_map(check_vma=False)` and `pmap`, where types do not tell how leaves are sharded: an axis
         name or a tuple of them for every leaf (`()`: the same on every device), or a pytree prefix with `PartitionSpec`
         leaves, in which axes that are left to the compiler may stand too. Elsewhere it is known: under `jit` by the compiler,
-        inside `shard_map` by the type of each leaf. A map with types inside of one without cannot know the outer axes, and
-        this cannot be seen: use types in both.
+        inside `shard_map` and on explicit axes by the type of each leaf. A map with types inside of one without cannot know
+        the outer axes, and this cannot be seen: use types in both.
 
     Returns:
       A scalar, float32 (float64 when there is a float64 leaf): 0 for an empty tree, not finite when an entry is not. It is inf
@@ -87,8 +87,8 @@ def global_norm(tree: Any, *, axis_name: AxisName = None) -> jax.Array:
       1.18e-38) as zero, so they add nothing.
 
     Raises:
-      ValueError: where the sharding of a leaf is not known and `axis_name` does not say it, or contradicts its type. That a
-        leaf is sharded as `axis_name` says is not checked in a map without types.
+      ValueError: where the sharding of a leaf is not known and `axis_name` does not say it, or contradicts its type; for a
+        leaf that is unreduced. That a leaf is sharded as `axis_name` says is not checked in a map without types.
 
     >>> import jax.numpy as jnp
     >>> import warmclip_jax as wc
