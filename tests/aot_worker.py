@@ -1,8 +1,7 @@
-"""What a real compiler makes of one training step.
+"""What a real compiler makes of one training step: `python -m tests.aot_worker PLATFORM TOPOLOGY FSDP TENSOR WIDTH CLIP...`.
 
-`python -m tests.aot_worker PLATFORM TOPOLOGY FSDP TENSOR WIDTH AXES CLIP...`: the fields of a `Target`, and names in
-`optimizers()`, for each of which it prints a line of JSON. No accelerator is needed, only its compiler. It runs in a process of
-its own, because the environment of a process decides which compilers it has.
+Prints a line of JSON for each CLIP, a name in `optimizers()`. No accelerator is needed, only its compiler. It runs in a process
+of its own, because the environment of a process decides which compilers it has.
 """
 
 import json
@@ -36,19 +35,15 @@ class Target(NamedTuple):
     topology: str
     mesh: tuple[int, int]  # fully sharded x tensor parallel
     width: int
-    axes: str = "Auto"  # the type of the mesh's axes
 
 
 TARGETS = {
     "TPU v5e:16x16": Target("tpu", "v5e:16x16", (32, 8), 65536),
-    "TPU v5e:16x16, explicit": Target("tpu", "v5e:16x16", (32, 8), 65536, "Explicit"),
     "TPU v4:8x8x8": Target("tpu", "v4:8x8x8", (128, 8), 131072),
     "TPU v6e:4x4": Target("tpu", "v6e:4x4", (8, 2), 16384),
     "1 H100": Target("cuda", "1x1x1", (1, 1), 4096),
     "8 H100": Target("cuda", "1x1x8", (4, 2), 8192),
-    "8 H100, explicit": Target("cuda", "1x1x8", (4, 2), 8192, "Explicit"),
     "128 H100": Target("cuda", "2x8x8", (16, 8), 32768),
-    "128 H100, explicit": Target("cuda", "2x8x8", (16, 8), 32768, "Explicit"),
 }
 #: What the process needs before it starts.
 ENVIRONMENT = {
@@ -94,10 +89,10 @@ def optimizers():
     }
 
 
-def lowered(clip, devices, shape, width, axes):
+def lowered(clip, devices, shape, width):
     """The whole optimizer step, donated; ours with their metrics."""
     optimizer = optimizers()[clip]
-    mesh = Mesh(np.array(devices).reshape(shape), ("fsdp", "tp"), axis_types=(AxisType[axes],) * 2)
+    mesh = Mesh(np.array(devices).reshape(shape), ("fsdp", "tp"), axis_types=(AxisType.Auto,) * 2)
     tree = gpt2_like(width)
     specs = {name: spec for name, (_, spec) in tree.items()}
     params = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, (shape, _) in tree.items()}
@@ -136,9 +131,8 @@ def host_traffic(text):
 def bytes_accessed(compiled):
     """What XLA reckons that a program reads and writes."""
     analysis = compiled.cost_analysis()
-    if (
-        analysis is None
-    ):  # the compiler of a GPU that is not there leaves it to us, and nothing public does it for what is compiled
+    if analysis is None:
+        # The compiler of a GPU that is not there leaves it to us, and nothing public does it for what is compiled.
         from jaxlib import _jax  # pyright: ignore[reportAttributeAccessIssue]
 
         (module,) = compiled.runtime_executable().hlo_modules()
@@ -169,17 +163,17 @@ def devices_of(platform, topology):
     return topologies.get_topology_desc(platform=platform, **options).devices
 
 
-def main(platform, topology, fsdp, tensor, width, axes, *clips):
+def main(platform, topology, fsdp, tensor, width, *clips):
     devices = devices_of(platform, topology)
     for clip in clips:
         start = time.monotonic()
-        compiled = lowered(clip, devices, (int(fsdp), int(tensor)), int(width), axes).compile()
+        compiled = lowered(clip, devices, (int(fsdp), int(tensor)), int(width)).compile()
         print(json.dumps({"clip": clip, **facts(compiled, time.monotonic() - start)}), flush=True)
 
 
 def command(target, *clips):
     """Arguments and environment of the process that compiles for `target`."""
-    arguments = [target.platform, target.topology, *target.mesh, target.width, target.axes, *clips]
+    arguments = [target.platform, target.topology, *target.mesh, target.width, *clips]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", **ENVIRONMENT[target.platform]}
     return [sys.executable, "-m", "tests.aot_worker", *map(str, arguments)], environment
 

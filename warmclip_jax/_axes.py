@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 from jax import lax
-from jax.sharding import AbstractMesh, PartitionSpec
+from jax.sharding import PartitionSpec
 
 #: What a caller can say: nothing, a name, a tuple of names, or a pytree prefix of `PartitionSpec`s.
 AxisName = Any
@@ -74,17 +74,8 @@ def _check_summed(leaf: Any) -> None:
         raise ValueError(
             f"gradients must be summed before they are measured; got one of type {kind}, whose sum over "
             f"{', '.join(map(repr, sorted(unreduced)))} is still to come. Take it first: "
-            "jax.sharding.reshard(leaf, PartitionSpec(...))."
+            "jax.lax.psum inside of a map, jax.sharding.reshard elsewhere."
         )
-
-
-def explicit_mesh(leaves: Sequence[Any]) -> AbstractMesh | None:
-    """The mesh that the leaves are sharded over, where the type of each says how. None where it does not, or there is none."""
-    meshes = {mesh for leaf in leaves if (mesh := jax.typeof(leaf).sharding.mesh).axis_names}
-    if len(meshes) != 1:
-        return None
-    (mesh,) = meshes
-    return mesh if set(mesh.explicit_axes) == set(mesh.axis_names) else None
 
 
 def _typed(manual: Sequence[str]) -> bool:

@@ -12,9 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import PartitionSpec
 
-from warmclip_jax._axes import AxisName, Reduction, explicit_mesh, reductions
+from warmclip_jax._axes import AxisName, Reduction, reductions
 
 #: Leaves of so many entries at most are copied together to be read: up to four times faster, while from 2^13 on it is slower.
 _SMALL = 2**12
@@ -78,8 +77,8 @@ def global_norm(tree: Any, *, axis_name: AxisName = None) -> jax.Array:
       axis_name: only inside `shard_map(check_vma=False)` and `pmap`, where types do not tell how leaves are sharded: an axis
         name or a tuple of them for every leaf (`()`: the same on every device), or a pytree prefix with `PartitionSpec`
         leaves, in which axes that are left to the compiler may stand too. Elsewhere it is known: under `jit` by the compiler,
-        inside `shard_map` and on explicit axes by the type of each leaf. A map with types inside of one without cannot know
-        the outer axes, and this cannot be seen: use types in both.
+        inside `shard_map` by the type of each leaf. A map with types inside of one without cannot know the outer axes, and
+        this cannot be seen: use types in both.
 
     Returns:
       A scalar, float32 (float64 when there is a float64 leaf): 0 for an empty tree, not finite when an entry is not. It is inf
@@ -128,16 +127,6 @@ def _parts(per_leaf: tuple[Reduction, ...], leaves: list[jax.Array]) -> tuple[ja
     dtype = accumulation_dtype(leaves)
     if not leaves:
         return jnp.zeros((), dtype), jnp.ones((), dtype)
-    mesh = explicit_mesh(leaves)
-    if mesh is not None:
-        # Left to the compiler, the sum of each leaf would be communicated, and no two leaves could be read together.
-        mapped = jax.shard_map(
-            lambda shards: _parts(tuple(reductions(shards, None)), shards),
-            mesh=mesh,
-            in_specs=([jax.typeof(leaf).sharding.spec for leaf in leaves],),
-            out_specs=PartitionSpec(),
-        )
-        return mapped(leaves)
     pairs = list(zip(per_leaf, leaves, strict=True))
     # Accelerators turn so small a branch into a select and would always run both passes one after the other. GPUs put leaves
     # together while they read them, where TPUs would write what is put together.
@@ -208,7 +197,8 @@ def _sums_of_squares(leaves: _Summands, scales: tuple[jax.Array | None, ...], dt
     # Not vdot or ravel: those reshape, which an explicitly sharded leaf may refuse.
     alike: dict[tuple[Reduction, tuple[int, ...]], list[list[jax.Array]]] = {}
     for reduction, leaf in leaves:
-        # Leaves of one shape are mostly sharded in one way. Added first, they are one number to communicate.
+        # Leaves of one shape are mostly sharded in one way. Added first, they are one number to communicate; and sorted, those
+        # of two shapes more often are.
         shape = leaf.shape if _may_be_sharded(leaf) else ()
         alike.setdefault((reduction, shape), []).append(_of_leaf(leaf, scales, dtype))
     by_shape = sorted(alike.items(), key=lambda item: item[0][1])
@@ -241,11 +231,11 @@ def _sums(squares: list[jax.Array]) -> list[jax.Array]:
 
 def _may_be_sharded(array: jax.Array) -> bool:
     """Whether the compiler may have to gather what is concatenated, or reduced in another way than by a sum."""
-    sharding = jax.typeof(array).sharding
-    if sharding.mesh.axis_names and not sharding.mesh.auto_axes:
-        return any(sharding.spec.partitions)  # none of a shard's, where all axes are mapped by hand
+    mesh = jax.typeof(array).sharding.mesh
+    if mesh.axis_names and set(mesh.manual_axes) == set(mesh.axis_names):
+        return False  # it is a shard itself
     # Not every type knows its mesh, and a program can be compiled for devices that are elsewhere.
-    return sharding.mesh.size > 1 or jax.device_count() > 1
+    return mesh.size > 1 or jax.device_count() > 1
 
 
 def _groups(leaves: _Summands, size: int, most: int) -> list[tuple[Reduction, list[jax.Array]]]:
