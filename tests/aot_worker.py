@@ -47,7 +47,7 @@ TARGETS = {
 }
 #: What the process needs before it starts.
 ENVIRONMENT = {
-    "tpu": {"TPU_SKIP_MDS_QUERY": "1", "XLA_FLAGS": ""},
+    "tpu": {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "XLA_FLAGS": ""},
     "cuda": {"CUDA_VISIBLE_DEVICES": "-1", "XLA_FLAGS": "--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false"},
     "cpu": {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"},
 }

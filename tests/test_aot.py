@@ -57,7 +57,7 @@ def test_the_devices_exchange_scalars_alone(name):
     scalars = 3 * len(different)
     plain, _, ours = compiled(name)
     assert plain["communicated"] == {}
-    assert all(size <= scalars for sizes in ours["communicated"].values() for size in sizes), ours["communicated"]
+    assert sum(sum(sizes) for sizes in ours["communicated"].values()) <= scalars, ours["communicated"]
 
 
 @pytest.mark.aot
