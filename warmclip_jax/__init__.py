@@ -1,12 +1,12 @@
 """Learning-rate schedules, global-norm gradient clipping, and one call that chains them into an optimizer."""
 
-from warmclip_jax._clipping import ClipState, clip_by_global_norm, clip_tree
-from warmclip_jax._curve import Schedule
-from warmclip_jax._norm import global_norm
-from warmclip_jax._pipeline import PipelineState, metrics, pipeline
-from warmclip_jax._plot import plot
-from warmclip_jax._recipes import warmup_cosine_decay, warmup_polynomial_decay, warmup_stable_decay
-from warmclip_jax._schedules import (
+from warmclip_jax._gradients._clipping import ClipState, clip_by_global_norm, clip_tree
+from warmclip_jax._gradients._norm import global_norm
+from warmclip_jax._gradients._skipping import SkipState, apply_gradients, skip_nonfinite
+from warmclip_jax._metrics import metrics
+from warmclip_jax._pictures._plot import plot
+from warmclip_jax._pipeline import PipelineState, pipeline
+from warmclip_jax._schedules._curves import (
     constant,
     cosine_decay,
     exponential_decay,
@@ -16,9 +16,10 @@ from warmclip_jax._schedules import (
     polynomial_decay,
     polynomial_warmup,
 )
-from warmclip_jax._skipping import SkipState, apply_gradients, skip_nonfinite
-from warmclip_jax._transforms import join, repeat, shift, with_warmup
-from warmclip_jax._units import steps, untuned_warmup_steps
+from warmclip_jax._schedules._recipes import warmup_cosine_decay, warmup_polynomial_decay, warmup_stable_decay
+from warmclip_jax._schedules._transforms import join, repeat, shift, with_warmup
+from warmclip_jax._schedules._units import steps, untuned_warmup_steps
+from warmclip_jax._values import Schedule
 
 __version__ = "0.1.0"
 

@@ -5,10 +5,9 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from warmclip_jax._chart import chart
-from warmclip_jax._curve import Schedule
-from warmclip_jax._expressions import parse
-from warmclip_jax._plot import plot, sampled
+from warmclip_jax._pictures._chart import chart
+from warmclip_jax._pictures._plot import plot, sampled
+from warmclip_jax._values import Schedule, parse
 
 
 class _Parser(argparse.ArgumentParser):

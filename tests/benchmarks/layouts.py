@@ -21,7 +21,7 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 import warmclip_jax as wc
-from tests import aot_worker
+from tests.integrations import aot_worker
 
 GATHERS = ("all-gather", "all-to-all", "collective-permute", "collective-broadcast", "reduce-scatter")
 COMPILERS = {"tpu": ("libtpu",), "cuda": ("jax_cuda12_plugin", "jax_cuda13_plugin")}

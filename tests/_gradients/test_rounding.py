@@ -1,0 +1,63 @@
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+
+from warmclip_jax._gradients import _rounding
+
+
+@pytest.fixture(params=["bits", "conversion"])
+def unless(request, monkeypatch):
+    """Both forms: that of this CPU, and that of accelerators."""
+    if request.param == "conversion":
+        monkeypatch.setattr(jax.lax, "platform_dependent", lambda *operands, default, **_: default(*operands))
+    return jax.jit(_rounding._in_bfloat16)
+
+
+#: Each of the 65,536 bfloat16 numbers.
+EVERY = np.arange(2**16, dtype=np.uint16).view(ml_dtypes.bfloat16)
+
+
+def every_upper_half(lower):
+    """Each of the 65,536 bfloat16 numbers, as float32 with these lower bits."""
+    return (np.arange(2**16, dtype=np.uint32) << 16 | np.uint32(lower)).view(np.float32)
+
+
+@pytest.mark.parametrize("lower", [0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF, 0x1234, 0xC0DE])
+def test_every_normal_float32_is_rounded_half_to_even(unless, lower):
+    scaled = every_upper_half(lower)
+    scaled = scaled[np.isfinite(scaled) & (np.abs(scaled) >= np.finfo(np.float32).tiny)]
+    with np.errstate(over="ignore"):  # the largest round to inf
+        expected = scaled.astype(ml_dtypes.bfloat16)
+    got = unless(jnp.asarray(False), jnp.zeros(scaled.shape, jnp.bfloat16), scaled)
+    np.testing.assert_array_equal(np.asarray(got).view(np.uint16), expected.view(np.uint16))
+
+
+def test_inf_stays_inf_and_nan_stays_nan(unless):
+    bad = every_upper_half(0)
+    bad = bad[~np.isfinite(bad)]
+    got = np.asarray(unless(jnp.asarray(False), jnp.zeros(bad.shape, jnp.bfloat16), bad).astype(jnp.float32))
+    np.testing.assert_array_equal(np.isnan(got), np.isnan(bad))
+    np.testing.assert_array_equal(got[~np.isnan(bad)], bad[~np.isnan(bad)])
+
+
+def test_what_is_unchanged_keeps_every_bit(unless):
+    got = np.asarray(unless(jnp.asarray(True), EVERY, jnp.full(EVERY.shape, jnp.nan, jnp.float32)))
+    np.testing.assert_array_equal(got.view(np.uint16), EVERY.view(np.uint16))
+
+
+@pytest.mark.parametrize("unchanged", [True, False])
+def test_the_derivative_is_that_of_a_conversion(unless, unchanged):
+    leaf, scaled = jnp.ones(3, jnp.bfloat16), jnp.full(3, 2.0)
+    rates = jnp.asarray([3, 4, 5], jnp.bfloat16), jnp.asarray([6.0, 7.0, 8.0])
+    _, rate = jax.jvp(lambda *parts: unless(jnp.asarray(unchanged), *parts), (leaf, scaled), rates)
+    assert rate.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(np.asarray(rate, np.float32), [3, 4, 5] if unchanged else [6, 7, 8])
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_other_dtypes_are_converted(dtype):
+    leaf, scaled = jnp.ones(2, dtype), jnp.asarray([0.1, 70000.0])
+    for unchanged, expected in ((True, leaf), (False, scaled.astype(dtype))):
+        np.testing.assert_array_equal(_rounding.unless(jnp.asarray(unchanged), leaf, scaled), expected)

@@ -1,0 +1,82 @@
+import functools
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import pytest
+
+from warmclip_jax._gradients._selecting import select_early
+
+
+@jax.jit
+def jitted(x):
+    return jnp.cos(x), x + 1
+
+
+def program(x, state):
+    """One of each kind of result: made on the way, by a nested program, of another dtype, given, twice, a constant."""
+    moment = 0.5 * state["moment"] + x
+    first, inside = jitted(moment)
+    branched = jax.lax.cond(state["count"] > 1, lambda: (moment, 2 * moment), lambda: (2 * moment, moment))
+    new = {
+        "moment": moment,
+        "count": state["count"] + 1,
+        "dtype": state["dtype"] * inside,
+        "narrower": (state["narrower"] + x).astype(jnp.float16),
+        "given": state["given"],
+        "moved": state["given"],
+        "constant": 3.0,
+        "twice": moment,
+        "branch": branched[1],
+    }
+    return first / jnp.sqrt(1 + moment) + branched[0] * state["count"] + new["dtype"], new
+
+
+X = jnp.array([0.5, 2.0, -0.25])
+STATE = {
+    "moment": jnp.array([1.0, 2.0, 3.0]),
+    "count": jnp.int32(1),
+    "dtype": jnp.array([1.0, 2.0, 3.0], jnp.bfloat16),
+    "narrower": jnp.array([1.0, 2.0, 3.0]),
+    "given": jnp.array([7.0, 8.0]),
+    "moved": jnp.array([9.0, 10.0]),
+    "constant": jnp.float32(0.0),
+    "twice": jnp.array([4.0, 5.0, 6.0]),
+    "branch": jnp.zeros(3),
+}
+
+
+def early(condition, x, state):
+    return select_early(condition, program, (x, state), lambda shapes: (jnp.zeros_like(shapes[0]), state))
+
+
+def late(condition, x, state):
+    def select(new, old):
+        return jnp.where(condition, new, jnp.asarray(old, jnp.result_type(new)))
+
+    return jax.tree.map(select, program(x, state), (jnp.zeros_like(x), state))
+
+
+@pytest.mark.parametrize("condition", [True, False])
+def test_it_is_the_select_after_the_program(condition):
+    chex.assert_trees_all_equal(jax.jit(early)(condition, X, STATE), jax.jit(late)(condition, X, STATE))
+
+
+def test_it_is_so_for_a_batch_of_conditions():
+    conditions, xs = jnp.array([True, False, True]), jnp.stack([X, 2 * X, 3 * X])
+    ways: list[Any] = [jax.jit(jax.vmap(functools.partial(way, state=STATE))) for way in (early, late)]
+    chex.assert_trees_all_close(ways[0](conditions, xs), ways[1](conditions, xs), rtol=1e-6)
+
+
+@pytest.mark.parametrize("condition", [True, False])
+def test_it_has_the_derivative_of_the_select(condition):
+    def squared(way, x):
+        return sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(way(condition, x, STATE)))
+
+    chex.assert_trees_all_close(*(jax.jit(jax.grad(functools.partial(squared, way)))(X) for way in (early, late)), rtol=1e-5)
+
+
+def test_what_is_selected_early_is_what_the_program_goes_on_with():
+    text = str(jax.make_jaxpr(early)(True, X, STATE))
+    assert text.index("select_n") < text.index("jitted") < text.index("cond[")

@@ -1,0 +1,329 @@
+"""The same recipe elsewhere: what each system computes, and the call that gives it here.
+
+The formulas are in `elsewhere.py`. Where ours is another curve on purpose, the row says
+from which step on, and why; the test holds that too.
+"""
+
+import math
+import os
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import warmclip_jax as wc
+from tests._schedules import elsewhere
+from tests._schedules.elsewhere import END, PEAK, D, T, W
+
+
+class Row(NamedTuple):
+    system: str
+    source: str
+    theirs: Callable[[int], float]
+    ours: wc.Schedule
+    differs_from: int | None = None  # The first step at which ours is another curve.
+    because: str = ""
+
+
+RUN: Any = {"peak_value": PEAK, "total_steps": T, "warmup_steps": W}
+HF = "transformers/optimization.py"
+MEGATRON = "megatron/core/optimizer_param_scheduler.py, get_lr"
+RSQRT = wc.inverse_sqrt_decay(init_value=PEAK, timescale=W)
+WSD: dict[str, Any] = {"linear": "linear", "cosine": "cosine", "exponential": "exponential", "minus_sqrt": "one_minus_sqrt"}
+
+TABLE = [
+    Row("BERT", "optimization.py, create_optimizer", elsewhere.bert, wc.warmup_polynomial_decay(**RUN, decay_from="zero")),
+    Row(
+        "tf-models, WarmUp(PolynomialDecay)",
+        "official/nlp/optimization.py, WarmUp",
+        lambda step: elsewhere.tf_models(step, 1.0),
+        wc.warmup_polynomial_decay(**RUN, decay_from="zero"),
+    ),
+    Row(
+        "tf-models, WarmUp(power=2)",
+        "official/nlp/optimization.py, WarmUp",
+        lambda step: elsewhere.tf_models(step, 2.0),
+        # The decay's clock runs under the warm-up, and it is shifted to where the warm-up ends.
+        wc.join(
+            [
+                wc.polynomial_warmup(peak_value=PEAK, warmup_steps=W, power=2.0),
+                wc.shift(wc.polynomial_decay(init_value=PEAK, decay_steps=T), by=W),
+            ],
+            boundaries=[W],
+        ),
+    ),
+    *(
+        Row(
+            f"TensorFlow, PolynomialDecay(cycle={cycle})",
+            "keras.optimizers.schedules.PolynomialDecay",
+            lambda step, cycle=cycle: elsewhere.tensorflow(step, cycle=cycle),
+            wc.polynomial_decay(init_value=PEAK, decay_steps=T, end_value=END, power=2.0, cycle=cycle),
+        )
+        for cycle in (False, True)
+    ),
+    Row(
+        "Keras, CosineDecay(warmup_target=...)",
+        "keras.optimizers.schedules.CosineDecay",
+        elsewhere.keras_cosine,
+        wc.warmup_cosine_decay(**RUN, end_value=END),
+    ),
+    *(
+        Row(
+            f"Keras, ExponentialDecay(staircase={staircase})",
+            "keras.optimizers.schedules.ExponentialDecay",
+            lambda step, staircase=staircase: elsewhere.keras_exponential(step, staircase=staircase),
+            wc.exponential_decay(init_value=PEAK, decay_steps=30, decay_rate=0.9, staircase=staircase),
+        )
+        for staircase in (False, True)
+    ),
+    Row("HF transformers, linear", HF, elsewhere.hf_linear, wc.warmup_polynomial_decay(**RUN)),
+    Row("HF transformers, cosine", HF, elsewhere.hf_cosine, wc.warmup_cosine_decay(**RUN), T + 1, "theirs rises again after T"),
+    Row(
+        "HF transformers, polynomial", HF, elsewhere.hf_polynomial, wc.warmup_polynomial_decay(**RUN, power=2.0, end_value=END)
+    ),
+    Row(
+        "HF transformers, inverse_sqrt",
+        HF,
+        lambda step: elsewhere.hf_inverse_sqrt(step, 40),
+        wc.with_warmup(wc.inverse_sqrt_decay(init_value=PEAK, timescale=40), warmup_steps=W),
+    ),
+    Row(
+        "HF transformers, warmup_stable_decay",
+        HF,
+        elsewhere.hf_stable,
+        wc.warmup_stable_decay(**RUN, decay_steps=20, end_value=END, decay_shape="cosine"),
+    ),
+    Row(
+        "PyTorch, SequentialLR([LinearLR(0.1), PolynomialLR(power=0.9)])",
+        "torch.optim.lr_scheduler",
+        elsewhere.pytorch,
+        wc.warmup_polynomial_decay(**RUN, init_value=0.1 * PEAK, power=0.9),
+    ),
+    Row(
+        "t5x, constant * linear_warmup * rsqrt_decay",
+        "t5x/utils.py, create_learning_rate_scheduler",
+        elsewhere.t5x,
+        wc.with_warmup(wc.inverse_sqrt_decay(init_value=0.5 / math.sqrt(W), timescale=W), warmup_steps=W, init_value=1e-8),
+    ),
+    Row(
+        "big_vision, linear",
+        "big_vision/utils.py, create_learning_rate_schedule",
+        lambda step: elsewhere.big_vision(step, "linear"),
+        wc.warmup_polynomial_decay(**RUN, end_value=END),
+    ),
+    Row(
+        "big_vision, cosine",
+        "big_vision/utils.py, create_learning_rate_schedule",
+        lambda step: elsewhere.big_vision(step, "cosine"),
+        wc.warmup_cosine_decay(**RUN),
+    ),
+    Row(
+        "big_vision, rsqrt",
+        "big_vision/utils.py, create_learning_rate_schedule",
+        lambda step: elsewhere.big_vision(step, "rsqrt"),
+        wc.with_warmup(wc.inverse_sqrt_decay(init_value=PEAK, timescale=50), warmup_steps=W),
+    ),
+    Row(
+        "Megatron-LM, linear",
+        MEGATRON,
+        lambda step: elsewhere.megatron(step, "linear"),
+        wc.warmup_polynomial_decay(**RUN, init_value=1e-5, end_value=END),
+    ),
+    Row(
+        "Megatron-LM, cosine",
+        MEGATRON,
+        lambda step: elsewhere.megatron(step, "cosine"),
+        wc.warmup_cosine_decay(**RUN, init_value=1e-5, end_value=END),
+    ),
+    Row(
+        "Megatron-LM, inverse-square-root",
+        MEGATRON,
+        lambda step: elsewhere.megatron(step, "inverse-square-root"),
+        wc.with_warmup(RSQRT, warmup_steps=W, init_value=1e-5),
+        T + 1,
+        "theirs drops to min_lr at once after T; ours has no length",
+    ),
+    *(
+        Row(
+            f"Megatron-LM, WSD {theirs}",
+            MEGATRON,
+            lambda step, theirs=theirs: elsewhere.megatron(step, f"WSD {theirs}"),
+            wc.warmup_stable_decay(**RUN, init_value=1e-5, decay_steps=20, end_value=END, decay_shape=ours),
+        )
+        for theirs, ours in WSD.items()
+    ),
+    Row(
+        "torchtitan, warm-up of (s + 1) / W",
+        "torchtitan/components/lr_scheduler.py, linear_warmup_linear_decay",
+        elsewhere.torchtitan,
+        wc.join(
+            [
+                wc.shift(wc.linear_warmup(peak_value=PEAK, warmup_steps=W), by=1),
+                wc.polynomial_decay(init_value=PEAK, decay_steps=D),
+            ],
+            boundaries=[W],
+        ),
+        T + 1,
+        "theirs goes below zero after T",
+    ),
+    Row(
+        "nanoGPT, warm-up of (s + 1) / (W + 1)",
+        "train.py, get_lr",
+        elsewhere.nanogpt,
+        wc.join(
+            [
+                wc.shift(wc.linear_warmup(peak_value=PEAK, warmup_steps=W + 1), by=1),
+                wc.cosine_decay(init_value=PEAK, decay_steps=D, end_value=END),
+            ],
+            boundaries=[W],
+        ),
+    ),
+    Row(
+        "fairseq, polynomial_decay",
+        "fairseq/optim/lr_scheduler/polynomial_decay_schedule.py",
+        elsewhere.fairseq,
+        wc.warmup_polynomial_decay(**RUN, end_value=END),
+    ),
+    Row(
+        "MiniCPM, WSD with 0.5 ** ((s - S) / T)",
+        "Hu et al. 2024, section 4.2",
+        elsewhere.minicpm,
+        wc.join(
+            [
+                wc.linear_warmup(peak_value=PEAK, warmup_steps=W),
+                wc.exponential_decay(init_value=PEAK, decay_steps=20, decay_rate=0.5),
+            ],
+            boundaries=[T],
+        ),
+    ),
+]
+
+
+def test_the_table_holds_at_least_twelve_systems():
+    assert len({row.system.partition(",")[0] for row in TABLE}) >= 12
+
+
+@pytest.mark.usefixtures("strict_dtypes")
+@pytest.mark.parametrize("row", TABLE, ids=[row.system for row in TABLE])
+def test_our_call_gives_the_numbers_of_their_formula(row: Row):
+    steps = np.arange(row.differs_from or 3 * T)
+    theirs = np.array([row.theirs(int(step)) for step in steps])
+    # 4 ulp of the peak: 1.5e-7 of the largest value, 1e-5 of the smallest but zero.
+    np.testing.assert_allclose(row.ours(steps), theirs, rtol=0, atol=4 * np.spacing(np.float32(theirs.max())))
+
+
+DIFFERENT = [row for row in TABLE if row.differs_from is not None]
+
+
+@pytest.mark.parametrize("row", DIFFERENT, ids=[row.system for row in DIFFERENT])
+def test_where_a_row_says_that_ours_differs_it_does_and_ours_does_not_rise_or_go_below_zero(row: Row):
+    assert row.because
+    steps = np.arange(row.differs_from or 0, 3 * T)
+    theirs, ours = np.array([row.theirs(int(step)) for step in steps]), np.asarray(row.ours(steps))
+    # At once; theirs may cross ours again later.
+    assert np.all(np.abs(theirs - ours)[:20] > 1e-4 * PEAK)
+    assert np.all(ours >= 0)
+    assert np.all(np.diff(ours) <= 0)
+
+
+# Live, where the system is installed.
+
+SMALL = 4 * float(np.spacing(np.float32(PEAK)))
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        (optax.constant_schedule(PEAK), wc.constant(value=PEAK)),
+        (optax.linear_schedule(0.0, PEAK, W), wc.linear_warmup(peak_value=PEAK, warmup_steps=W)),
+        (
+            optax.polynomial_schedule(PEAK, END, 0.9, T),
+            wc.polynomial_decay(init_value=PEAK, decay_steps=T, end_value=END, power=0.9),
+        ),
+        (optax.cosine_decay_schedule(PEAK, T, END / PEAK), wc.cosine_decay(init_value=PEAK, decay_steps=T, end_value=END)),
+        (optax.exponential_decay(PEAK, 30, 0.5), wc.exponential_decay(init_value=PEAK, decay_steps=30, decay_rate=0.5)),
+        (optax.warmup_cosine_decay_schedule(0.0, PEAK, W, T, END), wc.warmup_cosine_decay(**RUN, end_value=END)),
+        (
+            optax.warmup_exponential_decay_schedule(0.0, PEAK, W, 30, 0.5),
+            wc.with_warmup(wc.exponential_decay(init_value=PEAK, decay_steps=30, decay_rate=0.5), warmup_steps=W),
+        ),
+        (
+            optax.sgdr_schedule([{"init_value": END, "peak_value": PEAK, "decay_steps": 40, "warmup_steps": 10}] * 8),
+            wc.repeat(wc.warmup_cosine_decay(peak_value=PEAK, total_steps=40, warmup_steps=10, init_value=END), period=40),
+        ),
+    ],
+    ids=["constant", "linear", "polynomial", "cosine", "exponential", "warmup_cosine", "warmup_exponential", "sgdr"],
+)
+def test_optax_gives_the_same(theirs: optax.Schedule, ours: wc.Schedule):
+    steps = jnp.arange(3 * T)
+    np.testing.assert_allclose(ours(steps), np.array([theirs(step) for step in steps]), rtol=1e-6, atol=SMALL)
+
+
+def torch_rates(build: Callable[[Any], Any], steps: int) -> list[float]:
+    """The rate before each step of a PyTorch scheduler."""
+    torch = pytest.importorskip("torch")
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=PEAK)
+    scheduler = build(optimizer)
+    rates = []
+    for _ in range(steps):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return rates
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_pytorch_gives_the_same():
+    schedulers = pytest.importorskip("torch.optim.lr_scheduler")
+
+    def build(optimizer: Any) -> Any:
+        warmup = schedulers.LinearLR(optimizer, start_factor=0.1, total_iters=W)
+        decay = schedulers.PolynomialLR(optimizer, total_iters=D, power=0.9)
+        return schedulers.SequentialLR(optimizer, [warmup, decay], milestones=[W])
+
+    ours = wc.warmup_polynomial_decay(**RUN, init_value=0.1 * PEAK, power=0.9)
+    np.testing.assert_allclose(ours(jnp.arange(T + 50)), torch_rates(build, T + 50), rtol=0, atol=SMALL)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["linear", "cosine", "polynomial", "inverse_sqrt", "warmup_stable_decay"])
+def test_transformers_gives_the_same(name: str):
+    pytest.importorskip("torch")
+    optimization = pytest.importorskip("transformers.optimization")
+    builders: dict[str, Callable[[Any], Any]] = {
+        "linear": lambda o: optimization.get_linear_schedule_with_warmup(o, W, T),
+        "cosine": lambda o: optimization.get_cosine_schedule_with_warmup(o, W, T),
+        "polynomial": lambda o: optimization.get_polynomial_decay_schedule_with_warmup(o, W, T, lr_end=END, power=2.0),
+        "inverse_sqrt": lambda o: optimization.get_inverse_sqrt_schedule(o, W, timescale=40),
+        "warmup_stable_decay": lambda o: optimization.get_wsd_schedule(o, W, 20, num_stable_steps=T - W - 20, min_lr_ratio=0.0),
+    }
+    ours = {
+        **{row.system.partition(", ")[2]: row.ours for row in TABLE if row.system.startswith("HF")},
+        "warmup_stable_decay": wc.warmup_stable_decay(**RUN, decay_steps=20, decay_shape="cosine"),
+    }[name]
+    np.testing.assert_allclose(ours(jnp.arange(T + 1)), torch_rates(builders[name], T + 1), rtol=0, atol=SMALL)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_keras_gives_the_same(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(os.environ, "KERAS_BACKEND", "jax")
+    schedules = pytest.importorskip("keras").optimizers.schedules
+    for theirs, ours in (
+        (
+            schedules.PolynomialDecay(PEAK, T, END, power=2.0, cycle=True),
+            wc.polynomial_decay(init_value=PEAK, decay_steps=T, end_value=END, power=2.0, cycle=True),
+        ),
+        (
+            schedules.CosineDecay(0.0, D, alpha=END / PEAK, warmup_target=PEAK, warmup_steps=W),
+            wc.warmup_cosine_decay(**RUN, end_value=END),
+        ),
+        (
+            schedules.ExponentialDecay(PEAK, 30, 0.9, staircase=True),
+            wc.exponential_decay(init_value=PEAK, decay_steps=30, decay_rate=0.9, staircase=True),
+        ),
+    ):
+        values = [float(theirs(step)) for step in range(2 * T)]
+        np.testing.assert_allclose(ours(jnp.arange(2 * T)), values, rtol=1e-6, atol=SMALL)

@@ -1,0 +1,92 @@
+"""Runs notebooks, and takes the curves out of their figures.
+
+`python -m tests.integrations.notebooks` runs all anew and writes them back.
+
+A PNG is the same only under one version of matplotlib. So each cell with figures also keeps, in its metadata, some points of
+every line in them, in fractions of the axes: these hold for every version.
+"""
+
+import copy
+import json
+import os
+import pathlib
+from typing import Any
+
+import nbclient
+import nbformat
+
+COLABS = pathlib.Path(__file__).parents[2] / "colabs"
+NOTEBOOKS = sorted(COLABS.glob("*.ipynb"))
+
+# Runs in the kernel, before the notebook: whenever a figure is rendered, notes where its lines are.
+_RECORD = """
+import functools as _functools, json as _json
+import numpy as _np
+from matplotlib.backend_bases import FigureCanvasBase as _Canvas
+
+_recorded, _render = [], _Canvas.print_figure
+
+def _points(line, axes):
+    x, y = line.get_data(orig=False)
+    index = _np.linspace(0, len(x) - 1, 17).round().astype(int) if len(x) else []
+    data = _np.stack([_np.asarray(x, float)[index], _np.asarray(y, float)[index]], axis=-1)
+    places = axes.transAxes.inverted().transform(line.get_transform().transform(data))
+    return [[round(float(v), 3) if _np.isfinite(v) else None for v in place] for place in places]
+
+@_functools.wraps(_render)
+def _noted(canvas, *args, **kwargs):
+    done = _render(canvas, *args, **kwargs)
+    _recorded.append([[_points(line, axes) for line in axes.lines] for axes in canvas.figure.axes])
+    return done
+
+_Canvas.print_figure = _noted
+"""
+_TELL = "print(_json.dumps(_recorded))"
+
+
+def read(path: pathlib.Path) -> Any:
+    return nbformat.read(path, as_version=4)
+
+
+def codes(notebook: Any) -> list[Any]:
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def pictures(cell: Any) -> list[str]:
+    """The PNGs that a cell shows, in base64."""
+    return [output.data["image/png"] for output in cell.get("outputs", []) if "image/png" in output.get("data", {})]
+
+
+def curves(cell: Any) -> Any:
+    """Points of every line in every figure that a cell shows: figures, axes, lines, points, x and y."""
+    return json.loads(cell.metadata.get("curves", "[]"))
+
+
+def executed(notebook: Any) -> Any:
+    """The notebook run from top to bottom in a fresh kernel, each cell with the curves of its figures in its metadata."""
+    fresh = copy.deepcopy(notebook)
+    for cell in codes(fresh):
+        cell.outputs, cell.execution_count = [], None
+        cell.metadata.pop("curves", None)
+    first, last = nbformat.v4.new_code_cell(_RECORD), nbformat.v4.new_code_cell(_TELL)
+    fresh.cells = [first, *fresh.cells, last]
+    client = nbclient.NotebookClient(fresh, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(COLABS)}})
+    # As a reader's: the eight devices of the tests would change roundings.
+    client.execute(env={name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | {"JAX_PLATFORMS": "cpu"})
+    fresh.cells = fresh.cells[1:-1]
+    recorded = json.loads(last.outputs[0]["text"])
+    for number, cell in enumerate(codes(fresh), start=1):
+        cell.execution_count = number
+        cell.metadata.pop("execution", None)
+        shown = len(pictures(cell))
+        if shown:
+            cell.metadata["curves"] = json.dumps(recorded[:shown])  # one line of the file, not thousands
+        recorded = recorded[shown:]
+    assert not recorded, "a figure was rendered that no cell shows"
+    return fresh
+
+
+if __name__ == "__main__":
+    for path in NOTEBOOKS:
+        nbformat.write(executed(read(path)), path)
+        print("ran", path.name)

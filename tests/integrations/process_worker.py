@@ -1,0 +1,115 @@
+"""One of several processes that train together.
+
+Run: `python -m tests.integrations.process_worker ADDRESS PROCESSES PROCESS OUT ENTRIES STEPS`.
+
+`train` is also what the test runs in its own, single process.
+"""
+
+import functools
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import warmclip_jax as wc
+
+DEVICES = 8
+STEPS = 4
+BAD_STEP = 2
+PEAK = 0.05
+#: How long a process that has gone silent is waited for.
+HEARTBEAT_SECONDS = 5
+
+SPECS = {"embed": P("data"), "kernel": P(None, ("data", "model")), "bias": P(), "head": P("model", "data")}
+SHAPES = {"embed": (8, 16), "kernel": (16, 32), "bias": (1, 32), "head": (32, 4)}
+
+
+def loss(params, batch):
+    hidden = jnp.tanh(batch @ params["embed"] @ params["kernel"] + params["bias"])
+    return jnp.mean(jnp.square(hidden @ params["head"] - jnp.sum(batch, axis=1, keepdims=True)))
+
+
+def gathered(leaf, spec):
+    """The whole leaf, as FSDP wants it for the length of one use. Its derivative goes back to the shards."""
+    for dimension, part in enumerate(spec):
+        if part is not None:
+            leaf = lax.all_gather(leaf, part, axis=dimension, tiled=True)
+    return leaf
+
+
+def loss_in_map(params, batch):
+    return lax.pmean(loss({name: gathered(leaf, SPECS[name]) for name, leaf in params.items()}, batch), ("data", "model"))
+
+
+def train(entry, steps=STEPS):
+    """What every step measured, and the parameters at the end, as NumPy arrays: the same in all processes."""
+    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    rng = np.random.default_rng(0)
+
+    def placed(value, spec):
+        value = np.asarray(value, np.float32)
+        return jax.make_array_from_callback(value.shape, NamedSharding(mesh, spec), lambda index: value[index])
+
+    params = {name: placed(rng.standard_normal(shape) / 4, SPECS[name]) for name, shape in SHAPES.items()}
+    schedule = wc.shift(wc.linear_warmup(peak_value=PEAK, warmup_steps=3), by=1)
+    optimizer = wc.pipeline(optax.adamw, schedule, max_norm=0.5)
+
+    # The moments lie as the parameters do, and every number that the pipeline keeps is everywhere.
+    state_specs: Any = optax.tree.map_params(
+        optimizer, lambda _, spec: spec, jax.eval_shape(optimizer.init, params), SPECS, transform_non_params=lambda _: P()
+    )
+    batch_spec = P(("data", "model"))
+    specs = (SPECS, state_specs, P())
+    shardings: Any = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
+    opt_state = jax.jit(optimizer.init, out_shardings=shardings[1])(params)
+
+    def step(loss, params, opt_state, batch):
+        params, opt_state = wc.apply_gradients(optimizer, params, opt_state, jax.grad(loss)(params, batch))
+        return params, opt_state, wc.metrics(opt_state)
+
+    if entry == "shard_map":
+        in_map = functools.partial(step, loss_in_map)
+        whole_step = jax.shard_map(in_map, mesh=mesh, in_specs=(SPECS, state_specs, batch_spec), out_specs=specs)
+    else:
+        whole_step = functools.partial(step, loss)
+    whole_step = jax.jit(whole_step, donate_argnums=(0, 1), out_shardings=shardings)
+
+    history = []
+    for index in range(steps):
+        batch = rng.standard_normal((16, 8))
+        if index == BAD_STEP:
+            batch[-1] = np.nan  # seen by the last device alone
+        params, opt_state, known = whole_step(params, opt_state, placed(batch, batch_spec))
+        history.append({name: np.asarray(value) for name, value in known.items()})
+        print("step", index, flush=True)
+    metrics = {name: np.stack([known[name] for known in history]) for name in history[0]}
+    return {**metrics, **multihost_utils.process_allgather(params, tiled=True)}
+
+
+def main(address, processes, process, out, entries, steps):
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(
+        address,
+        num_processes=int(processes),
+        process_id=int(process),
+        local_device_ids=list(range(DEVICES // int(processes))),
+        initialization_timeout=60,
+        heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+        shutdown_timeout_seconds=30,
+    )
+    assert jax.process_count() == int(processes)
+    assert jax.device_count() == DEVICES
+    results = {f"{entry}/{name}": v for entry in entries.split(",") for name, v in train(entry, int(steps)).items()}
+    np.savez(out, **results)
+    jax.distributed.shutdown()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,116 @@
+"""What the compilers of real TPUs and GPUs make of the whole optimizer step: clip, AdamW, schedule and metrics.
+
+No accelerator is needed, only its compiler, in an environment of its own:
+
+    python3 -m venv .venv-tpu && .venv-tpu/bin/pip install 'jax[tpu]' '.[test]' && .venv-tpu/bin/python -m pytest -m aot
+    python3 -m venv .venv-gpu && .venv-gpu/bin/pip install 'jax[cuda12]' '.[test]' && .venv-gpu/bin/python -m pytest -m aot
+
+libtpu is 0.6 GB, the CUDA wheels are 3 GB. What is not installed is skipped.
+"""
+
+import functools
+import importlib.util
+import json
+import subprocess
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from tests.integrations import aot_worker
+
+PLUGINS = {"tpu": ("libtpu",), "cuda": ("jax_plugins.xla_cuda12", "jax_plugins.xla_cuda13")}
+#: An all-reduce, whoever asks for it, has up to 6 MiB of its own on a TPU; the smallest kernel has 32 MiB on each device.
+SCRATCH = {"tpu": 8 * 2**20, "cuda": 2**20}
+
+
+def installed(module):
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # the package around it
+        return False
+
+
+@functools.cache
+def compiled(name):
+    """The facts of the programs without a clip, with optax's, and with ours, bad steps left out."""
+    target = aot_worker.TARGETS[name]
+    if not any(map(installed, PLUGINS[target.platform])):
+        pytest.skip(f"no compiler for {name}: pip install 'jax[{'tpu' if target.platform == 'tpu' else 'cuda12'}]'")
+    command, environment = aot_worker.command(target, "none", "optax", "pipeline")
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    assert run.returncode == 0, run.stderr
+    return [json.loads(line) for line in run.stdout.splitlines() if line.startswith("{")]
+
+
+on_every_target = pytest.mark.parametrize("name", aot_worker.TARGETS)
+
+
+@pytest.mark.aot
+@on_every_target
+def test_the_devices_exchange_scalars_alone(name):
+    # At most the sums of all leaves at all scales, on GPUs of all shapes; the smallest leaf is a thousand times as large.
+    leaves = aot_worker.gpt2_like(64).values()
+    different = {shape for shape, _ in leaves} if aot_worker.TARGETS[name].platform == "cuda" else leaves
+    scalars = 3 * len(different)
+    plain, _, ours = compiled(name)
+    assert plain["communicated"] == {}
+    assert sum(sum(sizes) for sizes in ours["communicated"].values()) <= scalars, ours["communicated"]
+
+
+@pytest.mark.aot
+@on_every_target
+def test_there_is_one_all_reduce_for_each_set_of_axes_and_nothing_else(name):
+    # Sharded over (fsdp, tp) and over (tp, fsdp) is the same set to us; the compiler numbers its devices differently.
+    ways = {spec for _, spec in aot_worker.gpt2_like(1).values()} - {P()}
+    _, _, ours = compiled(name)
+    assert set(ours["communicated"]) <= {"all-reduce"}
+    assert len(ours["communicated"].get("all-reduce", [])) <= len(ways)
+
+
+@pytest.mark.aot
+@on_every_target
+def test_nothing_goes_through_the_host_and_nothing_is_float64(name):
+    for facts in compiled(name):
+        assert facts["host_traffic"] == []
+        assert facts["f64"] == 0
+
+
+@pytest.mark.aot
+@on_every_target
+def test_clip_skip_and_metrics_keep_no_second_gradient_alive(name):
+    plain, _, ours = compiled(name)
+    assert ours["temporary_bytes"] <= plain["temporary_bytes"] + SCRATCH[aot_worker.TARGETS[name].platform]
+    # What is kept from step to step: the numbers of the state, each in a tile of its own.
+    assert ours["argument_bytes"] <= plain["argument_bytes"] + 16 * 1024
+
+
+@pytest.mark.aot
+@on_every_target
+def test_a_gradient_is_read_once_for_the_norm(name):
+    plain, by_optax, ours = compiled(name)
+    added, added_by_optax = (facts["bytes_accessed"] - plain["bytes_accessed"] for facts in (ours, by_optax))
+    assert 0 < added < 1.35 * added_by_optax
+
+
+@pytest.mark.aot
+@pytest.mark.parametrize("name", ["TPU v5e:16x16", "TPU v4:8x8x8", "TPU v6e:4x4", "1 H100"])
+def test_it_adds_no_more_kernels_than_the_clip_of_optax(name):
+    _, by_optax, ours = compiled(name)
+    assert ours["fusions"] <= by_optax["fusions"]
+
+
+def test_a_gather_of_a_gradient_and_a_call_to_the_host_would_be_seen():
+    mesh = jax.make_mesh((8,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
+    sharded = jax.ShapeDtypeStruct((64, 16), jnp.float32, sharding=NamedSharding(mesh, P("fsdp")))
+
+    def bad(leaf):
+        jax.debug.print("{}", leaf[0, 0])
+        return jax.lax.with_sharding_constraint(leaf, NamedSharding(mesh, P())), jnp.sum(leaf)
+
+    text = jax.jit(bad).lower(sharded).compile().as_text()
+    assert aot_worker.communicated(text)["all-gather"] == [64 * 16]
+    assert aot_worker.communicated(text)["all-reduce"] == [1]
+    assert aot_worker.host_traffic(text)

@@ -1,0 +1,114 @@
+"""Each notebook runs from top to bottom, and what it shows is what is committed: its text, its curves, its pictures."""
+
+import base64
+import io
+import pathlib
+from typing import Any
+
+import matplotlib.image
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from tests.integrations.notebooks import NOTEBOOKS, codes, curves, executed, pictures, read
+
+# The kernel's own machinery warns about sockets and event loops.
+pytestmark = pytest.mark.filterwarnings("ignore")
+every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
+
+
+def texts(cell: Any) -> str:
+    """What a cell printed or returned as text; a figure's text is only its size."""
+    outputs = [output for output in cell.get("outputs", []) if "image/png" not in output.get("data", {})]
+    return "".join(output.get("text", "") + output.get("data", {}).get("text/plain", "") for output in outputs)
+
+
+def distances(before: Any, after: Any) -> list[float]:
+    """How far apart each number of two sets of curves is, in fractions of the axes; inf where only one has it."""
+    if isinstance(before, list) and isinstance(after, list):
+        if len(before) != len(after):
+            return [np.inf]
+        return [distance for pair in zip(before, after, strict=True) for distance in distances(*pair)]
+    return [0.0 if before is after else np.inf] if before is None or after is None else [abs(before - after)]
+
+
+def moved(before: Any, after: Any) -> float:
+    """The share of numbers that changed by more than roundings do to a training run, and than an eye finds the same."""
+    return float(np.mean(np.array([*distances(before, after), 0.0]) > 0.01))
+
+
+def is_chaotic(cell: Any) -> bool:
+    """Whether the cell is tagged as one with some runs, a quarter at most, that each rounding sends another way."""
+    return "chaotic" in cell.metadata.get("tags", [])
+
+
+def pixels(png: str) -> np.ndarray:
+    return matplotlib.image.imread(io.BytesIO(base64.b64decode(png)), format="png")[..., :3]
+
+
+def software(png: str) -> str:
+    """What says in the file itself that it was made by which matplotlib."""
+    return base64.b64decode(png).partition(b"Software\0")[2].partition(b",")[0].decode()
+
+
+def repainted(before: np.ndarray, after: np.ndarray, reach: int = 2) -> float:
+    """The share of pixels that have nothing like them within `reach` pixels in the other picture."""
+    if before.shape != after.shape:
+        return 1.0
+
+    def strangers(picture: np.ndarray, other: np.ndarray) -> np.ndarray:
+        shifts = range(-reach, reach + 1)
+        near = np.stack([np.roll(other, (down, right), axis=(0, 1)) for down in shifts for right in shifts])
+        return np.any((picture < near.min(axis=0) - 0.1) | (picture > near.max(axis=0) + 0.1), axis=-1)
+
+    return float(np.mean(strangers(before, after) | strangers(after, before)))
+
+
+def test_there_are_notebooks():
+    assert {"quickstart", "scaling", "schedules"} <= {path.stem for path in NOTEBOOKS}
+
+
+@every_notebook
+def test_a_notebook_runs_and_shows_what_is_committed(path: pathlib.Path):
+    committed = read(path)
+    for before, after in zip(codes(committed), codes(executed(committed)), strict=True):
+        assert texts(after) == texts(before), before.source
+        assert len(pictures(after)) == len(pictures(before)), before.source
+        assert moved(curves(before), curves(after)) <= (0.25 if is_chaotic(before) else 0), before.source
+        for old, new in zip(pictures(before), pictures(after), strict=True):
+            assert software(old).startswith("Matplotlib version")
+            # Under another version fonts and layout differ; there the curves have to do.
+            if software(old) == software(new):
+                assert repainted(pixels(old), pixels(new)) < (0.1 if is_chaotic(before) else 0.002), before.source
+
+
+def drawn(power: float) -> np.ndarray:
+    figure = Figure(figsize=(7.5, 3.2), dpi=72)
+    axes = figure.subplots()
+    axes.plot(np.linspace(0, 1, 100), np.linspace(0, 1, 100) ** power)
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    return pixels(base64.b64encode(file.getvalue()).decode())
+
+
+def test_a_changed_curve_is_seen_in_pixels_and_in_points():
+    assert repainted(drawn(1.0), drawn(1.0)) == 0.0
+    assert repainted(drawn(1.0), drawn(1.1)) > 0.002
+    assert moved([[[[0.0, 0.5]]]], [[[[0.0, 0.505]]]]) == 0
+    assert moved([[[[0.0, 0.5]]]], [[[[0.0, 0.52]]]]) > 0.25
+    assert moved([[[[0.0, None]]]], [[[[0.0, 0.5]]]]) > 0.25
+    assert moved([[[[0.0, 0.5]]]], [[]]) > 0.25
+
+
+@every_notebook
+def test_a_notebook_is_committed_executed_and_every_cell_ends_in_something_to_see(path: pathlib.Path):
+    cells = codes(read(path))
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    for cell in cells:
+        assert cell.outputs, cell.source
+        assert not any(output.output_type == "error" or output.get("name") == "stderr" for output in cell.outputs), cell.source
+
+
+@every_notebook
+def test_a_notebook_installs_the_package_where_it_is_missing(path: pathlib.Path):
+    assert "pip install" in codes(read(path))[0].source

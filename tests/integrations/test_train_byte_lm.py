@@ -1,0 +1,389 @@
+"""The training example, run as a person runs it, on a model and a text that take seconds."""
+
+import argparse
+import dataclasses
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from flax import nnx
+from matplotlib.figure import Figure
+
+import warmclip_jax as wc
+
+# As python does for a script: what lies beside it can be imported.
+sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "colabs"))
+from colabs import byte_lm_report as report
+from colabs import train_byte_lm as script
+
+TINY = ["--steps=12", "--batch=4", "--length=16", "--width=32", "--layers=1", "--save-every=5"]
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    """A folder with real source in it, a hidden file and a file that is no text."""
+    folder = tmp_path_factory.mktemp("text")
+    (folder / "below").mkdir()
+    (folder / "below" / "parser.py").write_bytes(pathlib.Path(argparse.__file__).read_bytes())
+    (folder / "expressions.py").write_bytes(pathlib.Path(re.__file__).read_bytes())
+    (folder / ".hidden").write_text("no part of the text" * 1000)
+    (folder / "binary").write_bytes(bytes(100_000))
+    return folder
+
+
+@pytest.fixture
+def start(text, tmp_path, capsys):
+    """Starts the script in this process; gives its exit status and what it wrote to stdout and stderr."""
+
+    def main(*arguments):
+        status = run_script("--text", text, "--figure", tmp_path / "figure.png", *arguments)
+        return status, *capsys.readouterr()
+
+    return main
+
+
+def run_script(*arguments):
+    try:
+        return script.main([*TINY, *map(str, arguments)])
+    except SystemExit as error:
+        return error.code
+
+
+@pytest.fixture(scope="module")
+def whole(text, tmp_path_factory):
+    """The folder of an uninterrupted run, and the step function that made it."""
+    folder = tmp_path_factory.mktemp("whole")
+    steps = []
+    make_step = script.make_step
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(script, "make_step", lambda *arguments: steps.append(make_step(*arguments)) or steps[-1])
+        assert run_script("--text", text, "--figure", folder / "figure.png", "--checkpoint", folder / "runs") == 0
+    return folder / "runs", steps[0]
+
+
+def final_state(folder):
+    """Every array in the last checkpoint, by path: parameters, optimizer state and history."""
+    with ocp.CheckpointManager(folder.absolute() / script.RECIPE.replace(" ", "-")) as checkpoints:
+        assert checkpoints.latest_step() == 12
+        state = checkpoints.restore(12, args=ocp.args.Composite(state=ocp.args.StandardRestore()))["state"]
+    leaves, _ = jax.tree_util.tree_flatten_with_path(state)
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def assert_same_bits(left, right):
+    assert left.keys() == right.keys()
+    assert any("queries_keys_values" in path and array.any() for path, array in left.items())
+    for path, array in left.items():
+        assert array.dtype == right[path].dtype, path
+        assert array.tobytes() == right[path].tobytes(), path
+
+
+@pytest.fixture
+def during_step(monkeypatch):
+    """Lets something happen while a step is on its way, once."""
+
+    def arrange(number, event):
+        original = script.training_batch
+
+        def training_batch(corpus, settings, step):
+            if step == number - 1:
+                monkeypatch.setattr(script, "training_batch", original)
+                event()
+            return original(corpus, settings, step)
+
+        monkeypatch.setattr(script, "training_batch", training_batch)
+
+    return arrange
+
+
+def test_a_run_that_was_interrupted_and_crashed_has_the_bits_of_an_uninterrupted_one(start, during_step, tmp_path, whole):
+    def crash():
+        raise RuntimeError("the power is gone")
+
+    during_step(4, lambda: signal.raise_signal(signal.SIGINT))
+    status, out, err = start("--checkpoint", tmp_path / "parts")
+    assert (status, out) == (130, "")
+    assert err.splitlines()[-1] == f"stopped after step 4; {tmp_path / 'parts'} has all of it: the same command goes on"
+    during_step(8, crash)
+    with pytest.raises(RuntimeError, match="the power is gone"):
+        start("--checkpoint", tmp_path / "parts")
+    status, _, err = start("--checkpoint", tmp_path / "parts")
+    assert status == 0
+    assert "5/12" in err  # The last multiple of --save-every.
+    assert_same_bits(final_state(whole[0]), final_state(tmp_path / "parts"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_is_noted_once_and_then_acts_as_it_did_before(number):
+    came_before = []
+    original = signal.signal(number, lambda *_: came_before.append(number))
+    try:
+        with script.postponed_signals() as signals:
+            signal.raise_signal(number)
+            assert (signals, came_before) == ([number], [])
+            signal.raise_signal(number)
+            assert (signals, came_before) == ([number], [number])
+        signal.raise_signal(number)
+        assert came_before == [number] * 2
+    finally:
+        signal.signal(number, original)
+
+
+def test_a_finished_run_starts_again_only_to_report(start, whole, monkeypatch):
+    monkeypatch.setattr(script, "training_batch", lambda *_: pytest.fail("trained again"))
+    status, out, _ = start("--checkpoint", whole[0])
+    assert status == 0
+    assert re.search(r"^held-out loss, bits per byte +\d\.\d+$", out, re.MULTILINE)
+    assert re.search(r"^steps per second +-$", out, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [(["--peak", "0.5"], "--peak 0.003, not 0.5"), (["--max-norm", "inf"], "--max-norm 1.0, not inf"), ([], "another text")],
+)
+def test_a_checkpoint_of_other_settings_or_another_text_is_one_clear_line(start, text, whole, arguments, said):
+    other = arguments or ["--text", text / "expressions.py"]
+    status, out, err = start("--checkpoint", whole[0], *other)
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert said in err
+
+
+def test_a_checkpoint_that_cannot_be_read_is_one_clear_line(start, tmp_path):
+    broken = tmp_path / "runs" / script.RECIPE.replace(" ", "-") / "5" / "state"
+    broken.mkdir(parents=True)
+    status, out, err = start("--checkpoint", tmp_path / "runs")
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert f"cannot read the checkpoint of step 5 in {tmp_path / 'runs'}" in err
+
+
+def test_the_table_compares_both_runs_and_the_loss_ends_below_the_unigram_entropy(start, tmp_path):
+    status, out, err = start("--compare", "--steps", 150, "--peak", "0.01")
+    assert status == 0
+    assert "Traceback" not in err
+    lines = out.splitlines()
+    rows = {line[:32].strip(): [float(cell) for cell in line[32:].split()] for line in lines[1:-1]}
+    assert lines[0].split() == [*script.RECIPE.split(), *script.BARE.split()]
+    assert lines[-1] == f"figure: {tmp_path / 'figure.png'}"
+    assert list(rows) == [
+        "train loss, bits per byte",
+        "held-out loss, bits per byte",
+        "unigram entropy, bits per byte",
+        "steps",
+        "steps clipped",
+        "steps skipped",
+        "steps per second",
+    ]
+    assert all(len(cells) == 2 for cells in rows.values())
+    assert rows["held-out loss, bits per byte"][0] < rows["unigram entropy, bits per byte"][0] - 0.2
+    assert rows["train loss, bits per byte"][0] < rows["unigram entropy, bits per byte"][0] - 0.2
+    assert rows["train loss, bits per byte"][0] != rows["train loss, bits per byte"][1]
+    assert rows["steps"] == [150, 150]
+    assert 0 < rows["steps clipped"][0] < 150
+    assert rows["steps clipped"][1] == 0
+    assert rows["steps skipped"] == [0, 0]
+    assert min(rows["steps per second"]) > 0
+    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+    for shown in ("bits/byte=", "rate=", "norm=", "clipped="):
+        assert shown in err
+
+
+def test_one_trace_makes_the_whole_run(whole):
+    assert whole[1]._cache_size() == 1
+
+
+def test_the_recorded_history_is_the_schedule_the_threshold_and_the_counts(whole):
+    state = final_state(whole[0])
+    history = {name: state[f"[2]['{name}']"] for name in script.RECORDED}
+    schedule = wc.warmup_polynomial_decay(peak_value=3e-3, total_steps=12, warmup_fraction=0.1)
+    np.testing.assert_allclose(history["learning_rate"], schedule(np.arange(12)), rtol=1e-6)
+    np.testing.assert_array_equal(np.diff(history["clipped_count"], prepend=0), history["grad_norm"] > 1.0)
+    np.testing.assert_array_equal(history["skipped_count"], np.zeros(12))
+
+
+def test_what_a_step_reports_is_what_metrics_reads_out_of_its_state():
+    settings = script.Settings(9, 1, 1, 32, 1, peak=0.5, warmup=0.0, max_norm=1.0, seed=1)
+    optimizer = script.make_optimizer(settings)
+    step = script.make_step(optimizer, lambda params, windows: (params * windows).sum())
+    params = jnp.ones(2)
+    opt_state = optimizer.init(params)
+    for windows in (jnp.array([3.0, 4.0]), jnp.array([np.nan, 1.0])):
+        params, opt_state, reported = step(params, opt_state, windows)
+        read = wc.metrics(opt_state)
+        assert read.keys() == reported.keys() - {"bits_per_byte"}
+        for name, value in read.items():
+            np.testing.assert_array_equal(reported[name], value, err_msg=name)
+    assert (read["clipped_count"], read["skipped_count"]) == (1, 1)
+    assert np.all(np.isfinite(params))
+
+
+def test_batches_depend_on_the_seed_and_the_step_alone(text):
+    settings = script.Settings(9, 4, 16, 32, 1, peak=0.5, warmup=0.0, max_norm=1.0, seed=1)
+    corpus = script.read_corpus(text, settings)
+    third = script.training_batch(corpus, settings, 3)
+    assert third.shape == (4, 17)
+    np.testing.assert_array_equal(script.training_batch(corpus, settings, 3), third)
+    assert (script.training_batch(corpus, settings, 4) != third).any()
+    assert (script.training_batch(corpus, dataclasses.replace(settings, seed=2), 3) != third).any()
+
+
+def test_a_folder_is_read_without_its_hidden_files_and_its_files_that_are_no_text(text):
+    settings = script.Settings(9, 4, 16, 32, 1, peak=0.5, warmup=0.0, max_norm=1.0, seed=1)
+    corpus = script.read_corpus(text, settings)
+    together = corpus.train.tobytes() + corpus.held_out.tobytes()
+    parts = [(text / name).read_bytes() for name in ("below/parser.py", "expressions.py")]
+    assert together in (b"\n".join(parts), b"\n".join(parts[::-1]))
+    assert len(corpus.held_out) == len(together) // 10
+
+
+def test_the_unigram_entropy_of_two_bytes_in_equal_shares_is_one_bit():
+    assert script.Corpus(np.zeros(9, np.uint8), np.array([0, 255, 0, 255], np.uint8), "").unigram_entropy() == 1.0
+
+
+def test_the_default_text_is_the_standard_library():
+    texts = script.read_texts(None)
+    assert pathlib.Path(argparse.__file__).read_bytes() in texts
+    assert sum(map(len, texts)) > 1_000_000
+
+
+def test_the_default_model_has_one_to_three_million_parameters():
+    defaults = script.command_line().parse_args([])
+    model = nnx.eval_shape(lambda: script.ByteLM(defaults.width, defaults.layers, nnx.Rngs(0)))
+    assert 1e6 <= sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model))) <= 3e6
+
+
+def test_a_byte_changes_no_earlier_prediction_and_every_later_one():
+    model = script.ByteLM(32, 1, nnx.Rngs(0))
+    text = jnp.arange(16)[None]
+    other = text.at[0, 10].set(200)
+    now, then = np.asarray(model(text)), np.asarray(model(other))
+    np.testing.assert_array_equal(now[:, :10], then[:, :10])
+    assert (now[:, 10:] != then[:, 10:]).any(axis=-1).all()
+
+
+@pytest.fixture
+def drawing(monkeypatch, tmp_path):
+    """The figure of two made-up runs: one clipped at steps 2 and 4, the other skipped at step 3."""
+    history = {
+        "bits_per_byte": np.array([8.0, 6.0, 5.0, 4.0]),
+        "learning_rate": np.array([0.0, 0.05, 0.1, 0.05]),
+        "grad_norm": np.array([1.0, 3.0, 2.0, 5.0]),
+        "clipped_count": np.array([0.0, 1.0, 1.0, 2.0]),
+        "skipped_count": np.zeros(4),
+    }
+    skipped = {"skipped_count": np.array([0.0, 0.0, 1.0, 1.0]), "clipped_count": np.zeros(4)}
+    bare = {**history, **skipped, "grad_norm": np.array([1.0, 3.0, np.nan, 9.0])}
+    runs = {
+        "first": report.Run(2.0, history, 4.0, 4.25, 10.0),
+        "second": report.Run(np.inf, bare, 4.5, 4.75, 10.0),
+    }
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
+    report.draw(runs, 4.5, tmp_path / "figure.png")
+    figures[0].draw_without_rendering()
+    return figures[0]
+
+
+def lines_of(axes):
+    return {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in axes.get_lines()}
+
+
+def test_the_figure_shows_loss_rate_and_norm_of_each_run_at_each_step(drawing):
+    loss, rate, norm = drawing.axes
+    steps = [1, 2, 3, 4]
+    for name in ("first", "second"):
+        assert lines_of(loss)[f"{name}: training batch"] == (steps, [8.0, 6.0, 5.0, 4.0])
+        assert lines_of(rate)[name] == (steps, [0.0, 0.05, 0.1, 0.05])
+    assert lines_of(norm)["first"] == (steps, [1.0, 3.0, 2.0, 5.0])
+    assert lines_of(loss)["first: held out, at the end"] == ([4], [4.25])
+    assert lines_of(loss)["unigram entropy"][1] == [4.5, 4.5]
+
+
+def test_the_figure_marks_the_threshold_the_clipped_and_the_skipped_steps(drawing):
+    norm = drawing.axes[2]
+    (marks,) = norm.collections
+    assert marks.get_label() == "first: 2 clipped steps"
+    np.testing.assert_array_equal(marks.get_offsets(), [[2, 3.0], [4, 5.0]])
+    assert lines_of(norm)["threshold"][1] == [2.0, 2.0]
+    assert lines_of(norm)["second: skipped steps"][0] == [3, 3]
+    assert [line.get_label() for line in norm.get_lines()].count("threshold") == 1
+
+
+def test_the_figure_names_its_axes_and_no_legend_covers_the_data(drawing):
+    assert [axes.get_ylabel() for axes in drawing.axes] == [
+        "loss (bits per byte)",
+        "learning rate",
+        "gradient norm before clipping",
+    ]
+    assert drawing.axes[-1].get_xlabel() == "step"
+    for axes in drawing.axes:
+        assert axes.get_legend().get_window_extent().y0 >= axes.get_window_extent().y1 - 1
+
+
+BAD = {
+    "no such path": (["--text", "{tmp}/nothing"], "neither a file nor a folder"),
+    "a folder without text": (["--text", "{tmp}/empty"], "no text in {tmp}/empty"),
+    "a file that is no text": (["--text", "{text}/binary"], "no text in {text}/binary"),
+    "a text too short": (["--length", "100000"], "--length 100000 needs a text of 1000010 bytes or more"),
+    "a batch of nothing": (["--batch", "0"], "argument --batch: must be a whole number, 1 or more; got '0'"),
+    "a negative batch": (["--batch=-3"], "got '-3'"),
+    "a batch that is no number": (["--batch", "many"], "got 'many'"),
+    "a batch larger than the text": (["--batch", "1000000"], "--batch 1000000 is more text than there is"),
+    "a width that heads do not divide": (["--width", "33"], "--width must be a multiple of 32; got 33"),
+    "a negative threshold": (["--max-norm=-1"], "max_norm must be a non-negative number"),
+    "a rate that is no number": (["--peak", "nan"], "peak_value must be"),
+    "a warm-up as long as the run": (["--warmup", "1"], "warmup_fraction must be"),
+    "a figure in no known format": (["--figure", "{tmp}/figure.doc"], "must end in one of"),
+    "a figure under a file": (["--figure", "{text}/binary/figure.png"], "cannot draw in {text}/binary/figure.png"),
+    "a figure that is a folder": (["--figure", "{tmp}/folder.png"], "cannot draw in {tmp}/folder.png"),
+    "checkpoints under a file": (["--checkpoint", "{text}/binary"], "cannot keep checkpoints in {text}/binary"),
+    "a misspelt option": (["--stepz", "3"], "unrecognized arguments: --stepz 3"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "said"), BAD.values(), ids=BAD.keys())
+def test_bad_input_is_one_clear_line_and_exit_status_2(start, text, tmp_path, arguments, said):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "image").write_bytes(b"\x89PNG\0")
+    (tmp_path / "folder.png").mkdir()
+    status, out, err = start(*(argument.format(tmp=tmp_path, text=text) for argument in arguments))
+    assert (status, out) == (2, "")
+    assert re.fullmatch(r".+: error: .+\n", err)
+    assert said.format(tmp=tmp_path, text=text) in err
+
+
+def test_an_unreadable_file_is_one_clear_line_and_exit_status_2(start, text, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(pathlib.Path, "read_bytes", refuse)  # Permissions do not stop the superuser, who may run this.
+    status, out, err = start()
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert f"cannot read {text / 'below' / 'parser.py'}: Permission denied" in err
+
+
+def test_a_batch_that_fills_the_memory_is_one_clear_line_and_exit_status_2(start, monkeypatch):
+    def exhausted(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 99999999999 bytes.")
+
+    monkeypatch.setattr(script, "training_batch", exhausted)
+    status, out, err = start()
+    assert (status, out) == (2, "")
+    assert err.splitlines()[-1].endswith("error: a step with --batch 4, --length 16 and --width 32 does not fit into memory")
+
+
+def test_the_script_starts_as_a_command_without_a_warning_or_a_traceback(text, tmp_path):
+    command = [sys.executable, "-W", "error", script.__file__, *TINY, "--text", str(text), "--figure", "figure.png"]
+    good = subprocess.run([*command, "--steps", "2"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert good.returncode == 0, good.stderr
+    assert good.stdout.endswith("figure: figure.png\n")
+    assert "Warning" not in good.stderr
+    bad = subprocess.run([*command, "--batch", "0"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (bad.returncode, bad.stdout) == (2, "")
+    assert re.fullmatch(r"train_byte_lm\.py: error: .+\n", bad.stderr)

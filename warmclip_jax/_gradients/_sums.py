@@ -1,0 +1,134 @@
+"""Sums of squares of leaves in few kernels: what is read together, and what is communicated together."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from warmclip_jax._gradients._axes import Reduction
+
+#: Leaves of so many entries at most are copied together to be read: up to four times faster, while from 2^13 on it is slower.
+SMALL = 2**12
+#: The same on GPUs, which start fewer kernels for it, and in a second pass, which is seldom taken: there it is for the time to
+#: compile, with one part in `_PARTS` at a time.
+MIDDLE, _PARTS = 2**16, 16
+#: How many of them are put together: one kernel that reads a thousand takes seconds to compile, equal ones are compiled once.
+_TOGETHER = 32
+
+#: Arrays, each with how the sum over it goes on over the devices.
+Summands = list[tuple[Reduction, jax.Array]]
+
+
+def sums_of_squares(leaves: Summands, scales: tuple[jax.Array | None, ...], dtype: np.dtype) -> list[jax.Array]:
+    """The sums of the squares of all entries, each times a scale (None: as they are): one sum for each scale."""
+    # Not vdot or ravel: those reshape, which an explicitly sharded leaf may refuse.
+    alike: dict[tuple[Reduction, tuple[int, ...]], list[list[jax.Array]]] = {}
+    for reduction, leaf in leaves:
+        # Leaves of one shape are mostly sharded in one way. Added first, they are one number to communicate; and sorted, those
+        # of two shapes more often are.
+        shape = leaf.shape if _may_be_sharded(leaf) else ()
+        alike.setdefault((reduction, shape), []).append(_of_leaf(leaf, scales, dtype))
+    by_shape = sorted(alike.items(), key=lambda item: item[0][1])
+    return [
+        summed([(reduction, _added([sums[index] for sums in of_leaves])) for (reduction, _), of_leaves in by_shape])
+        for index in range(len(scales))
+    ]
+
+
+def one_by_one(leaves: Summands, scale: jax.Array) -> jax.Array:
+    """The sum of the squares of all entries, each times a scale: in few kernels, and with little memory at a time."""
+    sums: Summands = []
+    for reduction, group in _groups(leaves, MIDDLE, sum(leaf.size for _, leaf in leaves) // _PARTS):
+        if len(group) > 1 and sums and sums[-1][0] == reduction:
+            # A zero that has to wait for the group before. Otherwise all groups would be put together before one is read.
+            group = [jnp.minimum(sums[-1][1], 0).astype(group[0].dtype), *group]
+        sums.append((reduction, *_of_leaf(_joined(group), (scale,), scale.dtype)))
+    return summed(sums)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _of_leaf(leaf: jax.Array, scales: tuple[jax.Array | None, ...], dtype: np.dtype) -> list[jax.Array]:
+    """The sums of one leaf, one for each scale. Traced once for all leaves of a shape."""
+    if len(scales) == 1:
+        # On CPU. Otherwise XLA would keep converted entries for whoever else converts them, a copy of all gradients; and in a
+        # second pass an array filled with the scale, for all leaves of one shape.
+        leaf, scales = lax.optimization_barrier((leaf, scales))
+    of_parts = [
+        _sums([jnp.square(part if scale is None else part * scale) for scale in scales]) for part in real_parts(leaf, dtype)
+    ]
+    return [_added(list(sums)) for sums in zip(*of_parts, strict=True)]
+
+
+def _sums(squares: list[jax.Array]) -> list[jax.Array]:
+    """The sum of each of some arrays of one shape: on a GPU one kernel, where separate sums would be two or three."""
+    if len(squares) == 1 or _may_be_sharded(squares[0]):
+        return [jnp.sum(square) for square in squares]
+    zeros = [jnp.zeros((), square.dtype) for square in squares]
+    return lax.reduce(squares, zeros, lambda left, right: jax.tree.map(jnp.add, left, right), range(squares[0].ndim))
+
+
+def _may_be_sharded(array: jax.Array) -> bool:
+    """Whether the compiler may have to gather what is concatenated, or reduced in another way than by a sum."""
+    mesh = jax.typeof(array).sharding.mesh
+    if mesh.axis_names and set(mesh.manual_axes) == set(mesh.axis_names):
+        return False  # it is a shard itself
+    # Not every type knows its mesh, and a program can be compiled for devices that are elsewhere.
+    return mesh.size > 1 or jax.device_count() > 1
+
+
+def _groups(leaves: Summands, size: int, most: int) -> list[tuple[Reduction, list[jax.Array]]]:
+    """The leaves, those of `size` entries at most in groups of one sort with `most` at most: instructions take time to compile.
+
+    Alone where something may be sharded: the compiler might have to gather what is put together.
+    """
+    alone: list[tuple[Reduction, list[jax.Array]]] = []
+    sorts: dict[tuple[Reduction, Any], list[jax.Array]] = {}
+    for reduction, leaf in leaves:
+        if leaf.size <= size and not _may_be_sharded(leaf):
+            sorts.setdefault((reduction, leaf.dtype), []).append(leaf)
+        else:
+            alone.append((reduction, [leaf]))
+    return alone + [
+        (reduction, sort[start : start + together])
+        for (reduction, _), sort in sorts.items()
+        for together in [max(1, min(_TOGETHER, most // max(1, *(leaf.size for leaf in sort))))]
+        for start in range(0, len(sort), together)
+    ]
+
+
+def packed(leaves: Summands, size: int) -> Summands:
+    return [(reduction, _joined(group)) for reduction, group in _groups(leaves, size, _TOGETHER * size)]
+
+
+def _joined(group: list[jax.Array]) -> jax.Array:
+    return group[0] if len(group) == 1 else jnp.concatenate([leaf.ravel() for leaf in group])
+
+
+def real_parts(leaf: jax.Array, dtype: np.dtype) -> list[jax.Array]:
+    parts = [leaf.real, leaf.imag] if jnp.iscomplexobj(leaf) else [leaf]
+    return [part.astype(dtype) for part in parts]
+
+
+def summed(sums: Summands) -> jax.Array:
+    """The sum over all leaves and all their shards: one `psum` for each distinct set of axes."""
+    groups: dict[tuple[str, ...], list[jax.Array]] = {}
+    for reduction, value in sums:
+        groups.setdefault(reduction.axes, []).append(value / _size(reduction.copies) if reduction.copies else value)
+    return _added([lax.psum(_added(values), axes) if axes else _added(values) for axes, values in groups.items()])
+
+
+def _size(axes: tuple[str, ...]) -> int:
+    return int(np.prod([lax.axis_size(axis) for axis in axes]))
+
+
+def _added(values: list[jax.Array]) -> jax.Array:
+    """The sum of scalars. Not added in turn: the rounding grows with the logarithm of their number."""
+    if len(values) > 1 and not _may_be_sharded(values[0]):
+        return jnp.sum(jnp.stack(values))
+    # In pairs, so that XLA can add the sums of shards before it communicates them.
+    while len(values) > 1:
+        values = [*map(jnp.add, values[::2], values[1::2]), *values[len(values) // 2 * 2 :]]
+    return values[0]

@@ -1,0 +1,1 @@
+"""What schedules and runs look like."""

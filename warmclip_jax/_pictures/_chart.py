@@ -1,0 +1,63 @@
+"""A picture of schedules in characters, for a terminal of 80 columns."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from warmclip_jax._pictures._sampling import Sampled
+
+_WIDTH, _HEIGHT, _MARGIN = 80, 18, 10
+_GLYPHS = "*o+x#@%&"
+
+
+def chart(lines: Mapping[str, Sampled], *, log_scale: bool = False) -> str:
+    """Lines of at most 80 characters: the curves, the axes, and for each schedule its warm-up, peak and end."""
+    columns = _WIDTH - _MARGIN - 1
+    steps = max(int(line.steps[-1]) for line in lines.values())
+    values = np.concatenate([line.values for line in lines.values()])
+    if log_scale:
+        values = values[values > 0] if np.any(values > 0) else np.ones(1)
+    low, high = float(min(values.min(), values.max() if log_scale else 0.0)), float(values.max())
+    high = high if high > low else low + (abs(low) or 1.0)
+    grid = [[" "] * columns for _ in range(_HEIGHT)]
+    for glyph, line in zip(_glyphs(len(lines)), lines.values(), strict=True):
+        # Several places in each column, so that a steep line has no gaps.
+        where = np.linspace(0, steps, columns * 8).reshape(columns, 8)
+        heights = _heights(np.interp(where, line.steps, line.values), low, high, log_scale)
+        for column, places in enumerate(heights):
+            seen = places[np.isfinite(places)]
+            for row in range(round(seen.min()), round(seen.max()) + 1) if seen.size else ():
+                grid[_HEIGHT - 1 - row][column] = glyph
+    middle = float(np.sqrt(low * high)) if log_scale else (low + high) / 2
+    labels = {0: high, (_HEIGHT - 1) // 2: middle, _HEIGHT - 1: low}
+    body = [
+        f"{f'{labels[row]:.3g}' if row in labels else '':>{_MARGIN - 1}} |{''.join(cells)}".rstrip()
+        for row, cells in enumerate(grid)
+    ]
+    axis = " " * _MARGIN + "+" + "-" * columns
+    ends = f"{'0':<{columns // 2}}{steps // 2:<{columns // 2 - len(str(steps)) + 1}}{steps}"
+    legend = [_legend(glyph, name, line) for glyph, (name, line) in zip(_glyphs(len(lines)), lines.items(), strict=True)]
+    return "\n".join([*body, axis, " " * (_MARGIN + 1) + ends, *legend])
+
+
+def _heights(values: np.ndarray, low: float, high: float, log_scale: bool) -> np.ndarray:
+    """The row of each value, from 0 at the bottom; not finite where it is not shown."""
+    if log_scale:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            values, low, high = np.where(values >= low, np.log(values), np.nan), float(np.log(low)), float(np.log(high))
+    return (values - low) / (high - low) * (_HEIGHT - 1)
+
+
+def _legend(glyph: str, name: str, line: Sampled) -> str:
+    parts = [f"peak {line.at(line.peak):.3g} at {line.peak}"]
+    if line.warmup is not None:
+        parts.insert(0, f"warm-up to {line.warmup}")
+    if line.end is not None:
+        parts.append(f"{line.at(line.end):.3g} from {line.end} on")
+    facts = "; ".join(parts)
+    room = _WIDTH - len(facts) - 4
+    return f"{glyph} {name if len(name) <= room else name[: max(room - 3, 1)] + '...'}: {facts}"[:_WIDTH]
+
+
+def _glyphs(number: int) -> str:
+    return (_GLYPHS * (number // len(_GLYPHS) + 1))[:number]

@@ -1,0 +1,261 @@
+"""The curves: pure functions from a count to a value. They know no trees and no optimizers.
+
+Each function below is written for arrays, in the order of its plot; `curve` makes a factory of it.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from warmclip_jax._checks import broken_rule, is_traced
+from warmclip_jax._schedules._arguments import LogOfRate, PositiveSteps, Power, Steps, Timescale, Value
+from warmclip_jax._schedules._shares import between, cycle_shares, half_cosine, periods, raised, saturation, shares
+from warmclip_jax._values import curve
+
+
+@curve()
+def constant(count: jax.Array, *, value: Value) -> jax.Array:
+    """The same value at every step.
+
+    Args:
+      value: the value, finite.
+
+    Returns:
+      A `Schedule`.
+
+    Raises:
+      TypeError, ValueError: for a concrete `value` that is no finite scalar. A traced one is not checked.
+
+    >>> import warmclip_jax as wc
+    >>> float(wc.constant(value=0.5)(1000))
+    0.5
+    """
+    return jnp.broadcast_to(value, count.shape)
+
+
+@curve()
+def linear_warmup(count: jax.Array, *, peak_value: Value, warmup_steps: Steps, init_value: Value = 0.0) -> jax.Array:
+    """A straight line from `init_value` to `peak_value`, which then stays.
+
+    `init + (peak - init) * min(t / W, 1)` at step t, with W = `warmup_steps`.
+
+    Args:
+      peak_value: the value from step W on, finite.
+      warmup_steps: W, in steps, 0 or more; 0 is the peak from step 0.
+      init_value: the value at step 0, finite. With 0 the first step moves nothing; `init_value=peak/W` avoids that.
+
+    Returns:
+      A `Schedule`.
+
+    Raises:
+      TypeError, ValueError: for a concrete argument that breaks its rule. Traced ones are not checked; a negative W acts as 0.
+
+    >>> import warmclip_jax as wc
+    >>> float(wc.linear_warmup(peak_value=1.0, warmup_steps=4)(1))
+    0.25
+
+    Source: Goyal et al. 2017, "Accurate, Large Minibatch SGD", section 2.2.
+    """
+    passed, _ = shares(count, warmup_steps)
+    return between(init_value, peak_value, passed)
+
+
+@curve()
+def polynomial_warmup(
+    count: jax.Array, *, peak_value: Value, warmup_steps: Steps, init_value: Value = 0.0, power: Power = 1.0
+) -> jax.Array:
+    """A power of the line from `init_value` to `peak_value`, which then stays.
+
+    `init + (peak - init) * min(t / W, 1) ** power` at step t, with W = `warmup_steps`.
+
+    Args:
+      peak_value: the value from step W on, finite.
+      warmup_steps: W, in steps, 0 or more; 0 is the peak from step 0.
+      init_value: the value at step 0, finite.
+      power: above 0. More than 1 starts slowly, less than 1 starts fast.
+
+    Returns:
+      A `Schedule`.
+
+    Raises:
+      TypeError, ValueError: for a concrete argument that breaks its rule. Traced ones are not checked; a negative W acts as 0.
+
+    >>> import warmclip_jax as wc
+    >>> float(wc.polynomial_warmup(peak_value=1.0, warmup_steps=4, power=2.0)(2))
+    0.25
+
+    Source: the `power` of tf-models' `WarmUp`.
+    """
+    passed, left = shares(count, warmup_steps)
+    return between(init_value, peak_value, raised(passed, left, power))
+
+
+@curve()
+def exponential_warmup(count: jax.Array, *, peak_value: Value, timescale: Timescale) -> jax.Array:
+    """A rise that slows down as it nears `peak_value`, which it reaches as far as floats can tell.
+
+    `peak * (1 - exp(-t / timescale))` at step t.
+
+    Args:
+      peak_value: the value approached, finite.
+      timescale: in steps, above 0; after one of them 63 % of the peak is reached. Adam's second moment asks for
+        `1 / (1 - b2)`.
+
+    Returns:
+      A `Schedule`.
+
+    Raises:
+      TypeError, ValueError: for a concrete argument that breaks its rule. Traced ones are not checked; a timescale of 0 or less
+        is the peak from step 1 on.
+
+    >>> import warmclip_jax as wc
+    >>> round(float(wc.exponential_warmup(peak_value=1.0, timescale=1000)(1000)), 4)
+    0.6321
+
+    Source: Ma & Yarats 2019, "On the adequacy of untuned warmup for adaptive optimization", section 4.
+    """
+    return between(0.0, peak_value, saturation(periods(count, timescale)))
+
+
+@curve()
+def polynomial_decay(
+    count: jax.Array,
+    *,
+    init_value: Value,
+    decay_steps: PositiveSteps,
+    end_value: Value = 0.0,
+    power: Power = 1.0,
+    cycle: bool = False,
+) -> jax.Array:
+    """A power of the line from `init_value` to `end_value`, which then stays.
+
+    `(init - end) * (1 - min(t, D) / D) ** power + end` at step t, with D = `decay_steps`. With `cycle`, D is stretched to
+    its next multiple, `D * ceil(t / D)`: an exact multiple of D gives `end_value` and the step after it restarts lower.
+
+    Args:
+      init_value: the value at step 0, finite.
+      decay_steps: D, in steps, 1 or more: the decay alone.
+      end_value: the value at step D, finite.
+      power: above 0. 1 is a straight line; more falls fast at first, less falls late.
+      cycle: whether to restart at each multiple of D, instead of staying at `end_value`.
+
+    Returns:
+      A `Schedule`.
+
+    Raises:
+      TypeError, ValueError: for a concrete argument that breaks its rule. Traced ones are not checked; D below 1 gives
+        `end_value`. `cycle` cannot be traced.
+
+    >>> import warmclip_jax as wc
+    >>> decay = wc.polynomial_decay(init_value=1.0, decay_steps=4, cycle=True)
+    >>> [float(decay(count)) for count in range(7)]
+    [1.0, 0.75, 0.5, 0.25, 0.0, 0.375, 0.25]
+
+    Source: TensorFlow's `tf.keras.optimizers.schedules.PolynomialDecay`.
+    """
+    passed, left = cycle_shares(count, decay_steps) if cycle else shares(count, decay_steps)
+    return between(end_value, init_value, raised(left, passed, power))
+
+
+@curve()
+def cosine_decay(count: jax.Array, *, init_value: Value, decay_steps: PositiveSteps, end_value: Value = 0.0) -> jax.Array:
+    """Half a cosine from `init_value` to `end_value`, which then stays.
+
+    `end + (init - end) * (1 + cos(pi * min(t, D) / D)) / 2` at step t, with D = `decay_steps`.
+
+    Args:
+      init_value: the value at step 0, finite.
+      decay_steps: D, in steps, 1 or more: the decay alone.
+      end_value: the value at step D, finite.
+
+    Returns:
+      A `Schedule`.
+
+    Raises:
+      TypeError, ValueError: for a concrete argument that breaks its rule. Traced ones are not checked; D below 1 gives
+        `end_value`.
+
+    >>> import warmclip_jax as wc
+    >>> float(wc.cosine_decay(init_value=1.0, decay_steps=100)(50))
+    0.5
+
+    Source: Loshchilov & Hutter 2017, "SGDR", equation 5, one period.
+    """
+    passed, left = shares(count, decay_steps)
+    return between(end_value, init_value, half_cosine(left, passed))
+
+
+def _falls(arguments: dict[str, Any]) -> dict[str, Any]:
+    init, end = arguments["init_value"], arguments["end_value"]
+    if not (is_traced(init) or is_traced(end)) and end > init:
+        raise broken_rule("end_value", f"at most init_value={init!r}", end, "It is the floor of the decay.")
+    return arguments
+
+
+@curve(prepare=_falls)
+def exponential_decay(
+    count: jax.Array,
+    *,
+    init_value: Value,
+    decay_steps: PositiveSteps,
+    decay_rate: LogOfRate,
+    end_value: Value = 0.0,
+    staircase: bool = False,
+) -> jax.Array:
+    """A value multiplied by `decay_rate` every `decay_steps`, down to `end_value` and never below.
+
+    `max(init * decay_rate ** (t / D), end)` at step t, with D = `decay_steps`; t / D rounded down with `staircase`.
+
+    Args:
+      init_value: the value at step 0, finite.
+      decay_steps: D, in steps, 1 or more: how long it takes to be multiplied once.
+      decay_rate: the factor, above 0 and at most 1. As a Python number it is used in float64; traced, in the precision it has,
+        of which float32 is too little for rates like 0.9999.
+      end_value: the floor, finite and not above `init_value`.
+      staircase: whether to fall in steps, at each multiple of D, instead of smoothly.
+
+    Returns:
+      A `Schedule`.
+
+    Raises:
+      TypeError, ValueError: for a concrete argument that breaks its rule. Traced ones are not checked: D below 1 falls at
+        once, an `end_value` above `init_value` holds everywhere, a rate above 1 can grow to inf, and one
+        below 0 gives NaN. `staircase` cannot be traced.
+
+    >>> import warmclip_jax as wc
+    >>> round(float(wc.exponential_decay(init_value=1.0, decay_steps=10, decay_rate=0.5)(20)), 6)
+    0.25
+
+    Source: TensorFlow's `tf.keras.optimizers.schedules.ExponentialDecay`.
+    """
+    value = init_value * jnp.exp(decay_rate * periods(count, decay_steps, whole=staircase))  # Its logarithm: see `LogOfRate`.
+    return jnp.where(value < end_value, end_value, value)
+
+
+@curve()
+def inverse_sqrt_decay(count: jax.Array, *, init_value: Value, timescale: Timescale) -> jax.Array:
+    """A fall with the square root of the step, that needs no length.
+
+    `init * sqrt(timescale / (timescale + t))` at step t.
+
+    Args:
+      init_value: the value at step 0, finite.
+      timescale: in steps, above 0; after three of them half is left. After a warm-up of W steps (see `with_warmup`),
+        `timescale=W` makes it `init * sqrt(W / t)` in steps t from the very start.
+
+    Returns:
+      A `Schedule`.
+
+    Raises:
+      TypeError, ValueError: for a concrete argument that breaks its rule. Traced ones are not checked; a timescale of 0 or less
+        is nearly 0 from step 1 on.
+
+    >>> import warmclip_jax as wc
+    >>> float(wc.inverse_sqrt_decay(init_value=1.0, timescale=1000)(3000))
+    0.5
+
+    Source: Vaswani et al. 2017, "Attention is all you need", section 5.3; Zhai et al. 2022, "Scaling vision transformers",
+    appendix B, for the timescale.
+    """
+    return init_value / jnp.sqrt(1 + periods(count, timescale))

@@ -1,0 +1,243 @@
+"""Whole runs: a warm-up, then a decay, in one curve that knows the total."""
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from warmclip_jax._checks import broken_rule, exactly_one, is_traced
+from warmclip_jax._schedules._arguments import Fraction, PositiveSteps, Power, Steps, Value
+from warmclip_jax._schedules._shares import (
+    Shares,
+    between,
+    difference,
+    expm1_below_one,
+    half_cosine,
+    is_before,
+    raised,
+    share_of,
+    shares,
+)
+from warmclip_jax._values import curve
+
+
+def _resolved(part: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Turns `<part>_fraction` of `total_steps` into `<part>_steps`, where that is what was given."""
+    steps, fraction = f"{part}_steps", f"{part}_fraction"
+    exactly_one((steps, fraction), (arguments[steps], arguments[fraction]))
+    if arguments[fraction] is None:
+        return arguments
+    return {**arguments, steps: share_of(arguments[fraction], arguments["total_steps"])}
+
+
+def _said(part: str, arguments: dict[str, Any]) -> str:
+    """The argument that the user gave for the length of this part."""
+    return f"{part}_steps" if arguments[f"{part}_fraction"] is None else f"{part}_fraction"
+
+
+def _warmup_within_total(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Turns a fraction into `warmup_steps`, and sees that something is left of `total_steps` after them."""
+    resolved = _resolved("warmup", arguments)
+    total, warmup = resolved["total_steps"], resolved["warmup_steps"]
+    if not (is_traced(warmup) or is_traced(total)) and warmup >= total:
+        name = _said("warmup", arguments)
+        rule = f"short of total_steps={total!r}, which includes the warm-up"
+        raise broken_rule(name, rule, arguments[name], "Leave at least one step to decay in, or use linear_warmup.")
+    return resolved
+
+
+def _warmup_and_decay_within_total(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Turns fractions into steps, and sees that the decay is at least one and does not begin inside of the warm-up."""
+    resolved = _resolved("decay", _warmup_within_total(arguments))
+    total, warmup, decay = (resolved[name] for name in ("total_steps", "warmup_steps", "decay_steps"))
+    name = _said("decay", arguments)
+    if not is_traced(decay) and decay < 1:
+        rule = f"at least one step of total_steps={total!r}"
+        raise broken_rule(name, rule, arguments[name], "Use linear_warmup for a run without a decay.")
+    if not any(map(is_traced, (total, warmup, decay))) and warmup + decay > total:
+        rule = f"at most what warmup_steps={warmup!r} leaves of total_steps={total!r}"
+        raise broken_rule(name, rule, arguments[name], "The total includes both; the rest of it is held at the peak.")
+    return resolved
+
+
+@curve(prepare=_warmup_within_total, resolves=("warmup_fraction",))
+def warmup_polynomial_decay(
+    count: jax.Array,
+    *,
+    peak_value: Value,
+    total_steps: PositiveSteps,
+    warmup_steps: Steps | None = None,
+    warmup_fraction: Fraction | None = None,
+    init_value: Value = 0.0,
+    end_value: Value = 0.0,
+    power: Power = 1.0,
+    decay_from: Literal["warmup_end", "zero"] = "warmup_end",
+) -> jax.Array:
+    """A linear warm-up to `peak_value`, then a polynomial decay to `end_value`.
+
+    At step t, with W = `warmup_steps` and T = `total_steps`: `init + (peak - init) * t / W` while t < W, and then
+    `(peak - end) * (1 - clock / length) ** power + end`, where `decay_from` says which clock the decay runs on:
+    `"warmup_end"`: t - W over T - W, so it starts at the peak. `"zero"`, the BERT form: t over T, so the decay has been
+    running under the warm-up and the rate drops from `peak * (W - 1) / W` to `peak * (1 - W / T) ** power` at step W.
+
+    Args:
+      peak_value: where the warm-up leads, finite.
+      total_steps: T, in steps, the warm-up included; from T on the value is `end_value`.
+      warmup_steps: W, in steps, 0 or more and short of T. Give either this or
+      warmup_fraction: W as a share of T in [0, 1), rounded to the nearest step, halves up.
+      init_value: the value at step 0, finite.
+      end_value: the value at step T, finite.
+      power: above 0. 1 is a straight line.
+      decay_from: `"warmup_end"` or `"zero"`.
+
+    Returns:
+      A `Schedule`.
+
+    Raises:
+      TypeError, ValueError: for a concrete argument that breaks its rule. Traced ones are not checked; W >= T gives
+        `end_value` from step W on.
+
+    >>> import warmclip_jax as wc
+    >>> bert = wc.warmup_polynomial_decay(peak_value=1.0, total_steps=100, warmup_fraction=0.1, decay_from="zero")
+    >>> [round(float(bert(count)), 2) for count in (0, 9, 10, 11, 100)]
+    [0.0, 0.9, 0.9, 0.89, 0.0]
+
+    Source: Devlin et al. 2018, "BERT", appendix A.2, and its `optimization.py` for `"zero"`.
+    """
+    del warmup_fraction  # `_warmup_within_total` turned it into warmup_steps.
+    passed, left = _decay_shares(count, total_steps, warmup_steps, decay_from)
+    falling = between(end_value, peak_value, raised(left, passed, power))
+    return _after_warmup(count, init_value, peak_value, warmup_steps, falling)
+
+
+@curve(prepare=_warmup_within_total, resolves=("warmup_fraction",))
+def warmup_cosine_decay(
+    count: jax.Array,
+    *,
+    peak_value: Value,
+    total_steps: PositiveSteps,
+    warmup_steps: Steps | None = None,
+    warmup_fraction: Fraction | None = None,
+    init_value: Value = 0.0,
+    end_value: Value = 0.0,
+    decay_from: Literal["warmup_end", "zero"] = "warmup_end",
+) -> jax.Array:
+    """A linear warm-up to `peak_value`, then half a cosine to `end_value`.
+
+    At step t, with W = `warmup_steps` and T = `total_steps`: `init + (peak - init) * t / W` while t < W, and then
+    `end + (peak - end) * (1 + cos(pi * clock / length)) / 2`, where `decay_from` says which clock the decay runs on:
+    `"warmup_end"`: t - W over T - W, so it starts at the peak. `"zero"`: t over T, so the decay has been running under the
+    warm-up, which overrides it while t < W.
+
+    Args:
+      peak_value: where the warm-up leads, finite.
+      total_steps: T, in steps, the warm-up included; from T on the value is `end_value` and never rises again.
+      warmup_steps: W, in steps, 0 or more and short of T. Give either this or
+      warmup_fraction: W as a share of T in [0, 1), rounded to the nearest step, halves up.
+      init_value: the value at step 0, finite.
+      end_value: the value at step T, finite.
+      decay_from: `"warmup_end"` or `"zero"`.
+
+    Returns:
+      A `Schedule`.
+
+    Raises:
+      TypeError, ValueError: for a concrete argument that breaks its rule. Traced ones are not checked; W >= T gives
+        `end_value` from step W on.
+
+    >>> import warmclip_jax as wc
+    >>> cosine = wc.warmup_cosine_decay(peak_value=1.0, total_steps=100, warmup_steps=20, end_value=0.1)
+    >>> [round(float(cosine(count)), 2) for count in (0, 10, 20, 60, 100)]
+    [0.0, 0.5, 1.0, 0.55, 0.1]
+
+    Source: Loshchilov & Hutter 2017, "SGDR", equation 5, after the warm-up of Goyal et al. 2017, section 2.2.
+    """
+    del warmup_fraction  # `_warmup_within_total` turned it into warmup_steps.
+    passed, left = _decay_shares(count, total_steps, warmup_steps, decay_from)
+    falling = between(end_value, peak_value, half_cosine(left, passed))
+    return _after_warmup(count, init_value, peak_value, warmup_steps, falling)
+
+
+@curve(prepare=_warmup_and_decay_within_total, resolves=("warmup_fraction", "decay_fraction"))
+def warmup_stable_decay(
+    count: jax.Array,
+    *,
+    peak_value: Value,
+    total_steps: PositiveSteps,
+    warmup_steps: Steps | None = None,
+    warmup_fraction: Fraction | None = None,
+    decay_steps: PositiveSteps | None = None,
+    decay_fraction: Fraction | None = None,
+    init_value: Value = 0.0,
+    end_value: Value = 0.0,
+    decay_shape: Literal["linear", "cosine", "one_minus_sqrt", "exponential"] = "linear",
+) -> jax.Array:
+    """A linear warm-up, a long stay at `peak_value`, and a decay to `end_value` over the last steps.
+
+    At step t, with W = `warmup_steps`, T = `total_steps` and D = `decay_steps`: `init + (peak - init) * t / W` while t < W,
+    then `peak` while t < T - D, then `end + (peak - end) * shape(x)` with x = (t - (T - D)) / D, where `decay_shape` is
+    `"linear"`: 1 - x; `"cosine"`: (1 + cos(pi x)) / 2; `"one_minus_sqrt"`: 1 - sqrt(x); `"exponential"`: 2 * 0.5**x - 1.
+
+    Args:
+      peak_value: where the warm-up leads, finite.
+      total_steps: T, in steps, warm-up and decay included; from T on the value is `end_value`.
+      warmup_steps: W, in steps, 0 or more and short of T. Give either this or
+      warmup_fraction: W as a share of T in [0, 1), rounded to the nearest step, halves up.
+      decay_steps: D, in steps, 1 or more and at most T - W. Give either this or
+      decay_fraction: D as a share of T, rounded likewise.
+      init_value: the value at step 0, finite.
+      end_value: the value at step T, finite.
+      decay_shape: the name of the shape.
+
+    Returns:
+      A `Schedule`.
+
+    Raises:
+      TypeError, ValueError: for a concrete argument that breaks its rule. Traced ones are not checked; where W + D > T the
+        warm-up overrides the part of the decay under it.
+
+    >>> import warmclip_jax as wc
+    >>> trapezoid = wc.warmup_stable_decay(peak_value=1.0, total_steps=100, warmup_steps=10, decay_fraction=0.2)
+    >>> [round(float(trapezoid(count)), 2) for count in (0, 5, 10, 80, 90, 100)]
+    [0.0, 0.5, 1.0, 1.0, 0.5, 0.0]
+
+    Source: Hu et al. 2024, "MiniCPM", section 4; Hägele et al. 2024, "Scaling laws and compute-optimal training beyond fixed
+    training durations", section 3, for 1 - sqrt; Megatron-LM's WSD for the exponential that ends.
+    """
+    del warmup_fraction, decay_fraction  # `_warmup_and_decay_within_total` turned them into steps.
+    decayed = shares(difference(count, difference(total_steps, decay_steps)), decay_steps)
+    falling = between(end_value, peak_value, _SHAPES[decay_shape](decayed))
+    return _after_warmup(count, init_value, peak_value, warmup_steps, falling)
+
+
+def _one_minus_sqrt(decay: Shares) -> jax.Array:
+    # As a quotient, which keeps the digits near the end; and the root of 0 has no derivative.
+    some = decay.passed > 0
+    return jnp.where(some, decay.left / (1 + jnp.sqrt(jnp.where(some, decay.passed, 1))), 1)
+
+
+def _exponential(decay: Shares) -> jax.Array:
+    # 2 * 0.5 ** x - 1 without the subtraction, which would lose the digits near the end.
+    return jnp.where(decay.passed > 0, expm1_below_one(decay.left * math.log(2)), 1)
+
+
+_SHAPES: dict[str, Callable[[Shares], jax.Array]] = {
+    "linear": lambda decay: decay.left,
+    "cosine": lambda decay: half_cosine(decay.left, decay.passed),
+    "one_minus_sqrt": _one_minus_sqrt,
+    "exponential": _exponential,
+}
+
+
+def _decay_shares(count: jax.Array, total: Any, warmup: Any, decay_from: str) -> Shares:
+    """`shares` of the decay that follows a warm-up, on the clock that `decay_from` names."""
+    if decay_from == "zero":
+        return shares(count, total)
+    return shares(difference(count, warmup), difference(total, warmup))
+
+
+def _after_warmup(count: jax.Array, init: Any, peak: Any, warmup: Any, falling: jax.Array) -> jax.Array:
+    """`falling`, preceded by a straight line from `init` to `peak`."""
+    return jnp.where(is_before(count, warmup), between(init, peak, shares(count, warmup).passed), falling)

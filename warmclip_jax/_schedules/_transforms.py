@@ -1,0 +1,138 @@
+"""Schedules made from schedules, this package's or any other's. They move the count; the curve is someone else's."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from warmclip_jax._checks import broken_rule, is_traced
+from warmclip_jax._schedules._arguments import Inner, PositiveSteps, SignedSteps, Steps, Value
+from warmclip_jax._schedules._shares import between, difference, is_before, remainder, shares, total
+from warmclip_jax._values import curve
+
+
+@curve()
+def with_warmup(count: jax.Array, schedule: Inner, *, warmup_steps: Steps, init_value: Value = 0.0) -> jax.Array:
+    """Any schedule, preceded by a straight line from `init_value` to where it starts.
+
+    `init + (schedule(0) - init) * t / W` while t < W = `warmup_steps`, and then `schedule(t - W)`.
+
+    Args:
+      schedule: a `Schedule`, any optax schedule, or a pure function from a count to a value.
+      warmup_steps: W, in steps, 0 or more; what `schedule` does takes W steps longer.
+      init_value: the value at step 0, finite.
+
+    Returns:
+      A `Schedule`. With a function of another library inside, it is as equal, hashable and picklable as that function is.
+
+    Raises:
+      TypeError, ValueError: for a concrete argument that breaks its rule. Traced ones are not checked; a negative W acts as a
+        start W steps into `schedule`.
+
+    >>> import warmclip_jax as wc
+    >>> noam = wc.with_warmup(wc.inverse_sqrt_decay(init_value=1.0, timescale=100), warmup_steps=100)
+    >>> [float(noam(count)) for count in (0, 50, 100, 400)]
+    [0.0, 0.5, 1.0, 0.5]
+
+    Source: Goyal et al. 2017, "Accurate, Large Minibatch SGD", section 2.2.
+    """
+    rising = between(init_value, schedule(jnp.zeros((), jnp.int32)), shares(count, warmup_steps).passed)
+    return jnp.where(is_before(count, warmup_steps), rising, schedule(difference(count, warmup_steps)))
+
+
+def _fit_together(arguments: dict[str, Any]) -> dict[str, Any]:
+    schedules, boundaries = arguments["schedules"], arguments["boundaries"]
+    if not schedules:
+        raise broken_rule("schedules", "one schedule or more", list(schedules), "Pass at least one.")
+    if len(boundaries) != len(schedules) - 1:
+        rule = f"one fewer than the {len(schedules)} schedules"
+        raise broken_rule("boundaries", rule, list(boundaries), "Each is the step at which the next schedule takes over.")
+    for earlier, later in pairwise(boundaries):
+        if not (is_traced(earlier) or is_traced(later)) and earlier >= later:
+            remedy = "Count each from the start of the run, not from the one before."
+            raise broken_rule("boundaries", "strictly increasing", list(boundaries), remedy)
+    return arguments
+
+
+@curve(prepare=_fit_together)
+def join(count: jax.Array, schedules: Sequence[Inner], *, boundaries: Sequence[Steps]) -> jax.Array:
+    """One schedule after another, each counting from where it takes over.
+
+    With boundaries b1 < b2 < ...: `schedules[0](t)` while t < b1, then `schedules[1](t - b1)` while t < b2, and so on.
+
+    Args:
+      schedules: a list of schedules, each a `Schedule`, any optax schedule, or a pure function from a count to a value.
+      boundaries: a list of steps, one fewer than schedules, strictly increasing, counted from the start of the run.
+
+    Returns:
+      A `Schedule`. With a function of another library inside, it is as equal, hashable and picklable as that function is.
+
+    Raises:
+      TypeError, ValueError: for a concrete argument that breaks its rule. Traced boundaries are not checked; where they do not
+        increase, the last schedule whose boundary has passed is the one that counts.
+
+    >>> import warmclip_jax as wc
+    >>> steps = wc.join([wc.constant(value=1.0), wc.constant(value=0.1)], boundaries=[100])
+    >>> [round(float(steps(count)), 2) for count in (0, 99, 100, 200)]
+    [1.0, 1.0, 0.1, 0.1]
+
+    Source: `optax.join_schedules`, with its arguments checked.
+    """
+    value = schedules[0](count)
+    for boundary, schedule in zip(boundaries, schedules[1:], strict=True):
+        value = jnp.where(is_before(count, boundary), value, schedule(difference(count, boundary)))
+    return value
+
+
+@curve()
+def repeat(count: jax.Array, schedule: Inner, *, period: PositiveSteps) -> jax.Array:
+    """The first `period` steps of a schedule, again and again.
+
+    `schedule(t mod period)`: step `period` is step 0 again, so what the schedule does at `period` itself is never reached.
+
+    Args:
+      schedule: a `Schedule`, any optax schedule, or a pure function from a count to a value.
+      period: in steps, 1 or more.
+
+    Returns:
+      A `Schedule`. With a function of another library inside, it is as equal, hashable and picklable as that function is.
+
+    Raises:
+      TypeError, ValueError: for a concrete argument that breaks its rule. Traced ones are not checked; a period below 1 acts
+        as 1.
+
+    >>> import warmclip_jax as wc
+    >>> restarts = wc.repeat(wc.cosine_decay(init_value=1.0, decay_steps=100), period=100)
+    >>> [round(float(restarts(count)), 2) for count in (0, 50, 100, 150)]
+    [1.0, 0.5, 1.0, 0.5]
+
+    Source: Loshchilov & Hutter 2017, "SGDR", section 3, with restarts of equal length.
+    """
+    return schedule(remainder(count, period))
+
+
+@curve()
+def shift(count: jax.Array, schedule: Inner, *, by: SignedSteps) -> jax.Array:
+    """A schedule that starts `by` steps into itself.
+
+    `schedule(t + by)`. A resumed run starts where it stopped; `by=1` leaves out a first step at rate 0; a negative `by` waits
+    at the value of step 0.
+
+    Args:
+      schedule: a `Schedule`, any optax schedule, or a pure function from a count to a value.
+      by: in steps, of either sign.
+
+    Returns:
+      A `Schedule`. With a function of another library inside, it is as equal, hashable and picklable as that function is.
+
+    Raises:
+      TypeError, ValueError: for a concrete argument that breaks its rule. Traced ones are not checked.
+
+    >>> import warmclip_jax as wc
+    >>> warmup = wc.linear_warmup(peak_value=1.0, warmup_steps=4)
+    >>> [float(wc.shift(warmup, by=1)(count)) for count in range(4)]
+    [0.25, 0.5, 0.75, 1.0]
+    """
+    return schedule(total(count, by))

@@ -1,0 +1,129 @@
+"""Optimizer steps from the units in which people plan a run. On the host, exactly, before anything is traced."""
+
+import math
+from fractions import Fraction
+from typing import Any
+
+import jax.numpy as jnp
+
+from warmclip_jax._checks import Number, Scalar, broken_rule, default_float, is_traced
+from warmclip_jax._schedules._shares import share_of
+
+_AMOUNT = Number("a finite number, 0 or more", "It may be a fraction: half an epoch is 0.5.", lambda amount: amount >= 0)
+_SHARE = Number("a fraction in [0, 1]", "It is a share of total_steps; 0.1 is a tenth.", lambda share: 0 <= share <= 1)
+_SIZE = Number("a whole number, 1 or more", "Count what one optimizer step sees.", lambda size: size >= 1, whole=True)
+_B2 = Number("a number in [0, 1)", "It is Adam's b2, 0.999 say.", lambda b2: 0 <= b2 < 1)
+
+#: What each unit needs to become steps.
+_NEEDS = {
+    "epochs": ("dataset_size", "batch_size"),
+    "examples": ("batch_size",),
+    "tokens": ("batch_size", "sequence_length"),
+    "fraction": ("total_steps",),
+}
+
+
+def steps(
+    *,
+    epochs: Scalar | None = None,
+    examples: Scalar | None = None,
+    tokens: Scalar | None = None,
+    fraction: Scalar | None = None,
+    dataset_size: Scalar | None = None,
+    batch_size: Scalar | None = None,
+    sequence_length: Scalar | None = None,
+    total_steps: Scalar | None = None,
+    accumulation: Scalar = 1,
+    updates_per_batch: Scalar = 1,
+) -> int:
+    """How many optimizer steps are in some epochs, examples, tokens, or a fraction of the run.
+
+    `ceil(examples / (batch_size * accumulation)) * updates_per_batch`, where examples are `epochs * dataset_size` or
+    `tokens / sequence_length`; and `round(fraction * total_steps)`. A step is what advances a schedule: one update of the
+    optimizer, which under `optax.MultiSteps` takes `accumulation` batches.
+
+    Args:
+      epochs: passes over the data, 0 or more; needs `dataset_size` and `batch_size`. Give exactly one of this,
+      examples: how many are seen, 0 or more; needs `batch_size`; or
+      tokens: how many are seen, 0 or more; needs `batch_size` and `sequence_length`; or
+      fraction: a share of the run in [0, 1]; needs `total_steps`.
+      dataset_size: in examples, 1 or more.
+      batch_size: examples in one batch, over all devices, 1 or more.
+      sequence_length: tokens in one example, 1 or more.
+      total_steps: the length of the run, in optimizer steps, 1 or more.
+      accumulation: batches whose gradients make one step (`every_k_schedule` of `optax.MultiSteps`), 1 or more.
+      updates_per_batch: steps made on the same batch, 1 or more, as in PPO.
+
+    Returns:
+      A Python int. Examples that do not fill the last step get one of their own (rounded up, over the whole run and not in
+      each epoch); a fraction is rounded to the nearest step, halves up. Decimals mean what they say: 0.1 is a tenth.
+
+    Raises:
+      TypeError, ValueError: for an argument that breaks its rule, is missing, or is not used. A tracer is a TypeError: this is
+        worked out before tracing, so there is nothing that is not checked.
+
+    >>> import warmclip_jax as wc
+    >>> wc.steps(epochs=3, dataset_size=50_000, batch_size=128), wc.steps(tokens=2e9, batch_size=256, sequence_length=2048)
+    (1172, 3815)
+    >>> wc.steps(epochs=3, dataset_size=50_000, batch_size=128, accumulation=4)
+    293
+    """
+    amounts = {"epochs": epochs, "examples": examples, "tokens": tokens, "fraction": fraction}
+    sizes = {
+        "dataset_size": dataset_size,
+        "batch_size": batch_size,
+        "sequence_length": sequence_length,
+        "total_steps": total_steps,
+    }
+    given = [name for name, amount in amounts.items() if amount is not None]
+    if len(given) != 1:
+        said = ", ".join(f"{name}={amounts[name]!r}" for name in given) or "none of them"
+        raise ValueError(f"exactly one of {', '.join(amounts)} must be given; got {said}. Give one of them.")
+    unit = given[0]
+    amount = _known(unit, amounts[unit], _SHARE if unit == "fraction" else _AMOUNT)
+    for name, size in sizes.items():
+        if (size is None) == (name in _NEEDS[unit]):
+            rule = f"given with {unit}" if size is None else f"left out with {unit}, which does not use it"
+            raise broken_rule(name, rule, size, f"{unit} needs {' and '.join(_NEEDS[unit])}.")
+    needed = {name: Fraction(_known(name, sizes[name], _SIZE)) for name in _NEEDS[unit]}
+    batches = Fraction(_known("accumulation", accumulation, _SIZE))
+    updates = int(_known("updates_per_batch", updates_per_batch, _SIZE))
+    if unit == "fraction":
+        return share_of(amount, int(needed["total_steps"]))
+    # By way of its digits: as a float, 0.1 is more than a tenth, and rounding up would show it.
+    seen = Fraction(str(amount)) * needed.get("dataset_size", 1) / needed.get("sequence_length", 1)
+    return math.ceil(seen / (needed["batch_size"] * batches)) * updates
+
+
+def untuned_warmup_steps(b2: Scalar) -> Any:
+    """The length of a linear warm-up that Adam needs when nobody tunes it.
+
+    `ceil(2 / (1 - b2))`.
+
+    Args:
+      b2: Adam's decay of the second moment, in [0, 1).
+
+    Returns:
+      A Python int; for a traced `b2` a whole number in the default float dtype, computed in that and so possibly one off.
+
+    Raises:
+      TypeError, ValueError: for a concrete `b2` that breaks its rule. A traced one is not checked.
+
+    >>> import warmclip_jax as wc
+    >>> wc.untuned_warmup_steps(0.999), wc.untuned_warmup_steps(0.95)
+    (2000, 40)
+
+    Source: Ma & Yarats 2019, "On the adequacy of untuned warmup for adaptive optimization", section 4.
+    """
+    b2 = _B2.check("b2", b2)
+    if is_traced(b2):
+        return jnp.ceil(2 / (1 - jnp.asarray(b2).astype(default_float())))
+    # By way of its digits: as floats, 2 / (1 - 0.999) is more than 2000.
+    return math.ceil(2 / (1 - Fraction(str(b2))))
+
+
+def _known(name: str, value: Any, number: Number) -> Any:
+    if is_traced(value):
+        remedy = "Lengths of a run are worked out before tracing; pass a Python number."
+        raise broken_rule(name, f"{number.rule}, and not traced", value, remedy, TypeError)
+    return number.check(name, value)
