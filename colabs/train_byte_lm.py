@@ -73,7 +73,7 @@ def make_step(optimizer: optax.GradientTransformation, loss_of: Callable[..., ja
     @functools.partial(jax.jit, donate_argnums=(0, 1))
     def step(params: Any, opt_state: Any, windows: jax.Array) -> tuple[Any, Any, dict[str, jax.Array]]:
         loss, grads = jax.value_and_grad(loss_of)(params, windows)
-        params, opt_state = wc.apply_gradients(optimizer, params, opt_state, grads)
+        params, opt_state = wc.apply_gradients(optimizer, params, opt_state, grads=grads)
         return params, opt_state, {"bits_per_byte": loss / math.log(2), **wc.metrics(opt_state)}
 
     return step

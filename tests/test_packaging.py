@@ -22,7 +22,7 @@ import warmclip_jax as wc
 
 optimizer = wc.pipeline(optax.sgd, wc.constant(value=0.1), max_norm=1.0)
 params = jnp.zeros(2)
-params, state = wc.apply_gradients(optimizer, params, optimizer.init(params), jnp.array([3.0, 4.0]))
+params, state = wc.apply_gradients(optimizer, params, optimizer.init(params), grads=jnp.array([3.0, 4.0]))
 try:
     wc.clip_by_global_norm(-1.0)
 except ValueError as error:

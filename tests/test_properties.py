@@ -274,7 +274,7 @@ def training(structure: int) -> Any:
         return optax.apply_updates(params, updates), state
 
     def by_apply(params, state, grads):
-        return wc.apply_gradients(optimizer, params, state, grads)
+        return wc.apply_gradients(optimizer, params, state, grads=grads)
 
     def steps(step, params, *grads):
         state = optimizer.init(params)

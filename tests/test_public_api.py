@@ -89,7 +89,7 @@ def test_the_pipeline_lowers_for_cpus_gpus_and_tpus():
     params = {"w": jnp.ones((8, 8)), "b": jnp.ones(3, jnp.bfloat16)}
 
     def step(params, opt_state, grads):
-        params, opt_state = wc.apply_gradients(optimizer, params, opt_state, grads)
+        params, opt_state = wc.apply_gradients(optimizer, params, opt_state, grads=grads)
         return params, wc.metrics(opt_state)
 
     exported = jax.export.export(jax.jit(step), platforms=["cpu", "cuda", "tpu"])(params, optimizer.init(params), params)

@@ -1,8 +1,9 @@
 """Learning-rate schedules, global-norm gradient clipping, and one call that chains them into an optimizer."""
 
+from warmclip_jax._gradients._applying import apply_gradients
 from warmclip_jax._gradients._clipping import ClipState, clip_by_global_norm, clip_tree
 from warmclip_jax._gradients._norm import global_norm
-from warmclip_jax._gradients._skipping import SkipState, apply_gradients, skip_nonfinite
+from warmclip_jax._gradients._skipping import SkipState, skip_nonfinite
 from warmclip_jax._metrics import metrics
 from warmclip_jax._pictures._plot import plot
 from warmclip_jax._pipeline import PipelineState, pipeline

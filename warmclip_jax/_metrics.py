@@ -1,90 +1,144 @@
-"""What the clips, skips and pipelines in an optimizer state know, for programs."""
+"""What the clips, guards and pipelines in an optimizer state know, for programs."""
 
-from collections.abc import Iterator
+import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
+from warmclip_jax._checks import is_traced
+from warmclip_jax._finding import Path, found
 from warmclip_jax._gradients._clipping import ClipState
 from warmclip_jax._gradients._skipping import SkipState
 from warmclip_jax._pipeline import PipelineState
 
+#: What a guard around a clip or pipeline counts of every call, and what stands inside counts only of some.
+_OF_EVERY_CALL = ("calls", "grad_norm", "nonfinite_count", "skipped_count", "consecutive_skips", "last_skipped_call")
+_LARGEST_RATE = 1e38
+
 
 def metrics(opt_state: optax.OptState) -> dict[str, jax.Array]:
-    """What the clips, skips and pipelines in an optimizer state know, by name.
+    """What the clips, guards and pipelines in an optimizer state know, by name.
+
+    A *call* is one call of `update`, numbered from 0; an *update* is a call that was not skipped.
 
     Args:
-      opt_state: any optimizer state, however nested: `chain`, `MultiSteps`, `masked`, `partition`, `inject_hyperparams`.
+      opt_state: any optimizer state, however nested: of `chain`, `MultiSteps`, `masked`, `partition`, `inject_hyperparams`; a
+        flax `TrainState`, an `nnx.Optimizer`; a raw checkpoint tree, in which states are dicts of their fields.
 
     Returns:
-      Scalars: `step` (updates made, int32; neither skipped steps nor accumulated micro-steps count), `learning_rate` (that of
-      the last update made; where `pipeline` built it), `grad_norm` (before clipping), `clip_coef`, `clipped_count`,
-      `nonfinite_count` and `skipped_count` (int32). Where a state holds several clips each has its path before the name:
-      `"encoder/grad_norm"`. Works on traced states.
+      Scalars, arrays with a run axis for vmapped states. The keys depend only on how the optimizer was built; what is not known
+      is NaN.
+      Of the last call: `grad_norm` (before clipping), `max_norm` (the bound in force; inf for none), `clip_coef` (0 where
+      skipped). Of the last update: `learning_rate`, the one that the optimizer used, where `pipeline` built it. Counts, int32:
+      `calls`, `step` (updates made, where a pipeline or guard counts them), `clipped_count`, `nonfinite_count`,
+      `skipped_count`, `consecutive_skips` and `last_skipped_call` (-1: none).
+      A guard around a pipeline owns the plain names that both have; the pipeline's own are `"update/skipped_count"` and so on.
+      Several clips have their path before the name: `"encoder/grad_norm"`.
+      Outside of `jit` these are copies, which survive donation and later updates; `jax.device_get` makes them numbers.
 
     Raises:
-      ValueError: when the state holds nothing of this package.
+      ValueError: when the state holds nothing of this package, or two metrics would share a name.
 
     >>> import jax.numpy as jnp, optax
     >>> import warmclip_jax as wc
     >>> optimizer = optax.chain(wc.clip_by_global_norm(1.0), optax.adamw(1e-3))
-    >>> sorted(wc.metrics(optimizer.init(jnp.zeros(2))))
-    ['clip_coef', 'clipped_count', 'grad_norm', 'nonfinite_count', 'step']
+    >>> list(wc.metrics(optimizer.init(jnp.zeros(2))))
+    ['calls', 'clip_coef', 'clipped_count', 'grad_norm', 'max_norm', 'nonfinite_count']
     """
-    found = list(_found(opt_state))
-    if not found:
-        raise ValueError(
-            f"opt_state must hold a state of clip_by_global_norm, skip_nonfinite or pipeline; got {type(opt_state).__name__} "
-            "without one. Pass the state that init or update returned."
-        )
-    clips = [path for path, state in found if not isinstance(state, SkipState)]
-    names = dict(zip(clips, _names(clips), strict=True))
+    seen = found(opt_state)
+    paths, states, guards = (tuple(column) for column in zip(*seen, strict=True))
+    if any(map(is_traced, jax.tree.leaves(states))):
+        return _merged(states, paths, guards)
+    # One compiled call for all: as single copies they take twenty times as long.
+    return _copies(jax.tree.map(_of_this_process, states), paths, guards)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _copies(states: tuple[Any, ...], paths: tuple[Path, ...], guards: tuple[int | None, ...]) -> dict[str, jax.Array]:
+    # Copied, since a number handed through would die with the state that it came from.
+    return {name: jnp.copy(value) for name, value in _merged(states, paths, guards).items()}
+
+
+def _of_this_process(leaf: Any) -> Any:
+    """A copy that this process holds of an array that is the same on all, so that it need not ask the others."""
+    is_spread = isinstance(leaf, jax.Array) and not leaf.is_fully_addressable and leaf.is_fully_replicated
+    return leaf.addressable_data(0) if is_spread else leaf
+
+
+def _merged(states: tuple[Any, ...], paths: tuple[Path, ...], guards: tuple[int | None, ...]) -> dict[str, jax.Array]:
     merged: dict[str, jax.Array] = {}
-    for path, state in found:
-        # A skip around or inside of the only clip speaks of the same steps; beside several it speaks for its own group.
-        group = names.get(path, "" if len(clips) == 1 else _name(path, (jax.tree_util.DictKey,)))
-        for name, value in _of_state(state).items():
+    owners: dict[str, Any] = {}
+    for state, path, group, guard in zip(states, paths, _groups(states, paths, guards), guards, strict=True):
+        known = _of_state(state)
+        if guard is not None and "clip_coef" in known:
+            # What a guard skips never gets to the clip inside.
+            known["clip_coef"] = jnp.where(states[guard].consecutive_skips > 0, 0, known["clip_coef"])
+        for name, value in known.items():
             full = f"{group}/{name}" if group else name
-            merged[full] = merged[full] + value if full in merged else value
-    return merged
-
-
-_OURS = (ClipState, SkipState, PipelineState)
+            if full in merged and name in _OF_EVERY_CALL:
+                # First come, first served: the clip before a guard, the guard before the clip that it guards.
+                if isinstance(state, ClipState) or (guard is None and isinstance(owners[full], ClipState)):
+                    continue
+                full = f"{group}/update/{name}" if group else f"update/{name}"
+            if full in merged and not (name == "step" and guard is not None):
+                raise ValueError(
+                    f"metrics must have names of their own; two states would both be {full!r}, the second at "
+                    f"{jax.tree_util.keystr(path)}. Put them under different keys, in a dict or in optax.named_chain."
+                )
+            merged[full], owners[full] = value, state
+    return dict(sorted(merged.items()))
 
 
 def _of_state(state: Any) -> dict[str, jax.Array]:
-    if isinstance(state, SkipState):
-        return {"skipped_count": state.skipped_count}
     if isinstance(state, PipelineState):
-        own = {"learning_rate": state.last_learning_rate, "skipped_count": state.skipped_count}
-        clip = _of_state(state.clip_state)
-        return {**clip, **own, "step": clip["step"] - state.skipped_count}
-    return {"step": state.clip_calls, **{name: value for name, value in state._asdict().items() if name != "clip_calls"}}
+        rate = jnp.where(state.last_learning_rate > _LARGEST_RATE, jnp.nan, state.last_learning_rate)
+        return {**_of_state(state.clip_state), **_skips(state, state.clip_state.clip_calls), "learning_rate": rate}
+    calls = state.skip_calls if isinstance(state, SkipState) else state.clip_calls
+
+    def known(value: jax.Array) -> jax.Array:
+        return jnp.where(calls > 0, value, jnp.nan)
+
+    measured = {"calls": calls, "grad_norm": known(state.grad_norm), "nonfinite_count": state.nonfinite_count}
+    if isinstance(state, SkipState):
+        return {**measured, **_skips(state, calls)}
+    return {
+        **measured,
+        "max_norm": known(jnp.where(state.norm_bound < 0, jnp.inf, state.norm_bound)),
+        "clip_coef": known(state.clip_coef),
+        "clipped_count": state.clipped_count,
+    }
 
 
-def _found(tree: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
-    """Our states in `tree` with their paths, outermost first."""
-    nodes, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda node: isinstance(node, _OURS))
-    for below, node in nodes:
-        if isinstance(node, _OURS):
-            yield (*path, *below), node
-        if isinstance(node, (PipelineState, SkipState)):
-            yield from _found(node.inner_state, (*path, *below, jax.tree_util.GetAttrKey("inner_state")))
+def _skips(state: Any, calls: jax.Array) -> dict[str, jax.Array]:
+    counts = {name: getattr(state, name) for name in ("skipped_count", "consecutive_skips", "last_skipped_call")}
+    return {**counts, "step": calls - state.skipped_count}
 
 
-def _names(paths: list[tuple[Any, ...]]) -> list[str]:
-    """The shortest name for each path that tells them all apart: its dict keys; with its indices; or all of it."""
+def _groups(states: tuple[Any, ...], paths: tuple[Path, ...], guards: tuple[int | None, ...]) -> list[str]:
+    """The name that each state has before those of its metrics, "" for the only one."""
+    places = [place for place, state in enumerate(states) if not isinstance(state, SkipState)]
+    # Guards alone are told apart as clips are; beside clips, a guard speaks for all of them, or for the group that it is in.
+    places = places or [place for place, guard in enumerate(guards) if guard is None]
+    names = dict(zip(places, _names([paths[place] for place in places]), strict=True))
+    return [names.get(place, "" if len(places) == 1 else _name(path, _KEYS[:1])) for place, path in enumerate(paths)]
+
+
+_KEYS = (jax.tree_util.DictKey, jax.tree_util.SequenceKey, jax.tree_util.FlattenedIndexKey, jax.tree_util.GetAttrKey)
+
+
+def _names(paths: list[Path]) -> list[str]:
+    """The shortest names that tell some paths apart: of dict keys; with indices; or of all keys."""
     if len(paths) == 1:
         return [""]
-    dict_key, index, field = jax.tree_util.DictKey, jax.tree_util.SequenceKey, jax.tree_util.GetAttrKey
     names: list[str] = []
-    for kinds in ((dict_key,), (dict_key, index), (dict_key, index, field)):
+    for kinds in (_KEYS[:1], _KEYS[:3], _KEYS):
         names = [_name(path, kinds) for path in paths]
         if len(set(names)) == len(names):
             break
     return names
 
 
-def _name(path: tuple[Any, ...], kinds: tuple[type, ...]) -> str:
+def _name(path: Path, kinds: tuple[type, ...]) -> str:
     return jax.tree_util.keystr(tuple(key for key in path if isinstance(key, kinds)), simple=True, separator="/")

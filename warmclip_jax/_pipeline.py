@@ -1,6 +1,5 @@
-"""Clip, then an optimizer, with a schedule as its learning rate; and what they know, read back out of any state."""
+"""Clip, then an optimizer, with a schedule as its learning rate."""
 
-import functools
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -11,9 +10,14 @@ import optax
 
 from warmclip_jax._checks import Choice, Number, Scalar, default_float
 from warmclip_jax._gradients import _clipping as clipping
+from warmclip_jax._gradients._applying import as_transformation
 from warmclip_jax._gradients._axes import AxisName, check_axis_name
+from warmclip_jax._gradients._coefficient import coefficient, scale_tree
 from warmclip_jax._gradients._norm import scaled_norm
-from warmclip_jax._gradients._skipping import as_transformation, update_if
+from warmclip_jax._gradients._selecting import choose
+from warmclip_jax._gradients._skipping import counted, no_skips
+from warmclip_jax._gradients._states import like, own
+from warmclip_jax._rates import UNKNOWN, Rate
 
 _LEARNING_RATE = Number(
     "a schedule or a finite number", "Pass warmclip_jax.linear_warmup(...), any optax schedule, or 1e-3.", np.isfinite
@@ -22,11 +26,13 @@ _NONFINITE = Choice(("skip", "propagate", "zero"))
 
 
 class PipelineState(NamedTuple):
-    """What `pipeline` keeps. The clip's record stands beside what a skipped step leaves alone, so it knows of that step."""
+    """What `pipeline` keeps. The clip's record stands outside of what a skipped step leaves alone, so it knows of that step."""
 
     clip_state: clipping.ClipState
-    skipped_count: jax.Array  # int32 scalar
-    last_learning_rate: jax.Array  # default float scalar: that of the last update made; before one, of the first to come
+    skipped_count: jax.Array  # int32: calls skipped
+    consecutive_skips: jax.Array  # int32: calls skipped since the last that was not
+    last_skipped_call: jax.Array  # int32: its number, from 0; -1 before there is one
+    last_learning_rate: jax.Array  # default float: what the optimizer used in the last update; past 1e38: not known
     inner_state: optax.OptState
 
 
@@ -67,7 +73,7 @@ def pipeline(
     >>> params = jnp.zeros(2)
     >>> opt_state = optimizer.init(params)
     >>> for _ in range(3):
-    ...     params, opt_state = wc.apply_gradients(optimizer, params, opt_state, jnp.array([3.0, 4.0]))
+    ...     params, opt_state = wc.apply_gradients(optimizer, params, opt_state, grads=jnp.array([3.0, 4.0]))
     >>> [round(float(p), 4) for p in params], round(float(wc.metrics(opt_state)["learning_rate"]), 4)
     ([-0.09, -0.12], 0.1)
 
@@ -76,35 +82,61 @@ def pipeline(
     _NONFINITE.check("nonfinite", nonfinite)
     bound = clipping.check_max_norm(max_norm)
     check_axis_name(axis_name)
-    rate = schedule if callable(schedule) else _LEARNING_RATE.check("schedule", schedule)
     if isinstance(optimizer, optax.GradientTransformation) or not callable(optimizer):
         raise TypeError(
             f"optimizer must be a function from a learning rate to a GradientTransformation; got {optimizer!r} "
             f"({type(optimizer).__name__}). Pass optax.adamw, or functools.partial(optax.adamw, weight_decay=0.01), not "
             "optax.adamw(1e-3)."
         )
-    inner = as_transformation("what optimizer returns", optimizer(rate))
+    asked = Rate(schedule if callable(schedule) else _LEARNING_RATE.check("schedule", schedule))
+    inner = as_transformation("what optimizer returns", optimizer(asked.handed()))
     becomes = "propagate" if nonfinite == "propagate" else "zero"
 
-    def rate_at(step: jax.Array) -> jax.Array:
-        return jnp.asarray(rate(step) if callable(rate) else rate).astype(default_float())
-
     def init(params: optax.Params) -> PipelineState:
-        skipped_count = jnp.zeros((), jnp.int32)
-        return PipelineState(clipping.init_clip_state(params), skipped_count, rate_at(skipped_count), inner.init(params))
+        inner_state = inner.init(params)
+        _check_no_multi_steps(inner_state)
+        return PipelineState(
+            clip_state=clipping.init_clip_state(params),
+            **no_skips(),
+            last_learning_rate=jnp.full((), UNKNOWN, default_float()),
+            inner_state=inner_state,
+        )
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, PipelineState]:
-        steps_taken = state.clip_state.clip_calls - state.skipped_count
-        norm = scaled_norm(updates, axis_name=axis_name)
-        coef = clipping.coefficient(norm, clipping.at_step(bound, steps_taken), becomes)
-        updates, take = clipping.scale_tree(updates, coef, becomes), functools.partial(inner.update, **extra)
-        learning_rate, skipped_count = rate_at(steps_taken), state.skipped_count
+        state = own(PipelineState, state, updates)
+        call, updates_made = state.clip_state.clip_calls, state.clip_state.clip_calls - state.skipped_count
+        norm, limit = scaled_norm(updates, axis_name=axis_name), clipping.at_step(bound, updates_made)
+        coef = coefficient(norm, limit, becomes)
+
+        def take(updates: Any, inner_state: Any, params: Any) -> tuple[Any, Any, jax.Array]:
+            with asked.listening() as used_by:
+                updates, inner_state = inner.update(updates, inner_state, params, **extra)
+                return updates, inner_state, like(state.last_learning_rate, used_by(inner_state))
+
+        arguments = (scale_tree(updates, coef, becomes), state.inner_state, params)
         if nonfinite == "skip":
-            updates, inner_state = update_if(norm.is_finite, take, updates, state.inner_state, params)
-            learning_rate = jnp.where(norm.is_finite, learning_rate, state.last_learning_rate)
-            skipped_count = clipping.increment_if(~norm.is_finite, skipped_count)
+            before = (state.inner_state, state.last_learning_rate)
+            updates, inner_state, learning_rate = choose(norm.is_finite, take, arguments, before)
+            is_skipped = ~norm.is_finite
         else:
-            updates, inner_state = take(updates, state.inner_state, params)
-        return updates, PipelineState(clipping.record(state.clip_state, norm, coef), skipped_count, learning_rate, inner_state)
+            updates, inner_state, learning_rate = take(*arguments)
+            is_skipped = False
+        return updates, PipelineState(
+            clip_state=clipping.advance(state.clip_state, norm, limit, coef),
+            **counted(state, call, is_skipped),
+            last_learning_rate=learning_rate,
+            inner_state=inner_state,
+        )
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _check_no_multi_steps(inner_state: optax.OptState) -> None:
+    def is_multi_steps(node: Any) -> bool:
+        return isinstance(node, optax.MultiStepsState)
+
+    if any(map(is_multi_steps, jax.tree.leaves(inner_state, is_leaf=is_multi_steps))):
+        raise TypeError(
+            "optimizer must not hold an optax.MultiSteps: each micro-batch would be clipped, and the learning rate would not "
+            "be known. Put it outside: skip_nonfinite(optax.MultiSteps(pipeline(...), every_k_schedule=k))."
+        )

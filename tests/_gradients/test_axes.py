@@ -346,7 +346,7 @@ def test_one_bad_shard_makes_the_whole_update_bad():
     def update(tree):
         optimizer = wc.pipeline(optax.adam, 0.1)
         ones = jax.tree.map(jnp.ones_like, tree)
-        params, state = wc.apply_gradients(optimizer, ones, optimizer.init(tree), tree)
+        params, state = wc.apply_gradients(optimizer, ones, optimizer.init(tree), grads=tree)
         return params, wc.metrics(state)
 
     mapped = jax.shard_map(update, mesh=mesh_of(MESH), in_specs=(SPECS,), out_specs=(SPECS, P()))
@@ -362,7 +362,7 @@ def test_the_pipeline_in_shard_map_is_the_pipeline_under_jit():
         state = optimizer.init(params)
         for step in range(3):
             grads = jax.tree.map(lambda p: jnp.cos(p) * (step + 1), params)  # noqa: B023
-            params, state = wc.apply_gradients(optimizer, params, state, grads)
+            params, state = wc.apply_gradients(optimizer, params, state, grads=grads)
         return params, wc.metrics(state)
 
     mapped = jax.shard_map(train, mesh=mesh_of(MESH), in_specs=(SPECS,), out_specs=(SPECS, P()))

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from warmclip_jax._gradients._selecting import select_early
+from warmclip_jax._gradients._selecting import choose
 
 
 @jax.jit
@@ -48,7 +48,7 @@ STATE = {
 
 
 def early(condition, x, state):
-    return select_early(condition, program, (x, state), lambda shapes: (jnp.zeros_like(shapes[0]), state))
+    return choose(condition, program, (x, state), before=(state,))
 
 
 def late(condition, x, state):

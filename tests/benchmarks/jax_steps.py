@@ -54,7 +54,7 @@ def _update_then_apply(optimizer: Any) -> Step:
 
 
 def _apply_gradients(optimizer: Any) -> Step:
-    return functools.partial(wc.apply_gradients, optimizer)
+    return lambda params, opt_state, grads: wc.apply_gradients(optimizer, params, opt_state, grads=grads)
 
 
 def optimizers(kind: str) -> dict[str, tuple[Any, Step]]:

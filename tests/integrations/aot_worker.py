@@ -106,7 +106,7 @@ def lowered(clip, devices, shape, width):
         return jax.tree.map(lambda x, to: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=to), shapes, shardings)
 
     def step(params, opt_state, grads):
-        params, opt_state = wc.apply_gradients(optimizer, params, opt_state, grads)
+        params, opt_state = wc.apply_gradients(optimizer, params, opt_state, grads=grads)
         return params, opt_state, wc.metrics(opt_state) if clip in ("ours", "pipeline") else {}
 
     jitted = jax.jit(step, donate_argnums=(0, 1), out_shardings=(*shardings, None))

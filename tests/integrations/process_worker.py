@@ -71,7 +71,7 @@ def train(entry, steps=STEPS):
     opt_state = jax.jit(optimizer.init, out_shardings=shardings[1])(params)
 
     def step(loss, params, opt_state, batch):
-        params, opt_state = wc.apply_gradients(optimizer, params, opt_state, jax.grad(loss)(params, batch))
+        params, opt_state = wc.apply_gradients(optimizer, params, opt_state, grads=jax.grad(loss)(params, batch))
         return params, opt_state, wc.metrics(opt_state)
 
     if entry == "shard_map":

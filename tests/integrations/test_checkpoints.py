@@ -38,7 +38,7 @@ def test_a_run_resumed_from_an_orbax_checkpoint_is_the_run_that_was_never_stoppe
 
     @jax.jit
     def step(params: Any, state: Any, features: jax.Array) -> Any:
-        return wc.apply_gradients(optimizer, params, state, jax.grad(loss_of)(params, features))
+        return wc.apply_gradients(optimizer, params, state, grads=jax.grad(loss_of)(params, features))
 
     def advance(params_and_state: Any, steps: range) -> Any:
         params, state = params_and_state

@@ -103,7 +103,7 @@ def test_an_equinox_model_whose_gradients_have_none_leaves_trains():
     def step(model: Any, opt_state: Any, features: jax.Array) -> Any:
         loss, grads = eqx.filter_value_and_grad(lambda model: squared_error(jax.vmap(model)(features)))(model)
         params, static = eqx.partition(model, eqx.is_inexact_array)
-        params, opt_state = wc.apply_gradients(OPTIMIZER, params, opt_state, grads)
+        params, opt_state = wc.apply_gradients(OPTIMIZER, params, opt_state, grads=grads)
         return eqx.combine(params, static), opt_state, loss, grads
 
     losses, grads = [], None
@@ -141,7 +141,7 @@ def test_a_haiku_model_trains_and_each_of_its_modules_can_have_its_own_clip():
     @chex.assert_max_traces(n=1)
     def step(params: Any, opt_state: Any, features: jax.Array) -> Any:
         loss, grads = jax.value_and_grad(lambda p: squared_error(network.apply(p, features)))(params)
-        return *wc.apply_gradients(optimizer, params, opt_state, grads), loss, grads
+        return *wc.apply_gradients(optimizer, params, opt_state, grads=grads), loss, grads
 
     opt_state, losses, grads = optimizer.init(params), [], {}
     for _ in range(30):

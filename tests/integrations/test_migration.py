@@ -49,13 +49,13 @@ def test_optax_computes_the_same_on_ordinary_gradients_and_loses_no_step_to_a_na
     state, other_state = mine.init(params), theirs.init(params)
     for step in range(30):
         grads = jnp.array([3.0, -4.0]) / (1 + step)
-        params, state = wc.apply_gradients(mine, params, state, grads)
-        other, other_state = wc.apply_gradients(theirs, other, other_state, grads)
+        params, state = wc.apply_gradients(mine, params, state, grads=grads)
+        other, other_state = wc.apply_gradients(theirs, other, other_state, grads=grads)
     chex.assert_trees_all_close(params, other, rtol=1e-6)
     assert not np.array_equal(params, jnp.array([0.5, -1.0]))
     bad = jnp.array([jnp.nan, 1.0])
-    np.testing.assert_array_equal(wc.apply_gradients(mine, params, state, bad)[0], params)
-    assert not np.isfinite(wc.apply_gradients(theirs, other, other_state, bad)[0]).all()
+    np.testing.assert_array_equal(wc.apply_gradients(mine, params, state, grads=bad)[0], params)
+    assert not np.isfinite(wc.apply_gradients(theirs, other, other_state, grads=bad)[0]).all()
 
 
 def test_tensorflow_decays_the_same_but_to_another_default_and_changes_gradients_below_the_bound():

@@ -33,7 +33,7 @@ OPTIMIZER: Any = wc.pipeline(optax.adam, SCHEDULE)
 
 def train(optimizer: Any, stream: Any, params: Any = PARAMS, *, jit: bool = True) -> tuple[Any, Any]:
     def step(params: Any, state: Any, grads: Any) -> Any:
-        return wc.apply_gradients(optimizer, params, state, grads)
+        return wc.apply_gradients(optimizer, params, state, grads=grads)
 
     step = jax.jit(step) if jit else step
     state = optimizer.init(params)
@@ -53,7 +53,7 @@ def test_without_jit_the_numbers_are_those_of_jit():
 
 def test_checkify_finds_the_nan_in_the_users_own_arithmetic_and_none_in_ours():
     def step(params: Any, state: Any, features: jax.Array) -> Any:
-        return wc.apply_gradients(OPTIMIZER, params, state, jax.grad(loss_of)(params, features))
+        return wc.apply_gradients(OPTIMIZER, params, state, grads=jax.grad(loss_of)(params, features))
 
     state = OPTIMIZER.init(PARAMS)
     checked: Any = jax.jit(checkify.checkify(step, errors=checkify.all_checks))
@@ -128,7 +128,7 @@ def test_our_code_alone_trains_under_strict_promotion_of_dtypes_and_ranks():
 
 def test_a_donated_step_under_strict_transfers_moves_nothing_between_host_and_device():
     def step(params: Any, state: Any, grads: Any) -> Any:
-        params, state = wc.apply_gradients(OPTIMIZER, params, state, grads)
+        params, state = wc.apply_gradients(OPTIMIZER, params, state, grads=grads)
         return params, state, wc.metrics(state)
 
     params, state, grads = jax.tree.map(jnp.copy, (PARAMS, OPTIMIZER.init(PARAMS), GRADS))

@@ -36,7 +36,7 @@ def step_of(optimizer: Any, loss: Any) -> Any:
     @jax.jit
     def step(params: Any, state: Any, features: Any) -> Any:
         value, grads = jax.value_and_grad(loss)(params, features)
-        return *wc.apply_gradients(optimizer, params, state, grads), value
+        return *wc.apply_gradients(optimizer, params, state, grads=grads), value
 
     return step
 
@@ -96,7 +96,7 @@ def test_a_scan_over_parameters_of_two_dtypes_keeps_each_and_trains(name: str):
     def scanned(params: Any, state: Any) -> Any:
         def step(carry: Any, _: Any) -> Any:
             value, grads = jax.value_and_grad(loss_of)(carry[0])
-            return wc.apply_gradients(optimizer, carry[0], carry[1], grads), value
+            return wc.apply_gradients(optimizer, carry[0], carry[1], grads=grads), value
 
         return jax.lax.scan(step, (params, state), length=10)
 
@@ -192,7 +192,7 @@ def test_each_group_of_a_partition_has_its_own_optimizer_norm_and_counts(partiti
     grads = jax.grad(loss_of)(PARAMS)
     known = wc.metrics(state)
     for group, key in (("matrix", "w"), ("rest", "b")):
-        alone, _ = wc.apply_gradients(groups[group], PARAMS[key], groups[group].init(PARAMS[key]), grads[key])
+        alone, _ = wc.apply_gradients(groups[group], PARAMS[key], groups[group].init(PARAMS[key]), grads=grads[key])
         np.testing.assert_allclose(params[key], alone, rtol=2e-6)
         np.testing.assert_allclose(known[f"{group}/grad_norm"], float64_norm(grads[key]), rtol=1e-6)
     assert float(known["matrix/learning_rate"]) == np.float32(0.1)
@@ -200,7 +200,7 @@ def test_each_group_of_a_partition_has_its_own_optimizer_norm_and_counts(partiti
 
 @functools.cache
 def jitted_update(optimizer: Any) -> Any:
-    return jax.jit(functools.partial(wc.apply_gradients, optimizer))
+    return jax.jit(lambda params, state, grads: wc.apply_gradients(optimizer, params, state, grads=grads))
 
 
 @pytest.mark.parametrize("inside", [True, False], ids=["the pipeline in lookahead", "lookahead in the pipeline"])

@@ -7,6 +7,8 @@ import jax
 from jax import lax
 from jax.sharding import PartitionSpec
 
+from warmclip_jax._gradients._leaves import gradients
+
 #: What a caller can say: nothing, a name, a tuple of names, or a pytree prefix of `PartitionSpec`s.
 AxisName = Any
 
@@ -19,7 +21,7 @@ class Reduction(NamedTuple):
 
 
 def reductions(tree: Any, axis_name: AxisName) -> list[Reduction]:
-    """The `Reduction` of each leaf of `tree`, in order.
+    """The `Reduction` of each gradient of `tree`, in leaf order.
 
     Raises:
       TypeError: for an `axis_name` of another form.
@@ -28,7 +30,7 @@ def reductions(tree: Any, axis_name: AxisName) -> list[Reduction]:
     """
     check_axis_name(axis_name)
     manual = manual_axes()
-    leaves = jax.tree.leaves(tree)
+    leaves = gradients(tree)
     for leaf in leaves:
         _check_summed(leaf)
     if not leaves:
@@ -105,15 +107,16 @@ def _said(leaf: Any, axes: tuple[str, ...], manual: Sequence[str]) -> Reduction:
 def _axes_per_leaf(tree: Any, axis_name: AxisName) -> list[tuple[str, ...]]:
     if _is_names(axis_name):
         axes = _in_scope((axis_name,) if isinstance(axis_name, str) else axis_name)
-        return [axes] * len(jax.tree.leaves(tree))
+        return [axes] * len(gradients(tree))
+    specs, structure = jax.tree.flatten(axis_name, is_leaf=_is_spec)
     try:
-        specs = jax.tree.broadcast(axis_name, tree, is_leaf=_is_spec)
+        parts = structure.flatten_up_to(tree)
     except ValueError as error:
         raise ValueError(
             f"axis_name must be a name, a tuple of names, or a pytree prefix of the gradients with PartitionSpec leaves; got "
             f"{axis_name!r}, which does not match the gradients: {error}"
         ) from error
-    return [_axes_of(spec) for spec in jax.tree.leaves(specs, is_leaf=_is_spec)]
+    return [_axes_of(spec) for spec, part in zip(specs, parts, strict=True) for _ in gradients(part)]
 
 
 def _is_names(axis_name: AxisName) -> bool:

@@ -1,4 +1,4 @@
-"""Clipping by the global norm: one coefficient from one norm, and the transformation that keeps count of it."""
+"""Clipping by the global norm: the function, and the transformation that keeps count of it."""
 
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -7,12 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax import lax
 
 from warmclip_jax._checks import Choice, Number, Scalar, is_traced
 from warmclip_jax._gradients._axes import AxisName, check_axis_name
-from warmclip_jax._gradients._norm import ScaledNorm, accumulation_dtype, is_gradient, scaled_norm
-from warmclip_jax._gradients._rounding import unless
+from warmclip_jax._gradients._coefficient import Coefficient, coefficient, scale_tree
+from warmclip_jax._gradients._leaves import accumulation_dtype, is_gradient
+from warmclip_jax._gradients._norm import ScaledNorm, scaled_norm
+from warmclip_jax._gradients._states import counter, increment_if, like, own
 
 #: What a threshold may be: a number, a schedule of the step, or None to measure only.
 MaxNorm = Scalar | Callable[[Any], Any] | None
@@ -22,29 +23,19 @@ _MAX_NORM = Number(
 )
 _NONFINITE = Choice(("propagate", "zero"))
 
+#: How a state writes a bound that is never reached. It holds no inf of its own, which `jax_debug_infs` would stop at.
+NEVER = -1.0
+
 
 class ClipState(NamedTuple):
     """What `clip_by_global_norm` counts and remembers. All scalars; the counters stop at int32's largest value."""
 
-    clip_calls: jax.Array  # int32: updates seen
+    clip_calls: jax.Array  # int32: calls seen
     grad_norm: jax.Array  # float32 (float64 with float64 parameters): norm at the last call, before clipping
+    norm_bound: jax.Array  # same dtype: the bound in force at the last call; -1 for one that is never reached
     clip_coef: jax.Array  # same dtype: what the last call multiplied by, in [0, 1]; NaN where it made everything NaN
     clipped_count: jax.Array  # int32: finite updates that were over the bound
-    nonfinite_count: jax.Array  # int32: updates with a NaN or inf entry
-
-
-class Coefficient(NamedTuple):
-    """The number that clips a tree, `rest * factor * rest`: one alone could not reach from a norm of 1e38 to 1e-38."""
-
-    factor: jax.Array  # scalar: 0 or more, or NaN
-    rest: jax.Array  # 1, or a power of two below it where `factor` alone would underflow
-    is_finite: jax.Array  # whether the norm it was made from is
-    unbounded: bool  # known to be 1 where the norm is finite
-
-    @property
-    def value(self) -> jax.Array:
-        """The coefficient as one number, in [0, 1]."""
-        return self.factor * self.rest * self.rest
+    nonfinite_count: jax.Array  # int32: calls with a NaN or inf entry
 
 
 def clip_tree(
@@ -126,9 +117,10 @@ def clip_by_global_norm(
         updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra: Any
     ) -> tuple[optax.Updates, ClipState]:
         del params, extra
-        norm = scaled_norm(updates, axis_name=axis_name)
-        coef = coefficient(norm, at_step(bound, state.clip_calls), nonfinite)
-        return scale_tree(updates, coef, nonfinite), record(state, norm, coef)
+        state = own(ClipState, state, updates)
+        norm, limit = scaled_norm(updates, axis_name=axis_name), at_step(bound, state.clip_calls)
+        coef = coefficient(norm, limit, nonfinite)
+        return scale_tree(updates, coef, nonfinite), advance(state, norm, limit, coef)
 
     return optax.GradientTransformationExtraArgs(init_clip_state, update)
 
@@ -143,101 +135,31 @@ def check_max_norm(max_norm: MaxNorm) -> Any:
     return _MAX_NORM.check("max_norm", max_norm)
 
 
+def init_clip_state(params: optax.Params) -> ClipState:
+    """The state before the first call: no norm measured, nothing clipped."""
+    zeros = [jnp.zeros((), accumulation_dtype(params)) for _ in range(3)]
+    return ClipState(counter(), *zeros, counter(), counter())
+
+
 def at_step(max_norm: Any, step: jax.Array) -> Any:
     """The bound that a checked `max_norm` sets at `step`."""
     return max_norm(step) if callable(max_norm) else max_norm
 
 
-def init_clip_state(params: optax.Params) -> ClipState:
-    """The state before the first call: no norm measured, nothing clipped."""
-    dtype = accumulation_dtype(params)
-    # A buffer for each field: one shared by two could not be donated.
-    clip_calls, clipped_count, nonfinite_count = (jnp.zeros((), jnp.int32) for _ in range(3))
-    return ClipState(clip_calls, jnp.zeros((), dtype), jnp.ones((), dtype), clipped_count, nonfinite_count)
+def stored(bound: Any) -> Any:
+    """A bound as a state holds it."""
+    return NEVER if bound is None else jnp.where(jnp.asarray(bound) == jnp.inf, NEVER, jnp.maximum(bound, 0))
 
 
-def coefficient(norm: ScaledNorm, max_norm: Any, nonfinite: str) -> Coefficient:
-    """`max_norm / norm` where the norm is over the bound, 1 where it is not, NaN or 0 where an entry is not finite."""
-    one = jnp.ones((), norm.mantissa.dtype)
-    numerator, denominator, rest = (one, one, one) if max_norm is None else _fraction(norm, max_norm)
-    if nonfinite == "zero":
-        numerator = jnp.where(norm.is_finite, numerator, 0)
-    # The division comes last: XLA would work out again in the loop of every leaf what is cheaper.
-    return Coefficient(_quotient(numerator, denominator), rest, norm.is_finite, unbounded=max_norm is None)
-
-
-def _fraction(norm: ScaledNorm, max_norm: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """`max_norm / norm` as `rest * (numerator / denominator) * rest`, 1 if that is over 1. Nothing in it leaves the range."""
-    dtype = norm.mantissa.dtype
-    bound = jnp.maximum(jnp.asarray(max_norm).astype(dtype), 0)
-    # Not `>`: a NaN on either side has to count as over. A bound of inf never clips, whatever the norm.
-    over = ~(norm.mantissa <= bound * norm.scale) & (bound != jnp.inf)
-    rise, fall = jnp.maximum(norm.scale, 1), jnp.minimum(norm.scale, 1)
-    half, power = (40, 70) if dtype == jnp.float32 else (300, 540)
-    # Half of a scale below one goes to the mantissa: all of it could make the bound underflow.
-    lift = jnp.where(fall < 1, np.ldexp(1.0, half), 1).astype(dtype)
-    # No NaN in a number that is not used: a derivative would meet it.
-    denominator = jnp.where(over & norm.is_finite, norm.mantissa * lift, 1)
-    far = jnp.where(over, bound * (fall * lift) * rise, 1) / denominator < jnp.finfo(dtype).tiny
-    boost, rest = (jnp.where(far, np.ldexp(1.0, exponent), 1).astype(dtype) for exponent in (power, -power))
-    numerator = jnp.where(norm.is_finite, bound * (fall * lift * boost) * boost * rise, jnp.nan)
-    return jnp.where(over, numerator, 1), denominator, rest
-
-
-@jax.custom_jvp
-def _quotient(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
-    return numerator / denominator
-
-
-@_quotient.defjvp
-def _quotient_jvp(primals: Any, tangents: Any) -> Any:
-    # JAX's own derivative divides by the square of the denominator, which leaves the range long before the quotient does.
-    (_, denominator), quotient = primals, _quotient(*primals)
-    return quotient, (tangents[0] - quotient * tangents[1]) / denominator
-
-
-def scale_tree(tree: Any, coef: Coefficient, nonfinite: str) -> Any:
-    """Every gradient times the coefficient, rounded once to its dtype, and untouched where that is 1."""
-    factor, rest, unchanged = coef.factor, coef.rest, coef.value == 1
-
-    def scale(leaf: Any) -> Any:
-        if not is_gradient(leaf):
-            return leaf
-        leaf = jnp.asarray(leaf)
-        if coef.unbounded:
-            # Bound to what the norm is known by. Otherwise XLA would share the squares, or the converted entries, that norm and
-            # optimizer both need: another copy of all gradients.
-            leaf, _ = lax.optimization_barrier((leaf, coef.is_finite))
-
-        def scale_real(part: jax.Array) -> jax.Array:
-            scaled = part.astype(factor.dtype)
-            if not coef.unbounded:
-                scaled = scaled * rest * factor * rest
-            if nonfinite == "zero":
-                scaled = lax.select(coef.is_finite, scaled, jnp.zeros_like(scaled))  # 0 * inf is NaN
-            # A product with 1 would flush subnormals and rewrite NaNs.
-            return unless(unchanged, part, scaled)
-
-        if coef.unbounded and nonfinite == "propagate":
-            return leaf
-        # Part by part: as a complex number the coefficient would also multiply by its imaginary zero.
-        return lax.complex(scale_real(leaf.real), scale_real(leaf.imag)) if jnp.iscomplexobj(leaf) else scale_real(leaf)
-
-    return jax.tree.map(scale, tree)
-
-
-def record(state: ClipState, norm: ScaledNorm, coef: Coefficient) -> ClipState:
-    """The state after one more call. A non-finite call is counted as such and as nothing else."""
-    clipped = norm.is_finite & (coef.value != 1)
+def advance(state: ClipState, norm: ScaledNorm, bound: Any, coef: Coefficient, made: jax.Array | bool = True) -> ClipState:
+    """The state after one more call. A call that is not finite is counted as such alone; one that is not `made`, as no clip."""
+    value = jnp.where(made, coef.value, 0)
+    clipped = norm.is_finite & (value != 1) & made
     return ClipState(
         clip_calls=increment_if(True, state.clip_calls),
-        grad_norm=norm.value.astype(state.grad_norm.dtype),
-        clip_coef=coef.value.astype(state.clip_coef.dtype),
+        grad_norm=like(state.grad_norm, norm.value),
+        norm_bound=like(state.norm_bound, stored(bound)),
+        clip_coef=like(state.clip_coef, value),
         clipped_count=increment_if(clipped, state.clipped_count),
         nonfinite_count=increment_if(~norm.is_finite, state.nonfinite_count),
     )
-
-
-def increment_if(condition: jax.Array | bool, counter: jax.Array) -> jax.Array:
-    """`counter` plus one where `condition` holds, never past its dtype."""
-    return jnp.where(condition, optax.safe_increment(counter), counter)

@@ -14,6 +14,7 @@ import numpy as np
 from jax import lax
 
 from warmclip_jax._gradients._axes import AxisName, Reduction, reductions
+from warmclip_jax._gradients._leaves import accumulation_dtype, gradients
 from warmclip_jax._gradients._sums import MIDDLE, SMALL, Summands, one_by_one, packed, real_parts, summed, sums_of_squares
 
 
@@ -94,22 +95,9 @@ def global_norm(tree: Any, *, axis_name: AxisName = None) -> jax.Array:
 
 def scaled_norm(tree: Any, *, axis_name: AxisName = None) -> ScaledNorm:
     """`global_norm` with its whole range. See there for the arguments."""
-    gradients = jax.tree.map(lambda leaf: jnp.asarray(leaf) if is_gradient(leaf) else None, tree)
-    per_leaf = tuple(reductions(gradients, axis_name))
-    mantissa, scale = _jitted_parts(per_leaf, jax.tree.leaves(gradients))
+    mantissa, scale = _jitted_parts(tuple(reductions(tree, axis_name)), gradients(tree))
     # Stopped: it has no slope, and as a number the zero would meet overflowing factors, 0 * inf, in the derivative of `value`.
     return ScaledNorm(mantissa, lax.stop_gradient(scale))
-
-
-def is_gradient(leaf: Any) -> bool:
-    """Whether a leaf is a gradient: floating or complex."""
-    return isinstance(leaf, (float, complex)) or jnp.issubdtype(getattr(leaf, "dtype", np.bool_), jnp.inexact)
-
-
-def accumulation_dtype(tree: Any) -> np.dtype:
-    """The dtype of the norm of a tree: float64 if one of its gradients is, else float32."""
-    dtypes = [jnp.finfo(jnp.result_type(leaf)).dtype for leaf in jax.tree.leaves(tree) if is_gradient(leaf)]
-    return np.dtype(jnp.float64 if jnp.float64 in dtypes else jnp.float32)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))

@@ -1,30 +1,75 @@
-"""The result of a program or what stands in for it, selected so early that the one can take the other's place in memory.
+"""Choose between new and old values one by one, so that each new value can reuse the old one's buffer.
 
-An optimizer writes new moments over the old ones, then makes updates from the new. A select after all of that keeps both alive,
-and a branch has to keep the updates: a copy of everything in every step. Here each result is selected where it is made, and the
-program goes on with what was selected. Where the condition holds that is the same number; elsewhere nothing of it is kept.
+An optimizer writes new moments over the old ones, then makes updates from the new. In a compiled step, a select after all of
+that keeps both alive, and a branch has to keep the updates: a copy of everything in every step. So a traced step selects each
+result where it is made, and goes on with what was selected. Outside of `jit` nothing is overwritten in place: there the
+optimizer runs as it is, and one compiled select follows.
 """
 
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.extend import core
 
+from warmclip_jax._checks import is_traced
 
-def select_early(
-    condition: jax.Array, function: Callable[..., Any], arguments: tuple[Any, ...], instead: Callable[[Any], Any]
-) -> Any:
-    """`function(*arguments)` where the scalar `condition` holds; elsewhere `instead` of its shapes, a tree like it."""
-    program, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
-    jaxpr = program.jaxpr
-    values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*program.consts, *jax.tree.leaves(arguments)], strict=True))
-    others, structure = jax.tree.flatten(instead(shapes))
+
+def choose(condition: jax.Array, function: Callable[..., Any], arguments: tuple[Any, ...], before: tuple[Any, ...]) -> Any:
+    """What `function(*arguments)` returns where the scalar `condition` holds; elsewhere zero updates, and `before`.
+
+    `function` returns updates and what becomes of each entry of `before`. A leaf that is no number passes through.
+
+    Raises:
+      TypeError: when the structure of what `function` returns is not that of `before`.
+    """
+    return (_select_early if is_traced(condition) else _select_late)(condition, function, arguments, before)
+
+
+def _select_late(condition: jax.Array, function: Callable[..., Any], arguments: tuple[Any, ...], before: Any) -> Any:
+    result = function(*arguments)
+    leaves, structure = jax.tree.flatten(result)
+    olds = _olds(result, before)
+    chosen = [place for place, (new, old) in enumerate(zip(leaves, olds, strict=True)) if _may_change(new, old)]
+    selected = _selected(condition, [leaves[place] for place in chosen], [olds[place] for place in chosen])
+    for place, value in zip(chosen, selected, strict=True):
+        leaves[place] = value
+    return structure.unflatten(leaves)
+
+
+def _select_early(condition: jax.Array, function: Callable[..., Any], arguments: tuple[Any, ...], before: Any) -> Any:
+    given, structure = jax.tree.flatten(arguments)
+    inputs = [place for place, leaf in enumerate(given) if isinstance(leaf, (jax.Array, np.ndarray)) and _is_number(leaf)]
+    result: Any = None
+
+    def program(values: list[jax.Array]) -> list[Any]:
+        nonlocal result
+        leaves = list(given)
+        for place, value in zip(inputs, values, strict=True):
+            leaves[place] = value
+        result = function(*structure.unflatten(leaves))
+        return [leaf for leaf in jax.tree.leaves(result) if _is_number(leaf)]
+
+    closed = jax.make_jaxpr(program)([given[place] for place in inputs])
+    leaves, structure_out = jax.tree.flatten(result)
+    outputs = [place for place, leaf in enumerate(leaves) if _is_number(leaf)]
+    olds = _olds(result, before)
+    made = _evaluated(condition, closed, [given[place] for place in inputs], [olds[place] for place in outputs])
+    for place, value in zip(outputs, made, strict=True):
+        leaves[place] = value
+    return structure_out.unflatten(leaves)
+
+
+def _evaluated(condition: jax.Array, closed: core.ClosedJaxpr, inputs: list[Any], olds: list[Any]) -> list[jax.Array]:
+    """The results of a program, each selected right after the equation that makes it."""
+    jaxpr = closed.jaxpr
+    values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*closed.consts, *inputs], strict=True))
     early = {
-        variable: other
-        for variable, other in zip(jaxpr.outvars, others, strict=True)
+        variable: old
+        for variable, old in zip(jaxpr.outvars, olds, strict=True)
         if not isinstance(variable, core.Literal) and variable not in values
     }
     for piece in _pieces(jaxpr, early):
@@ -32,12 +77,12 @@ def select_early(
         for variable, value in zip(piece.outvars, made, strict=True):
             values[variable] = _select(condition, value, early[variable]) if variable in early else value
 
-    def result(variable: Any, shape: jax.ShapeDtypeStruct, other: Any) -> jax.Array:
+    def result(variable: Any, old: Any) -> jax.Array:
         if isinstance(variable, core.Literal):
-            return _select(condition, jnp.full_like(shape, variable.val), other)
-        return values[variable] if early.get(variable) is other else _select(condition, values[variable], other)
+            return _select(condition, jnp.asarray(variable.val, variable.aval.dtype), old)
+        return values[variable] if variable in early and early[variable] is old else _select(condition, values[variable], old)
 
-    return structure.unflatten(map(result, jaxpr.outvars, jax.tree.leaves(shapes), others))
+    return list(map(result, jaxpr.outvars, olds))
 
 
 def _pieces(jaxpr: core.Jaxpr, ends: Container[Any]) -> Iterator[core.Jaxpr]:
@@ -52,9 +97,37 @@ def _pieces(jaxpr: core.Jaxpr, ends: Container[Any]) -> Iterator[core.Jaxpr]:
             equations = []
 
 
-def _select(condition: jax.Array, result: jax.Array, other: Any) -> jax.Array:
-    if result is other:
-        return result
-    # A state may change its dtype in its first step, and does so in a step left out too.
-    other = jnp.asarray(other)
-    return lax.select(condition, result, other if other.dtype == result.dtype else other.astype(result.dtype))
+def _olds(result: tuple[Any, ...], before: tuple[Any, ...]) -> list[Any]:
+    """What stands in for each leaf of `result`: None, for zero, in updates; a leaf of `before` elsewhere."""
+    updates, *after = result
+    given, returned = jax.tree.structure(before), jax.tree.structure(tuple(after))
+    if given != returned:
+        raise TypeError(
+            f"the optimizer must return a state of the structure it was given, which a skipped step keeps; got {returned} "
+            f"for {given}. Pass the state that its init or update returned, not one with lists for tuples."
+        )
+    return [None] * len(jax.tree.leaves(updates)) + jax.tree.leaves(before)
+
+
+def _is_number(leaf: Any) -> bool:
+    if isinstance(leaf, (np.ndarray, np.generic)):
+        return leaf.dtype.kind in "biufc" or jnp.issubdtype(leaf.dtype, jnp.number)
+    return isinstance(leaf, (jax.Array, bool, int, float, complex))
+
+
+def _may_change(new: Any, old: Any) -> bool:
+    return new is not old and _is_number(new) and (old is None or _is_number(old))
+
+
+@jax.jit
+def _selected(condition: jax.Array, news: Sequence[Any], olds: Sequence[Any]) -> list[jax.Array]:
+    return [_select(condition, new, old) for new, old in zip(news, olds, strict=True)]
+
+
+def _select(condition: jax.Array, new: Any, old: Any) -> jax.Array:
+    if new is old:
+        return new
+    new = jnp.asarray(new)
+    old = jnp.zeros_like(new) if old is None else jnp.asarray(old)
+    # A state may change its dtype in its first step, and does so in a skipped step too.
+    return lax.select(condition, new, old if old.dtype == new.dtype else old.astype(new.dtype))

@@ -1,24 +1,30 @@
-"""Leaving a bad step out: an update that never happened where a gradient is not finite."""
+"""Skipping a bad step: an update that never happened."""
 
 import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from warmclip_jax._checks import is_traced
+from warmclip_jax._gradients._applying import as_transformation
 from warmclip_jax._gradients._axes import AxisName, check_axis_name
-from warmclip_jax._gradients._clipping import coefficient, increment_if, scale_tree
+from warmclip_jax._gradients._coefficient import coefficient, scale_tree
+from warmclip_jax._gradients._leaves import accumulation_dtype
 from warmclip_jax._gradients._norm import scaled_norm
-from warmclip_jax._gradients._selecting import select_early
+from warmclip_jax._gradients._selecting import choose
+from warmclip_jax._gradients._states import counter, increment_if, like, own
 
 
 class SkipState(NamedTuple):
-    """What `skip_nonfinite` keeps: how many updates it left out, and the state of the optimizer it guards."""
+    """What `skip_nonfinite` keeps. Scalars, whose counters stop at int32's largest value, and the state it guards."""
 
-    skipped_count: jax.Array  # int32 scalar; stops at its largest value
+    skip_calls: jax.Array  # int32: calls seen
+    grad_norm: jax.Array  # float32 (float64 with float64 parameters): norm at the last call
+    skipped_count: jax.Array  # int32: calls skipped
+    consecutive_skips: jax.Array  # int32: calls skipped since the last that was not
+    last_skipped_call: jax.Array  # int32: its number, from 0; -1 before there is one
+    nonfinite_count: jax.Array  # int32: calls with a NaN or inf entry
     inner_state: optax.OptState
 
 
@@ -57,82 +63,40 @@ def skip_nonfinite(
     guarded = as_transformation("inner", inner)
 
     def init(params: optax.Params) -> SkipState:
-        return SkipState(jnp.zeros((), jnp.int32), guarded.init(params))
+        norm = jnp.zeros((), accumulation_dtype(params))
+        return SkipState(
+            skip_calls=counter(), grad_norm=norm, **no_skips(), nonfinite_count=counter(), inner_state=guarded.init(params)
+        )
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, SkipState]:
+        state = own(SkipState, state, updates)
         norm = scaled_norm(updates, axis_name=axis_name)
         zeroed = scale_tree(updates, coefficient(norm, None, "zero"), "zero")
         take = functools.partial(guarded.update, **extra)
-        updates, inner_state = update_if(norm.is_finite, take, zeroed, state.inner_state, params)
-        return updates, SkipState(increment_if(~norm.is_finite, state.skipped_count), inner_state)
+        arguments = (zeroed, state.inner_state, params)
+        updates, inner_state = choose(norm.is_finite, take, arguments, before=(state.inner_state,))
+        return updates, SkipState(
+            skip_calls=increment_if(True, state.skip_calls),
+            grad_norm=like(state.grad_norm, norm.value),
+            **counted(state, state.skip_calls, ~norm.is_finite),
+            nonfinite_count=increment_if(~norm.is_finite, state.nonfinite_count),
+            inner_state=inner_state,
+        )
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def apply_gradients(
-    optimizer: optax.GradientTransformation | optax.MultiSteps,
-    params: optax.Params,
-    opt_state: optax.OptState,
-    grads: optax.Updates,
-    **extra: Any,
-) -> tuple[Any, Any]:
-    """Updates and applies in one: the same numbers as `optimizer.update`, then `optax.apply_updates`.
-
-    A step that `skip_nonfinite` or `pipeline` leaves out adds zeros: the parameters stay as they were (but -0.0 becomes 0.0).
-
-    Args:
-      optimizer: any optax optimizer.
-      params: parameters.
-      opt_state: the optimizer's state.
-      grads: gradients, a tree like `params`.
-      **extra: more arguments for `optimizer.update`, such as `value`.
-
-    Returns:
-      The new parameters, each in its dtype, and the new state: in the order of the arguments, so that with
-      `jax.jit(..., donate_argnums=(0, 1))` each result takes the place of the argument it replaces.
-
-    Raises:
-      TypeError: when `optimizer` is none, and whatever it raises itself. That `grads` matches `params` is not checked here.
-
-    >>> import jax.numpy as jnp, optax
-    >>> import warmclip_jax as wc
-    >>> optimizer = optax.sgd(0.5)
-    >>> params = jnp.ones(2)
-    >>> params, opt_state = wc.apply_gradients(optimizer, params, optimizer.init(params), jnp.ones(2))
-    >>> params.tolist()
-    [0.5, 0.5]
-    """
-    updates, opt_state = as_transformation("optimizer", optimizer).update(grads, opt_state, params, **extra)
-    return optax.apply_updates(params, updates), opt_state
+def counted(state: Any, call: jax.Array, is_skipped: jax.Array | bool) -> dict[str, jax.Array]:
+    """The fields that count skips, after one more call."""
+    return {
+        "skipped_count": increment_if(is_skipped, state.skipped_count),
+        "consecutive_skips": jnp.where(is_skipped, increment_if(True, state.consecutive_skips), 0).astype(
+            state.consecutive_skips.dtype
+        ),
+        "last_skipped_call": jnp.where(is_skipped, like(state.last_skipped_call, call), state.last_skipped_call),
+    }
 
 
-def as_transformation(name: str, candidate: Any) -> optax.GradientTransformationExtraArgs:
-    """`candidate` as a transformation that takes extra arguments. Raises TypeError where it is none."""
-    if isinstance(candidate, optax.MultiSteps):
-        candidate = candidate.gradient_transformation()
-    if not isinstance(candidate, optax.GradientTransformation):
-        raise TypeError(
-            f"{name} must be an optax.GradientTransformation; got {candidate!r} ({type(candidate).__name__}). "
-            "Build it first: optax.adamw(1e-3), not optax.adamw."
-        )
-    return optax.with_extra_args_support(candidate)
-
-
-def update_if(condition: jax.Array, take: Callable[..., Any], updates: Any, state: Any, params: Any) -> tuple[Any, Any]:
-    """`take(updates, state, params)` where `condition` holds; elsewhere zero updates, and `state` as it was.
-
-    `updates` should be zero there. What is not finite would not be kept, but a derivative would multiply it by zero.
-    """
-
-    def instead(shapes: tuple[Any, Any]) -> tuple[Any, Any]:
-        given, returned = jax.tree.structure(state), jax.tree.structure(shapes[1])
-        if given != returned:
-            raise TypeError(
-                f"the optimizer must return a state of the structure it was given, which a step left out keeps; got {returned} "
-                f"for {given}. Initialize it with all that it will hold."
-            )
-        return jax.tree.map(jnp.zeros_like, shapes[0]), state
-
-    if not is_traced(condition):
-        return take(updates, state, params) if condition else instead(jax.eval_shape(take, updates, state, params))
-    return select_early(condition, take, (updates, state, params), instead)
+def no_skips() -> dict[str, jax.Array]:
+    """The same fields before the first call."""
+    return {"skipped_count": counter(), "consecutive_skips": counter(), "last_skipped_call": counter(-1)}

@@ -31,7 +31,7 @@ def sums_of_squares(leaves: Summands, scales: tuple[jax.Array | None, ...], dtyp
         # of two shapes more often are.
         shape = leaf.shape if _may_be_sharded(leaf) else ()
         alike.setdefault((reduction, shape), []).append(_of_leaf(leaf, scales, dtype))
-    by_shape = sorted(alike.items(), key=lambda item: item[0][1])
+    by_shape = sorted(alike.items(), key=lambda item: [size if isinstance(size, int) else -1 for size in item[0][1]])
     return [
         summed([(reduction, _added([sums[index] for sums in of_leaves])) for (reduction, _), of_leaves in by_shape])
         for index in range(len(scales))
@@ -41,7 +41,7 @@ def sums_of_squares(leaves: Summands, scales: tuple[jax.Array | None, ...], dtyp
 def one_by_one(leaves: Summands, scale: jax.Array) -> jax.Array:
     """The sum of the squares of all entries, each times a scale: in few kernels, and with little memory at a time."""
     sums: Summands = []
-    for reduction, group in _groups(leaves, MIDDLE, sum(leaf.size for _, leaf in leaves) // _PARTS):
+    for reduction, group in _groups(leaves, MIDDLE, sum(_entries(leaf) or 0 for _, leaf in leaves) // _PARTS):
         if len(group) > 1 and sums and sums[-1][0] == reduction:
             # A zero that has to wait for the group before. Otherwise all groups would be put together before one is read.
             group = [jnp.minimum(sums[-1][1], 0).astype(group[0].dtype), *group]
@@ -87,7 +87,8 @@ def _groups(leaves: Summands, size: int, most: int) -> list[tuple[Reduction, lis
     alone: list[tuple[Reduction, list[jax.Array]]] = []
     sorts: dict[tuple[Reduction, Any], list[jax.Array]] = {}
     for reduction, leaf in leaves:
-        if leaf.size <= size and not _may_be_sharded(leaf):
+        entries = _entries(leaf)
+        if entries is not None and entries <= size and not _may_be_sharded(leaf):
             sorts.setdefault((reduction, leaf.dtype), []).append(leaf)
         else:
             alone.append((reduction, [leaf]))
@@ -97,6 +98,11 @@ def _groups(leaves: Summands, size: int, most: int) -> list[tuple[Reduction, lis
         for together in [max(1, min(_TOGETHER, most // max(1, *(leaf.size for leaf in sort))))]
         for start in range(0, len(sort), together)
     ]
+
+
+def _entries(leaf: jax.Array) -> int | None:
+    """The size of a leaf; None where it is a symbol, in a program exported for many sizes."""
+    return leaf.size if isinstance(leaf.size, int) else None
 
 
 def packed(leaves: Summands, size: int) -> Summands:

@@ -1,0 +1,101 @@
+"""One coefficient from one norm, and the leaves it multiplies."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from warmclip_jax._gradients._leaves import is_gradient
+from warmclip_jax._gradients._norm import ScaledNorm
+from warmclip_jax._gradients._rounding import unless
+
+
+class Coefficient(NamedTuple):
+    """The number that clips a tree, `rest * factor * rest`: one alone could not reach from a norm of 1e38 to 1e-38."""
+
+    factor: jax.Array  # scalar: 0 or more, or NaN
+    rest: jax.Array  # 1, or a power of two below it where `factor` alone would underflow
+    is_finite: jax.Array  # whether the norm it was made from is
+    unbounded: bool  # known to be 1 where the norm is finite
+
+    @property
+    def value(self) -> jax.Array:
+        """The coefficient as one number, in [0, 1]."""
+        return self.factor * self.rest * self.rest
+
+
+def coefficient(norm: ScaledNorm, max_norm: Any, nonfinite: str) -> Coefficient:
+    """`max_norm / norm` where the norm is over the bound, 1 where it is not, NaN or 0 where an entry is not finite."""
+    one = jnp.ones((), norm.mantissa.dtype)
+    numerator, denominator, rest = (one, one, one) if max_norm is None else _fraction(norm, max_norm)
+    if nonfinite == "zero":
+        numerator = jnp.where(norm.is_finite, numerator, 0)
+    # The division comes last: XLA would work out again in the loop of every leaf what is cheaper.
+    return Coefficient(_quotient(numerator, denominator), rest, norm.is_finite, unbounded=max_norm is None)
+
+
+def is_over(norm: ScaledNorm, bound: Any) -> jax.Array:
+    """Whether a norm is above a bound, or either is NaN. No norm is above inf, not even one that is not representable."""
+    bound = jnp.asarray(bound).astype(norm.mantissa.dtype)
+    return ~(norm.mantissa <= bound * norm.scale) & (bound != jnp.inf)
+
+
+def _fraction(norm: ScaledNorm, max_norm: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """`max_norm / norm` as `rest * (numerator / denominator) * rest`, 1 if that is over 1. Nothing in it leaves the range."""
+    dtype = norm.mantissa.dtype
+    bound = jnp.maximum(jnp.asarray(max_norm).astype(dtype), 0)
+    over = is_over(norm, bound)
+    rise, fall = jnp.maximum(norm.scale, 1), jnp.minimum(norm.scale, 1)
+    half, power = (40, 70) if dtype == jnp.float32 else (300, 540)
+    # Half of a scale below one goes to the mantissa: all of it could make the bound underflow.
+    lift = jnp.where(fall < 1, np.ldexp(1.0, half), 1).astype(dtype)
+    # No NaN in a number that is not used: a derivative would meet it.
+    denominator = jnp.where(over & norm.is_finite, norm.mantissa * lift, 1)
+    far = jnp.where(over, bound * (fall * lift) * rise, 1) / denominator < jnp.finfo(dtype).tiny
+    boost, rest = (jnp.where(far, np.ldexp(1.0, exponent), 1).astype(dtype) for exponent in (power, -power))
+    numerator = jnp.where(norm.is_finite, bound * (fall * lift * boost) * boost * rise, jnp.nan)
+    return jnp.where(over, numerator, 1), denominator, rest
+
+
+@jax.custom_jvp
+def _quotient(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
+    return numerator / denominator
+
+
+@_quotient.defjvp
+def _quotient_jvp(primals: Any, tangents: Any) -> Any:
+    # JAX's own derivative divides by the square of the denominator, which leaves the range long before the quotient does.
+    (_, denominator), quotient = primals, _quotient(*primals)
+    return quotient, (tangents[0] - quotient * tangents[1]) / denominator
+
+
+def scale_tree(tree: Any, coef: Coefficient, nonfinite: str) -> Any:
+    """Every gradient times the coefficient, rounded once to its dtype, and untouched where that is 1."""
+    factor, rest, unchanged = coef.factor, coef.rest, coef.value == 1
+
+    def scale(leaf: Any) -> Any:
+        if not is_gradient(leaf):
+            return leaf
+        leaf = jnp.asarray(leaf)
+        if coef.unbounded:
+            # Bound to what the norm is known by. Otherwise XLA would share the squares, or the converted entries, that norm and
+            # optimizer both need: another copy of all gradients.
+            leaf, _ = lax.optimization_barrier((leaf, coef.is_finite))
+
+        def scale_real(part: jax.Array) -> jax.Array:
+            scaled = part.astype(factor.dtype)
+            if not coef.unbounded:
+                scaled = scaled * rest * factor * rest
+            if nonfinite == "zero":
+                scaled = lax.select(coef.is_finite, scaled, jnp.zeros_like(scaled))  # 0 * inf is NaN
+            # A product with 1 would flush subnormals and rewrite NaNs.
+            return unless(unchanged, part, scaled)
+
+        if coef.unbounded and nonfinite == "propagate":
+            return leaf
+        # Part by part: as a complex number the coefficient would also multiply by its imaginary zero.
+        return lax.complex(scale_real(leaf.real), scale_real(leaf.imag)) if jnp.iscomplexobj(leaf) else scale_real(leaf)
+
+    return jax.tree.map(scale, tree)

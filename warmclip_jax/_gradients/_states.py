@@ -1,0 +1,43 @@
+"""What the states of clips and guards are made of, and the check that a state is their own."""
+
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import optax
+
+State = TypeVar("State", bound=tuple[Any, ...])
+
+
+def own(kind: type[State], state: Any, updates: Any) -> State:
+    """`state`, when it is a `kind`. Raises TypeError with what came instead, and what to do."""
+    if isinstance(state, kind):
+        return state
+    if isinstance(updates, kind):
+        raise TypeError(f"updates and state are swapped: got the {kind.__name__} first. Call update(updates, state, params).")
+    raise TypeError(
+        f"state must be the {kind.__name__} that init or the last update returned; got {_shown(state)}. For the state of "
+        "another optimizer, or of one built with other options, call adopt_state(optimizer, params, opt_state, step=...) once."
+    )
+
+
+def _shown(state: Any) -> str:
+    if isinstance(state, (tuple, list, dict)):
+        entries = state.values() if isinstance(state, dict) else state
+        return f"a {type(state).__name__} of {', '.join(type(entry).__name__ for entry in entries) or 'nothing'}"
+    return f"{state!r:.60}" if state is None else f"a value of type {type(state).__name__}"
+
+
+def counter(start: int = 0) -> jax.Array:
+    """A fresh counter: a buffer of its own, since one shared by two fields could not be donated."""
+    return jnp.full((), start, jnp.int32)
+
+
+def increment_if(condition: jax.Array | bool, count: jax.Array) -> jax.Array:
+    """`count` plus one where `condition` holds, never past its dtype."""
+    return jnp.where(condition, optax.safe_increment(count), count)
+
+
+def like(old: jax.Array, new: Any) -> jax.Array:
+    """`new` in the dtype of `old`, so that a state keeps its dtypes under x64 and after a cast."""
+    return jnp.asarray(new).astype(old.dtype)
