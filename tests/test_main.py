@@ -9,7 +9,7 @@ import pytest
 import warmclip_jax as wc
 from tests._schedules.catalogue import catalogue
 from warmclip_jax.__main__ import main
-from warmclip_jax._values import parse
+from warmclip_jax._parsing import parse
 
 RUN = "warmup_polynomial_decay(peak_value=1e-4, total_steps=1000, warmup_fraction=0.1)"
 SCHEDULES = {name: entry.schedule for name, entry in catalogue(100).items()}
@@ -73,8 +73,8 @@ def test_code_is_refused_and_not_run(text: str, tmp_path: pathlib.Path, capsys: 
         ("linear_warmup(peak_value=1, peak_value=2, warmup_steps=3)", "repeated"),
         ("linear_warmup(1, 2)", "positional"),
         ("linear_warmup", "must be the call"),
-        ("os.constant(value=1)", "is not the name of a schedule"),
-        ("wc.x.constant(value=1)", "is not the name of a schedule"),
+        ("os.constant(value=1)", "is not the name of a factory"),
+        ("wc.x.constant(value=1)", "is not the name of a factory"),
         ("1e-3", "must be the call"),
         ("linear_warmup(", "cannot read"),
         ("", "cannot read"),

@@ -15,7 +15,8 @@ import pytest
 import warmclip_jax as wc
 from tests._schedules.catalogue import catalogue
 from warmclip_jax._checks import Number
-from warmclip_jax._values import curve, factories
+from warmclip_jax._schedules._schedule import curve
+from warmclip_jax._values import Function, Value, factories, makes
 
 SCHEDULES = {name: entry.schedule for name, entry in catalogue(100).items()}
 NAMES = list(SCHEDULES)
@@ -87,7 +88,7 @@ def test_it_cannot_be_changed():
     with pytest.raises(AttributeError, match="immutable"):
         schedule.peak_value = 2.0  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(AttributeError, match="immutable"):
-        del schedule._numbers
+        del schedule._arguments
     arguments: Any = schedule.arguments
     arguments["peak_value"] = 2.0
     assert schedule == linear()
@@ -163,16 +164,16 @@ def test_as_a_static_argument_equal_ones_do_not_retrace():
 def test_an_eager_call_is_compiled_once_for_all_numbers_and_counts():
     traces = 0
 
-    def probe(count: jax.Array) -> jax.Array:
+    @makes(wc.Schedule)
+    def counted(*, height: Annotated[float, Number("a number", "Pass 1.", lambda _: True)]) -> wc.Schedule:
         nonlocal traces
         traces += 1
-        return jnp.float32(1) * (count >= 0)
+        return curve(lambda count: jnp.full(count.shape, height))
 
-    for init in (0.0, 0.25, 0.5):
-        schedule = wc.with_warmup(probe, warmup_steps=4, init_value=init)
+    for height in (0.0, 0.25, 0.5):
         for count in (-3, 2, np.int64(5), 2**40, 3.0):
-            schedule(count)
-    assert traces == 2  # One compilation reads the schedule twice: at 0 and at the count.
+            wc.with_warmup(counted(height=height), warmup_steps=4)(count)
+    assert traces == 1
 
 
 def test_it_can_be_jitted_differentiated_and_mapped_itself():
@@ -188,26 +189,53 @@ def test_it_can_be_jitted_differentiated_and_mapped_itself():
 def test_a_new_curve_needs_its_function_and_nothing_else():
     rule = Number("a number above 0", "Pass 1.", lambda number: number > 0)
 
-    @curve()
-    def sawtooth(count: jax.Array, *, height: Annotated[float | jax.Array, rule], is_down: bool = False) -> jax.Array:
+    @makes(wc.Schedule)
+    def sawtooth(*, height: Annotated[float | jax.Array, rule], is_down: bool = False) -> wc.Schedule:
         """Up and down."""
-        return jnp.where(count % 2 == int(is_down), 0.0, height)
+        return curve(lambda count: jnp.where(count % 2 == int(is_down), 0.0, height))
 
     schedule = sawtooth(height=2.0)
     assert repr(schedule) == "sawtooth(height=2.0, is_down=False)"
     assert pickle.loads(pickle.dumps(schedule)) == schedule
     assert schedule(jnp.arange(3)).tolist() == [0.0, 2.0, 0.0]
     assert schedule.arguments == {"height": 2.0, "is_down": False}
-    with pytest.raises(ValueError, match=r"height must be a number above 0; got -1\. Pass 1\."):
+    with pytest.raises(ValueError, match=r"sawtooth: height must be a number above 0; got -1\. Pass 1\."):
         sawtooth(height=-1)
+
+
+def test_a_value_need_not_be_a_schedule():
+    class Limit(Value):
+        __slots__ = ()
+
+    number = Number("a number, a function or None", "Pass 1.", lambda number: number > 0)
+    rule = Function("a number, a function or None", "Pass 1.", number)
+
+    @makes(Limit)
+    def limit(*, ceiling: Annotated[Any, rule] = None, strength: Annotated[float, number] = 2.0) -> Limit: ...
+
+    plain, scheduled, foreign = limit(), limit(ceiling=linear()), limit(ceiling=abs)
+    assert [repr(value) for value in (plain, scheduled)] == [
+        "limit(ceiling=None, strength=2.0)",
+        f"limit(ceiling={linear()!r}, strength=2.0)",
+    ]
+    for value in (plain, scheduled, foreign):
+        assert pickle.loads(pickle.dumps(value)) == value == jax.tree.map(lambda leaf: leaf, value)
+        assert not callable(value)
+    assert limit(ceiling=3) == limit(ceiling=np.float32(3.0)) != plain
+    assert wc.parse(repr(scheduled)) == scheduled
+    assert jax.tree.leaves(jax.tree.map(lambda leaf: 2 * leaf, limit(ceiling=3.0))) == [6.0, 4.0]
+    assert float(foreign._arguments["ceiling"](jnp.int32(-3))) == 3.0
+    with pytest.raises(TypeError, match=r"limit: ceiling must be .* Call it with its arguments: constant"):
+        limit(ceiling=wc.constant)
+    with pytest.raises(TypeError, match="a Limit is made by calling one of limit"):
+        Limit()
 
 
 def test_an_argument_without_a_rule_is_refused_when_the_curve_is_written():
     with pytest.raises(TypeError, match="no rule in the annotation"):
 
-        @curve()
-        def unruly(count: jax.Array, *, height: float) -> jax.Array:
-            return count * height
+        @makes(wc.Schedule)
+        def unruly(*, height: float) -> wc.Schedule: ...
 
 
 @pytest.mark.parametrize("factory", factories().values(), ids=list(factories()))

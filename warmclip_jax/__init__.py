@@ -5,6 +5,7 @@ from warmclip_jax._gradients._clipping import ClipState, clip_by_global_norm, cl
 from warmclip_jax._gradients._norm import global_norm
 from warmclip_jax._gradients._skipping import SkipState, skip_nonfinite
 from warmclip_jax._metrics import metrics
+from warmclip_jax._parsing import parse
 from warmclip_jax._pictures._plot import plot
 from warmclip_jax._pipeline import PipelineState, pipeline
 from warmclip_jax._schedules._curves import (
@@ -18,9 +19,9 @@ from warmclip_jax._schedules._curves import (
     polynomial_warmup,
 )
 from warmclip_jax._schedules._recipes import warmup_cosine_decay, warmup_polynomial_decay, warmup_stable_decay
+from warmclip_jax._schedules._schedule import Schedule
 from warmclip_jax._schedules._transforms import join, repeat, shift, with_warmup
 from warmclip_jax._schedules._units import steps, untuned_warmup_steps
-from warmclip_jax._values import Schedule
 
 __version__ = "0.1.0"
 
@@ -41,6 +42,7 @@ __all__ = [
     "join",
     "linear_warmup",
     "metrics",
+    "parse",
     "pipeline",
     "plot",
     "polynomial_decay",

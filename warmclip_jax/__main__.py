@@ -5,9 +5,10 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+from warmclip_jax._parsing import parse
 from warmclip_jax._pictures._chart import chart
 from warmclip_jax._pictures._plot import plot, sampled
-from warmclip_jax._values import Schedule, parse
+from warmclip_jax._schedules._schedule import Schedule
 
 
 class _Parser(argparse.ArgumentParser):

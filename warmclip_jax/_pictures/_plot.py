@@ -5,7 +5,7 @@ from typing import Any
 
 from warmclip_jax._checks import Choice, Number, broken_rule
 from warmclip_jax._pictures._sampling import Drawable, Sampled, extent, sample
-from warmclip_jax._values import Schedule
+from warmclip_jax._schedules._schedule import Schedule
 
 _STEPS = Number("a whole number of steps, 1 or more, or None", "It is how far to draw.", lambda n: 1 <= n < 2**31, whole=True)
 

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from warmclip_jax._values import Schedule
+from warmclip_jax._schedules._schedule import Schedule
 
 Drawable = Callable[[Any], Any]
 

@@ -1,13 +1,18 @@
 """What the arguments of a schedule may be, each an annotation that carries its rule."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 
-from warmclip_jax._checks import MAX_COUNT, Number, Scalar, default_float
-from warmclip_jax._values import AnySchedule
+from warmclip_jax._checks import MAX_COUNT, Each, Number, Scalar, default_float
+from warmclip_jax._foreign import Foreign
+from warmclip_jax._schedules._counts import as_step
+from warmclip_jax._schedules._schedule import Schedule
+from warmclip_jax._values import Function
 
 #: Far above any rate, and low enough that the difference of two is finite in float32 too.
 _MAX_VALUE = 1e38
@@ -18,7 +23,17 @@ def _logarithm(rate: Any) -> Any:
     return math.log(rate) if isinstance(rate, float) else jnp.log(jnp.asarray(rate).astype(default_float()))
 
 
-Value = Annotated[
+class _AnySchedule(Function):
+    """The rule of a schedule, of this package or any other; or a number, where it has a rule for that."""
+
+    def lowered(self, checked: Any) -> Any:
+        return checked.lowered() if isinstance(checked, Schedule) else checked
+
+    def as_array(self, lowered: Any) -> Any:
+        return (lambda count: lowered(as_step(count))) if isinstance(lowered, Foreign) else lowered
+
+
+Finite = Annotated[
     Scalar,
     Number(
         "a finite number, of at most 1e38 either way",
@@ -26,10 +41,8 @@ Value = Annotated[
         lambda value: abs(value) <= _MAX_VALUE,
     ),
 ]
-Steps = Annotated[
-    Scalar,
-    Number("a whole number of steps, 0 or more", "Count optimizer steps; 0 means none.", lambda n: n >= 0, whole=True),
-]
+_STEPS = Number("a whole number of steps, 0 or more", "Count optimizer steps; 0 means none.", lambda n: n >= 0, whole=True)
+Steps = Annotated[Scalar, _STEPS]
 PositiveSteps = Annotated[
     Scalar,
     Number("a whole number of steps, 1 or more", "Count optimizer steps.", lambda n: n >= 1, whole=True),
@@ -59,8 +72,14 @@ LogOfRate = Annotated[
         "a number above 0 and at most 1",
         "It is what a value is multiplied by every decay_steps; 0.5 halves it.",
         lambda rate: 0 < rate <= 1,
-        lowered=_logarithm,
+        lowering=_logarithm,
     ),
 ]
+_INNER = _AnySchedule(
+    "a schedule", "Pass warmclip_jax.linear_warmup(...), any optax schedule, or a pure function of the count."
+)
 #: A schedule as an argument of another.
-Inner = Annotated[Callable[[Any], Any], AnySchedule()]
+Inner = Annotated[Callable[[Any], Any], _INNER]
+
+EachSteps = Annotated[Sequence[Scalar] | np.ndarray | jax.Array, Each(_STEPS)]
+EachInner = Annotated[Sequence[Callable[[Any], Any]] | np.ndarray, Each(_INNER)]

@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from warmclip_jax._checks import MAX_COUNT, broken_rule
+from warmclip_jax._checks import MAX_COUNT, as_array_like, broken_rule
 
 
 def on_host(count: Any) -> Any:
     """`count` as an array; what JAX would round, wrap around or refuse on the way in becomes int32 on the host."""
+    count = as_array_like(count)
     if isinstance(count, jax.Array):
         array = count
     elif isinstance(count, (int, np.integer)) and not isinstance(count, bool):

@@ -9,33 +9,28 @@ import jax
 import jax.numpy as jnp
 
 from warmclip_jax._checks import broken_rule, is_traced
-from warmclip_jax._schedules._arguments import LogOfRate, PositiveSteps, Power, Steps, Timescale, Value
+from warmclip_jax._schedules._arguments import Finite, LogOfRate, PositiveSteps, Power, Steps, Timescale
+from warmclip_jax._schedules._schedule import Schedule, curve
 from warmclip_jax._schedules._shares import between, cycle_shares, half_cosine, periods, raised, saturation, shares
-from warmclip_jax._values import curve
+from warmclip_jax._values import makes
 
 
-@curve()
-def constant(count: jax.Array, *, value: Value) -> jax.Array:
+@makes(Schedule)
+def constant(*, value: Finite) -> Schedule:
     """The same value at every step.
 
     Args:
       value: the value, finite.
 
-    Returns:
-      A `Schedule`.
-
-    Raises:
-      TypeError, ValueError: for a concrete `value` that is no finite scalar. A traced one is not checked.
-
     >>> import warmclip_jax as wc
     >>> float(wc.constant(value=0.5)(1000))
     0.5
     """
-    return jnp.broadcast_to(value, count.shape)
+    return curve(lambda count: jnp.broadcast_to(value, count.shape))
 
 
-@curve()
-def linear_warmup(count: jax.Array, *, peak_value: Value, warmup_steps: Steps, init_value: Value = 0.0) -> jax.Array:
+@makes(Schedule)
+def linear_warmup(*, peak_value: Finite, warmup_steps: Steps, init_value: Finite = 0.0) -> Schedule:
     """A straight line from `init_value` to `peak_value`, which then stays.
 
     `init + (peak - init) * min(t / W, 1)` at step t, with W = `warmup_steps`.
@@ -45,11 +40,7 @@ def linear_warmup(count: jax.Array, *, peak_value: Value, warmup_steps: Steps, i
       warmup_steps: W, in steps, 0 or more; 0 is the peak from step 0.
       init_value: the value at step 0, finite. With 0 the first step moves nothing; `init_value=peak/W` avoids that.
 
-    Returns:
-      A `Schedule`.
-
-    Raises:
-      TypeError, ValueError: for a concrete argument that breaks its rule. Traced ones are not checked; a negative W acts as 0.
+    Traced arguments are not checked: a negative W acts as 0.
 
     >>> import warmclip_jax as wc
     >>> float(wc.linear_warmup(peak_value=1.0, warmup_steps=4)(1))
@@ -57,14 +48,11 @@ def linear_warmup(count: jax.Array, *, peak_value: Value, warmup_steps: Steps, i
 
     Source: Goyal et al. 2017, "Accurate, Large Minibatch SGD", section 2.2.
     """
-    passed, _ = shares(count, warmup_steps)
-    return between(init_value, peak_value, passed)
+    return curve(lambda count: between(init_value, peak_value, shares(count, warmup_steps).passed))
 
 
-@curve()
-def polynomial_warmup(
-    count: jax.Array, *, peak_value: Value, warmup_steps: Steps, init_value: Value = 0.0, power: Power = 1.0
-) -> jax.Array:
+@makes(Schedule)
+def polynomial_warmup(*, peak_value: Finite, warmup_steps: Steps, init_value: Finite = 0.0, power: Power = 1.0) -> Schedule:
     """A power of the line from `init_value` to `peak_value`, which then stays.
 
     `init + (peak - init) * min(t / W, 1) ** power` at step t, with W = `warmup_steps`.
@@ -75,11 +63,7 @@ def polynomial_warmup(
       init_value: the value at step 0, finite.
       power: above 0. More than 1 starts slowly, less than 1 starts fast.
 
-    Returns:
-      A `Schedule`.
-
-    Raises:
-      TypeError, ValueError: for a concrete argument that breaks its rule. Traced ones are not checked; a negative W acts as 0.
+    Traced arguments are not checked: a negative W acts as 0.
 
     >>> import warmclip_jax as wc
     >>> float(wc.polynomial_warmup(peak_value=1.0, warmup_steps=4, power=2.0)(2))
@@ -87,12 +71,11 @@ def polynomial_warmup(
 
     Source: the `power` of tf-models' `WarmUp`.
     """
-    passed, left = shares(count, warmup_steps)
-    return between(init_value, peak_value, raised(passed, left, power))
+    return curve(lambda count: between(init_value, peak_value, raised(*shares(count, warmup_steps), power)))
 
 
-@curve()
-def exponential_warmup(count: jax.Array, *, peak_value: Value, timescale: Timescale) -> jax.Array:
+@makes(Schedule)
+def exponential_warmup(*, peak_value: Finite, timescale: Timescale) -> Schedule:
     """A rise that slows down as it nears `peak_value`, which it reaches as far as floats can tell.
 
     `peak * (1 - exp(-t / timescale))` at step t.
@@ -102,12 +85,7 @@ def exponential_warmup(count: jax.Array, *, peak_value: Value, timescale: Timesc
       timescale: in steps, above 0; after one of them 63 % of the peak is reached. Adam's second moment asks for
         `1 / (1 - b2)`.
 
-    Returns:
-      A `Schedule`.
-
-    Raises:
-      TypeError, ValueError: for a concrete argument that breaks its rule. Traced ones are not checked; a timescale of 0 or less
-        is the peak from step 1 on.
+    Traced arguments are not checked: a timescale of 0 or less is the peak from step 1 on.
 
     >>> import warmclip_jax as wc
     >>> round(float(wc.exponential_warmup(peak_value=1.0, timescale=1000)(1000)), 4)
@@ -115,19 +93,18 @@ def exponential_warmup(count: jax.Array, *, peak_value: Value, timescale: Timesc
 
     Source: Ma & Yarats 2019, "On the adequacy of untuned warmup for adaptive optimization", section 4.
     """
-    return between(0.0, peak_value, saturation(periods(count, timescale)))
+    return curve(lambda count: between(0.0, peak_value, saturation(periods(count, timescale))))
 
 
-@curve()
+@makes(Schedule)
 def polynomial_decay(
-    count: jax.Array,
     *,
-    init_value: Value,
+    init_value: Finite,
     decay_steps: PositiveSteps,
-    end_value: Value = 0.0,
+    end_value: Finite = 0.0,
     power: Power = 1.0,
     cycle: bool = False,
-) -> jax.Array:
+) -> Schedule:
     """A power of the line from `init_value` to `end_value`, which then stays.
 
     `(init - end) * (1 - min(t, D) / D) ** power + end` at step t, with D = `decay_steps`. With `cycle`, D is stretched to
@@ -140,12 +117,7 @@ def polynomial_decay(
       power: above 0. 1 is a straight line; more falls fast at first, less falls late.
       cycle: whether to restart at each multiple of D, instead of staying at `end_value`.
 
-    Returns:
-      A `Schedule`.
-
-    Raises:
-      TypeError, ValueError: for a concrete argument that breaks its rule. Traced ones are not checked; D below 1 gives
-        `end_value`. `cycle` cannot be traced.
+    Traced arguments are not checked: D below 1 gives `end_value`. `cycle` cannot be traced.
 
     >>> import warmclip_jax as wc
     >>> decay = wc.polynomial_decay(init_value=1.0, decay_steps=4, cycle=True)
@@ -154,12 +126,16 @@ def polynomial_decay(
 
     Source: TensorFlow's `tf.keras.optimizers.schedules.PolynomialDecay`.
     """
-    passed, left = cycle_shares(count, decay_steps) if cycle else shares(count, decay_steps)
-    return between(end_value, init_value, raised(left, passed, power))
+
+    def value(count: jax.Array) -> jax.Array:
+        passed, left = cycle_shares(count, decay_steps) if cycle else shares(count, decay_steps)
+        return between(end_value, init_value, raised(left, passed, power))
+
+    return curve(value)
 
 
-@curve()
-def cosine_decay(count: jax.Array, *, init_value: Value, decay_steps: PositiveSteps, end_value: Value = 0.0) -> jax.Array:
+@makes(Schedule)
+def cosine_decay(*, init_value: Finite, decay_steps: PositiveSteps, end_value: Finite = 0.0) -> Schedule:
     """Half a cosine from `init_value` to `end_value`, which then stays.
 
     `end + (init - end) * (1 + cos(pi * min(t, D) / D)) / 2` at step t, with D = `decay_steps`.
@@ -169,12 +145,7 @@ def cosine_decay(count: jax.Array, *, init_value: Value, decay_steps: PositiveSt
       decay_steps: D, in steps, 1 or more: the decay alone.
       end_value: the value at step D, finite.
 
-    Returns:
-      A `Schedule`.
-
-    Raises:
-      TypeError, ValueError: for a concrete argument that breaks its rule. Traced ones are not checked; D below 1 gives
-        `end_value`.
+    Traced arguments are not checked: D below 1 gives `end_value`.
 
     >>> import warmclip_jax as wc
     >>> float(wc.cosine_decay(init_value=1.0, decay_steps=100)(50))
@@ -182,8 +153,12 @@ def cosine_decay(count: jax.Array, *, init_value: Value, decay_steps: PositiveSt
 
     Source: Loshchilov & Hutter 2017, "SGDR", equation 5, one period.
     """
-    passed, left = shares(count, decay_steps)
-    return between(end_value, init_value, half_cosine(left, passed))
+
+    def value(count: jax.Array) -> jax.Array:
+        passed, left = shares(count, decay_steps)
+        return between(end_value, init_value, half_cosine(left, passed))
+
+    return curve(value)
 
 
 def _falls(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -193,16 +168,15 @@ def _falls(arguments: dict[str, Any]) -> dict[str, Any]:
     return arguments
 
 
-@curve(prepare=_falls)
+@makes(Schedule, prepare=_falls)
 def exponential_decay(
-    count: jax.Array,
     *,
-    init_value: Value,
+    init_value: Finite,
     decay_steps: PositiveSteps,
     decay_rate: LogOfRate,
-    end_value: Value = 0.0,
+    end_value: Finite = 0.0,
     staircase: bool = False,
-) -> jax.Array:
+) -> Schedule:
     """A value multiplied by `decay_rate` every `decay_steps`, down to `end_value` and never below.
 
     `max(init * decay_rate ** (t / D), end)` at step t, with D = `decay_steps`; t / D rounded down with `staircase`.
@@ -215,13 +189,8 @@ def exponential_decay(
       end_value: the floor, finite and not above `init_value`.
       staircase: whether to fall in steps, at each multiple of D, instead of smoothly.
 
-    Returns:
-      A `Schedule`.
-
-    Raises:
-      TypeError, ValueError: for a concrete argument that breaks its rule. Traced ones are not checked: D below 1 falls at
-        once, an `end_value` above `init_value` holds everywhere, a rate above 1 can grow to inf, and one
-        below 0 gives NaN. `staircase` cannot be traced.
+    Traced arguments are not checked: D below 1 falls at once, an `end_value` above `init_value` holds everywhere, a rate
+    above 1 can grow to inf, and one below 0 gives NaN. `staircase` cannot be traced.
 
     >>> import warmclip_jax as wc
     >>> round(float(wc.exponential_decay(init_value=1.0, decay_steps=10, decay_rate=0.5)(20)), 6)
@@ -229,12 +198,16 @@ def exponential_decay(
 
     Source: TensorFlow's `tf.keras.optimizers.schedules.ExponentialDecay`.
     """
-    value = init_value * jnp.exp(decay_rate * periods(count, decay_steps, whole=staircase))  # Its logarithm: see `LogOfRate`.
-    return jnp.where(value < end_value, end_value, value)
+
+    def value(count: jax.Array) -> jax.Array:
+        value = init_value * jnp.exp(decay_rate * periods(count, decay_steps, whole=staircase))  # See `LogOfRate`.
+        return jnp.where(value < end_value, end_value, value)
+
+    return curve(value)
 
 
-@curve()
-def inverse_sqrt_decay(count: jax.Array, *, init_value: Value, timescale: Timescale) -> jax.Array:
+@makes(Schedule)
+def inverse_sqrt_decay(*, init_value: Finite, timescale: Timescale) -> Schedule:
     """A fall with the square root of the step, that needs no length.
 
     `init * sqrt(timescale / (timescale + t))` at step t.
@@ -244,12 +217,7 @@ def inverse_sqrt_decay(count: jax.Array, *, init_value: Value, timescale: Timesc
       timescale: in steps, above 0; after three of them half is left. After a warm-up of W steps (see `with_warmup`),
         `timescale=W` makes it `init * sqrt(W / t)` in steps t from the very start.
 
-    Returns:
-      A `Schedule`.
-
-    Raises:
-      TypeError, ValueError: for a concrete argument that breaks its rule. Traced ones are not checked; a timescale of 0 or less
-        is nearly 0 from step 1 on.
+    Traced arguments are not checked: a timescale of 0 or less is nearly 0 from step 1 on.
 
     >>> import warmclip_jax as wc
     >>> float(wc.inverse_sqrt_decay(init_value=1.0, timescale=1000)(3000))
@@ -258,4 +226,4 @@ def inverse_sqrt_decay(count: jax.Array, *, init_value: Value, timescale: Timesc
     Source: Vaswani et al. 2017, "Attention is all you need", section 5.3; Zhai et al. 2022, "Scaling vision transformers",
     appendix B, for the timescale.
     """
-    return init_value / jnp.sqrt(1 + periods(count, timescale))
+    return curve(lambda count: init_value / jnp.sqrt(1 + periods(count, timescale)))

@@ -7,8 +7,9 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from warmclip_jax._checks import broken_rule, exactly_one, is_traced
-from warmclip_jax._schedules._arguments import Fraction, PositiveSteps, Power, Steps, Value
+from warmclip_jax._checks import as_length, broken_rule, exactly_one, is_traced
+from warmclip_jax._schedules._arguments import Finite, Fraction, PositiveSteps, Power, Steps
+from warmclip_jax._schedules._schedule import Schedule, curve
 from warmclip_jax._schedules._shares import (
     Shares,
     between,
@@ -20,7 +21,7 @@ from warmclip_jax._schedules._shares import (
     share_of,
     shares,
 )
-from warmclip_jax._values import curve
+from warmclip_jax._values import makes
 
 
 def _resolved(part: str, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -29,7 +30,8 @@ def _resolved(part: str, arguments: dict[str, Any]) -> dict[str, Any]:
     exactly_one((steps, fraction), (arguments[steps], arguments[fraction]))
     if arguments[fraction] is None:
         return arguments
-    return {**arguments, steps: share_of(arguments[fraction], arguments["total_steps"])}
+    share = share_of(arguments[fraction], arguments["total_steps"])
+    return {**arguments, steps: share if is_traced(share) else as_length(share)}
 
 
 def _said(part: str, arguments: dict[str, Any]) -> str:
@@ -62,19 +64,18 @@ def _warmup_and_decay_within_total(arguments: dict[str, Any]) -> dict[str, Any]:
     return resolved
 
 
-@curve(prepare=_warmup_within_total, resolves=("warmup_fraction",))
+@makes(Schedule, prepare=_warmup_within_total, resolves=("warmup_fraction",))
 def warmup_polynomial_decay(
-    count: jax.Array,
     *,
-    peak_value: Value,
+    peak_value: Finite,
     total_steps: PositiveSteps,
     warmup_steps: Steps | None = None,
     warmup_fraction: Fraction | None = None,
-    init_value: Value = 0.0,
-    end_value: Value = 0.0,
+    init_value: Finite = 0.0,
+    end_value: Finite = 0.0,
     power: Power = 1.0,
     decay_from: Literal["warmup_end", "zero"] = "warmup_end",
-) -> jax.Array:
+) -> Schedule:
     """A linear warm-up to `peak_value`, then a polynomial decay to `end_value`.
 
     At step t, with W = `warmup_steps` and T = `total_steps`: `init + (peak - init) * t / W` while t < W, and then
@@ -92,12 +93,7 @@ def warmup_polynomial_decay(
       power: above 0. 1 is a straight line.
       decay_from: `"warmup_end"` or `"zero"`.
 
-    Returns:
-      A `Schedule`.
-
-    Raises:
-      TypeError, ValueError: for a concrete argument that breaks its rule. Traced ones are not checked; W >= T gives
-        `end_value` from step W on.
+    Traced arguments are not checked: W >= T gives `end_value` from step W on.
 
     >>> import warmclip_jax as wc
     >>> bert = wc.warmup_polynomial_decay(peak_value=1.0, total_steps=100, warmup_fraction=0.1, decay_from="zero")
@@ -106,24 +102,25 @@ def warmup_polynomial_decay(
 
     Source: Devlin et al. 2018, "BERT", appendix A.2, and its `optimization.py` for `"zero"`.
     """
-    del warmup_fraction  # `_warmup_within_total` turned it into warmup_steps.
-    passed, left = _decay_shares(count, total_steps, warmup_steps, decay_from)
-    falling = between(end_value, peak_value, raised(left, passed, power))
-    return _after_warmup(count, init_value, peak_value, warmup_steps, falling)
+
+    def falling(count: jax.Array) -> jax.Array:
+        passed, left = _decay_shares(count, total_steps, warmup_steps, decay_from)
+        return between(end_value, peak_value, raised(left, passed, power))
+
+    return _after_warmup(init_value, peak_value, warmup_steps, falling)
 
 
-@curve(prepare=_warmup_within_total, resolves=("warmup_fraction",))
+@makes(Schedule, prepare=_warmup_within_total, resolves=("warmup_fraction",))
 def warmup_cosine_decay(
-    count: jax.Array,
     *,
-    peak_value: Value,
+    peak_value: Finite,
     total_steps: PositiveSteps,
     warmup_steps: Steps | None = None,
     warmup_fraction: Fraction | None = None,
-    init_value: Value = 0.0,
-    end_value: Value = 0.0,
+    init_value: Finite = 0.0,
+    end_value: Finite = 0.0,
     decay_from: Literal["warmup_end", "zero"] = "warmup_end",
-) -> jax.Array:
+) -> Schedule:
     """A linear warm-up to `peak_value`, then half a cosine to `end_value`.
 
     At step t, with W = `warmup_steps` and T = `total_steps`: `init + (peak - init) * t / W` while t < W, and then
@@ -140,12 +137,7 @@ def warmup_cosine_decay(
       end_value: the value at step T, finite.
       decay_from: `"warmup_end"` or `"zero"`.
 
-    Returns:
-      A `Schedule`.
-
-    Raises:
-      TypeError, ValueError: for a concrete argument that breaks its rule. Traced ones are not checked; W >= T gives
-        `end_value` from step W on.
+    Traced arguments are not checked: W >= T gives `end_value` from step W on.
 
     >>> import warmclip_jax as wc
     >>> cosine = wc.warmup_cosine_decay(peak_value=1.0, total_steps=100, warmup_steps=20, end_value=0.1)
@@ -154,26 +146,27 @@ def warmup_cosine_decay(
 
     Source: Loshchilov & Hutter 2017, "SGDR", equation 5, after the warm-up of Goyal et al. 2017, section 2.2.
     """
-    del warmup_fraction  # `_warmup_within_total` turned it into warmup_steps.
-    passed, left = _decay_shares(count, total_steps, warmup_steps, decay_from)
-    falling = between(end_value, peak_value, half_cosine(left, passed))
-    return _after_warmup(count, init_value, peak_value, warmup_steps, falling)
+
+    def falling(count: jax.Array) -> jax.Array:
+        passed, left = _decay_shares(count, total_steps, warmup_steps, decay_from)
+        return between(end_value, peak_value, half_cosine(left, passed))
+
+    return _after_warmup(init_value, peak_value, warmup_steps, falling)
 
 
-@curve(prepare=_warmup_and_decay_within_total, resolves=("warmup_fraction", "decay_fraction"))
+@makes(Schedule, prepare=_warmup_and_decay_within_total, resolves=("warmup_fraction", "decay_fraction"))
 def warmup_stable_decay(
-    count: jax.Array,
     *,
-    peak_value: Value,
+    peak_value: Finite,
     total_steps: PositiveSteps,
     warmup_steps: Steps | None = None,
     warmup_fraction: Fraction | None = None,
     decay_steps: PositiveSteps | None = None,
     decay_fraction: Fraction | None = None,
-    init_value: Value = 0.0,
-    end_value: Value = 0.0,
+    init_value: Finite = 0.0,
+    end_value: Finite = 0.0,
     decay_shape: Literal["linear", "cosine", "one_minus_sqrt", "exponential"] = "linear",
-) -> jax.Array:
+) -> Schedule:
     """A linear warm-up, a long stay at `peak_value`, and a decay to `end_value` over the last steps.
 
     At step t, with W = `warmup_steps`, T = `total_steps` and D = `decay_steps`: `init + (peak - init) * t / W` while t < W,
@@ -191,12 +184,7 @@ def warmup_stable_decay(
       end_value: the value at step T, finite.
       decay_shape: the name of the shape.
 
-    Returns:
-      A `Schedule`.
-
-    Raises:
-      TypeError, ValueError: for a concrete argument that breaks its rule. Traced ones are not checked; where W + D > T the
-        warm-up overrides the part of the decay under it.
+    Traced arguments are not checked: where W + D > T the warm-up overrides the part of the decay under it.
 
     >>> import warmclip_jax as wc
     >>> trapezoid = wc.warmup_stable_decay(peak_value=1.0, total_steps=100, warmup_steps=10, decay_fraction=0.2)
@@ -206,10 +194,12 @@ def warmup_stable_decay(
     Source: Hu et al. 2024, "MiniCPM", section 4; Hägele et al. 2024, "Scaling laws and compute-optimal training beyond fixed
     training durations", section 3, for 1 - sqrt; Megatron-LM's WSD for the exponential that ends.
     """
-    del warmup_fraction, decay_fraction  # `_warmup_and_decay_within_total` turned them into steps.
-    decayed = shares(difference(count, difference(total_steps, decay_steps)), decay_steps)
-    falling = between(end_value, peak_value, _SHAPES[decay_shape](decayed))
-    return _after_warmup(count, init_value, peak_value, warmup_steps, falling)
+
+    def falling(count: jax.Array) -> jax.Array:
+        decayed = shares(difference(count, difference(total_steps, decay_steps)), decay_steps)
+        return between(end_value, peak_value, _SHAPES[decay_shape](decayed))
+
+    return _after_warmup(init_value, peak_value, warmup_steps, falling)
 
 
 def _one_minus_sqrt(decay: Shares) -> jax.Array:
@@ -238,6 +228,10 @@ def _decay_shares(count: jax.Array, total: Any, warmup: Any, decay_from: str) ->
     return shares(difference(count, warmup), difference(total, warmup))
 
 
-def _after_warmup(count: jax.Array, init: Any, peak: Any, warmup: Any, falling: jax.Array) -> jax.Array:
+def _after_warmup(init: Any, peak: Any, warmup: Any, falling: Callable[[jax.Array], jax.Array]) -> Schedule:
     """`falling`, preceded by a straight line from `init` to `peak`."""
-    return jnp.where(is_before(count, warmup), between(init, peak, shares(count, warmup).passed), falling)
+
+    def value(count: jax.Array) -> jax.Array:
+        return jnp.where(is_before(count, warmup), between(init, peak, shares(count, warmup).passed), falling(count))
+
+    return curve(value)

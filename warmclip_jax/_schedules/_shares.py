@@ -6,6 +6,7 @@ now, which the annotations of the public functions cannot say; hence `Any`.
 """
 
 import math
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 import jax
@@ -117,9 +118,9 @@ def is_before(count: jax.Array, step: Any) -> jax.Array:
 
 
 def share_of(fraction: Any, total: Any) -> Any:
-    """`fraction` of `total` in whole steps, halves up; in float64 on the host, or traced where either is."""
+    """`fraction` of `total` in whole steps, halves up; exactly by their decimals, or traced where either is."""
     if not (is_traced(fraction) or is_traced(total)):
-        return math.floor(np.float64(fraction) * np.float64(total) + 0.5)
+        return math.floor(Fraction(str(fraction)) * Fraction(str(total)) + Fraction(1, 2))
     dtype = default_float()
     rounded = jnp.floor(jnp.asarray(fraction).astype(dtype) * jnp.asarray(total).astype(dtype) + 0.5)
     if jnp.issubdtype(jnp.result_type(total), jnp.integer):

@@ -1,6 +1,5 @@
 """Schedules made from schedules, this package's or any other's. They move the count; the curve is someone else's."""
 
-from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -8,13 +7,14 @@ import jax
 import jax.numpy as jnp
 
 from warmclip_jax._checks import broken_rule, is_traced
-from warmclip_jax._schedules._arguments import Inner, PositiveSteps, SignedSteps, Steps, Value
+from warmclip_jax._schedules._arguments import EachInner, EachSteps, Finite, Inner, PositiveSteps, SignedSteps, Steps
+from warmclip_jax._schedules._schedule import Schedule, curve
 from warmclip_jax._schedules._shares import between, difference, is_before, remainder, shares, total
-from warmclip_jax._values import curve
+from warmclip_jax._values import makes
 
 
-@curve()
-def with_warmup(count: jax.Array, schedule: Inner, *, warmup_steps: Steps, init_value: Value = 0.0) -> jax.Array:
+@makes(Schedule)
+def with_warmup(schedule: Inner, *, warmup_steps: Steps, init_value: Finite = 0.0) -> Schedule:
     """Any schedule, preceded by a straight line from `init_value` to where it starts.
 
     `init + (schedule(0) - init) * t / W` while t < W = `warmup_steps`, and then `schedule(t - W)`.
@@ -24,12 +24,7 @@ def with_warmup(count: jax.Array, schedule: Inner, *, warmup_steps: Steps, init_
       warmup_steps: W, in steps, 0 or more; what `schedule` does takes W steps longer.
       init_value: the value at step 0, finite.
 
-    Returns:
-      A `Schedule`. With a function of another library inside, it is as equal, hashable and picklable as that function is.
-
-    Raises:
-      TypeError, ValueError: for a concrete argument that breaks its rule. Traced ones are not checked; a negative W acts as a
-        start W steps into `schedule`.
+    Traced arguments are not checked: a negative W acts as a start W steps into `schedule`.
 
     >>> import warmclip_jax as wc
     >>> noam = wc.with_warmup(wc.inverse_sqrt_decay(init_value=1.0, timescale=100), warmup_steps=100)
@@ -38,8 +33,12 @@ def with_warmup(count: jax.Array, schedule: Inner, *, warmup_steps: Steps, init_
 
     Source: Goyal et al. 2017, "Accurate, Large Minibatch SGD", section 2.2.
     """
-    rising = between(init_value, schedule(jnp.zeros((), jnp.int32)), shares(count, warmup_steps).passed)
-    return jnp.where(is_before(count, warmup_steps), rising, schedule(difference(count, warmup_steps)))
+
+    def value(count: jax.Array) -> jax.Array:
+        rising = between(init_value, schedule(jnp.zeros((), jnp.int32)), shares(count, warmup_steps).passed)
+        return jnp.where(is_before(count, warmup_steps), rising, schedule(difference(count, warmup_steps)))
+
+    return curve(value)
 
 
 def _fit_together(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -56,8 +55,8 @@ def _fit_together(arguments: dict[str, Any]) -> dict[str, Any]:
     return arguments
 
 
-@curve(prepare=_fit_together)
-def join(count: jax.Array, schedules: Sequence[Inner], *, boundaries: Sequence[Steps]) -> jax.Array:
+@makes(Schedule, prepare=_fit_together)
+def join(schedules: EachInner, *, boundaries: EachSteps) -> Schedule:
     """One schedule after another, each counting from where it takes over.
 
     With boundaries b1 < b2 < ...: `schedules[0](t)` while t < b1, then `schedules[1](t - b1)` while t < b2, and so on.
@@ -66,12 +65,8 @@ def join(count: jax.Array, schedules: Sequence[Inner], *, boundaries: Sequence[S
       schedules: a list of schedules, each a `Schedule`, any optax schedule, or a pure function from a count to a value.
       boundaries: a list of steps, one fewer than schedules, strictly increasing, counted from the start of the run.
 
-    Returns:
-      A `Schedule`. With a function of another library inside, it is as equal, hashable and picklable as that function is.
-
-    Raises:
-      TypeError, ValueError: for a concrete argument that breaks its rule. Traced boundaries are not checked; where they do not
-        increase, the last schedule whose boundary has passed is the one that counts.
+    Traced arguments are not checked: where they do not increase, the last schedule whose boundary has passed is the one
+    that counts.
 
     >>> import warmclip_jax as wc
     >>> steps = wc.join([wc.constant(value=1.0), wc.constant(value=0.1)], boundaries=[100])
@@ -80,14 +75,18 @@ def join(count: jax.Array, schedules: Sequence[Inner], *, boundaries: Sequence[S
 
     Source: `optax.join_schedules`, with its arguments checked.
     """
-    value = schedules[0](count)
-    for boundary, schedule in zip(boundaries, schedules[1:], strict=True):
-        value = jnp.where(is_before(count, boundary), value, schedule(difference(count, boundary)))
-    return value
+
+    def value(count: jax.Array) -> jax.Array:
+        value = schedules[0](count)
+        for boundary, schedule in zip(boundaries, schedules[1:], strict=True):
+            value = jnp.where(is_before(count, boundary), value, schedule(difference(count, boundary)))
+        return value
+
+    return curve(value)
 
 
-@curve()
-def repeat(count: jax.Array, schedule: Inner, *, period: PositiveSteps) -> jax.Array:
+@makes(Schedule)
+def repeat(schedule: Inner, *, period: PositiveSteps) -> Schedule:
     """The first `period` steps of a schedule, again and again.
 
     `schedule(t mod period)`: step `period` is step 0 again, so what the schedule does at `period` itself is never reached.
@@ -96,12 +95,7 @@ def repeat(count: jax.Array, schedule: Inner, *, period: PositiveSteps) -> jax.A
       schedule: a `Schedule`, any optax schedule, or a pure function from a count to a value.
       period: in steps, 1 or more.
 
-    Returns:
-      A `Schedule`. With a function of another library inside, it is as equal, hashable and picklable as that function is.
-
-    Raises:
-      TypeError, ValueError: for a concrete argument that breaks its rule. Traced ones are not checked; a period below 1 acts
-        as 1.
+    Traced arguments are not checked: a period below 1 acts as 1.
 
     >>> import warmclip_jax as wc
     >>> restarts = wc.repeat(wc.cosine_decay(init_value=1.0, decay_steps=100), period=100)
@@ -110,11 +104,11 @@ def repeat(count: jax.Array, schedule: Inner, *, period: PositiveSteps) -> jax.A
 
     Source: Loshchilov & Hutter 2017, "SGDR", section 3, with restarts of equal length.
     """
-    return schedule(remainder(count, period))
+    return curve(lambda count: schedule(remainder(count, period)))
 
 
-@curve()
-def shift(count: jax.Array, schedule: Inner, *, by: SignedSteps) -> jax.Array:
+@makes(Schedule)
+def shift(schedule: Inner, *, by: SignedSteps) -> Schedule:
     """A schedule that starts `by` steps into itself.
 
     `schedule(t + by)`. A resumed run starts where it stopped; `by=1` leaves out a first step at rate 0; a negative `by` waits
@@ -124,15 +118,9 @@ def shift(count: jax.Array, schedule: Inner, *, by: SignedSteps) -> jax.Array:
       schedule: a `Schedule`, any optax schedule, or a pure function from a count to a value.
       by: in steps, of either sign.
 
-    Returns:
-      A `Schedule`. With a function of another library inside, it is as equal, hashable and picklable as that function is.
-
-    Raises:
-      TypeError, ValueError: for a concrete argument that breaks its rule. Traced ones are not checked.
-
     >>> import warmclip_jax as wc
     >>> warmup = wc.linear_warmup(peak_value=1.0, warmup_steps=4)
     >>> [float(wc.shift(warmup, by=1)(count)) for count in range(4)]
     [0.25, 0.5, 0.75, 1.0]
     """
-    return schedule(total(count, by))
+    return curve(lambda count: schedule(total(count, by)))

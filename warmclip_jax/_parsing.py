@@ -1,0 +1,91 @@
+"""The text of a value, read back without running it."""
+
+import ast
+import re
+from typing import Any
+
+from warmclip_jax._checks import nearest
+from warmclip_jax._values import Value, factories
+
+_PREFIXES = ("wc", "warmclip_jax")
+
+
+def parse(text: str) -> Any:
+    """The value that `text` says, from a config file or a command line: what `repr` printed, or a call written by hand.
+
+    The text is read and never run: it may hold calls of this package's factories (`wc.` may stand before each), numbers, names
+    in quotes, lists, True, False and None, and nothing else.
+
+    Args:
+      text: the call of a factory, such as `"linear_warmup(peak_value=0.1, warmup_steps=10)"`.
+
+    Returns:
+      What the call makes, a `Schedule` say. `parse(repr(value)) == value`.
+
+    Raises:
+      TypeError: for what is no string.
+      ValueError: for what cannot be read, with the part that is wrong; a Python function inside is named. And what the factory
+        itself refuses, in its words.
+
+    >>> import warmclip_jax as wc
+    >>> schedule = wc.parse("with_warmup(cosine_decay(init_value=1.0, decay_steps=100), warmup_steps=10)")
+    >>> schedule == wc.parse(repr(schedule)), float(schedule(5))
+    (True, 0.5)
+    """
+    if not isinstance(text, str):
+        raise TypeError(f"text must be a string; got {text!r} ({type(text).__name__}). Pass what repr printed.")
+    try:
+        tree = ast.parse(text.strip(), mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        if function := re.search(r"<.+? at 0x\w+>", text):
+            raise ValueError(f"cannot rebuild {function[0]} from text: it is a Python object, not a call") from error
+        raise ValueError(f"cannot read {_short(text)!r}: {getattr(error, 'msg', None) or error}") from error
+    if not isinstance(tree, ast.Call):
+        raise ValueError(f"{_short(text)!r} must be the call of a factory, such as {next(iter(factories()))}(...)")
+    return _called(tree)
+
+
+def _called(call: ast.Call) -> Value:
+    name, known = _called_name(call.func), factories()
+    if name not in known:
+        raise ValueError(f"there is no {name!r} to call{nearest(name, known)}")
+    said = [keyword.arg for keyword in call.keywords]
+    if None in said:
+        raise ValueError(f"{name}: write each argument out instead of **")
+    if repeated := [argument for argument in said if said.count(argument) > 1]:
+        raise ValueError(f"{name}: {repeated[0]} is repeated")
+    arguments = [_literal(argument) for argument in call.args]
+    named = {str(keyword.arg): _literal(keyword.value) for keyword in call.keywords}
+    try:
+        return known[name](*arguments, **named)
+    except TypeError as error:
+        raise ValueError(str(error)) from error
+
+
+def _literal(node: ast.expr) -> Any:
+    """A value, a list, or a literal number, string, True, False or None."""
+    if isinstance(node, ast.Call):
+        return _called(node)
+    if isinstance(node, (ast.List, ast.Tuple)):
+        return [_literal(element) for element in node.elts]
+    if isinstance(node, ast.Constant) and isinstance(node.value, (int, float, str, type(None))):
+        return node.value
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, (ast.USub, ast.UAdd)):
+        number = _literal(node.operand)
+        if isinstance(number, (int, float)) and not isinstance(number, bool):
+            return -number if isinstance(node.op, ast.USub) else number
+    raise ValueError(f"{_short(ast.unparse(node))!r} is neither a number nor a call; write the number itself")
+
+
+def _called_name(node: ast.expr) -> str:
+    """The name that is called, with or without the package before it."""
+    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in _PREFIXES:
+        return node.attr
+    if isinstance(node, ast.Name):
+        return node.id
+    raise ValueError(f"{_short(ast.unparse(node))!r} is not the name of a factory; it is not run")
+
+
+def _short(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= 60 else f"{text[:57]}..."
