@@ -178,3 +178,38 @@ def _after_warmup(count, peak_value, warmup_steps, init_value, falling):
 
 def _clock(count):
     return np.maximum(np.asarray(count, np.float64), 0)
+
+
+# The running bound: the rule alone, on one stream of norms.
+
+
+class RunningBound:
+    """The bound that follows the norms of a run, in float64. A norm is given by its natural logarithm, NaN for none."""
+
+    def __init__(self, *, deviations=3.0, ceiling=math.inf, decay=0.99):
+        self.deviations, self.ceiling, self.decay = deviations, ceiling, decay
+        self.mean, self.variance, self.count = 0.0, 0.0, 0
+
+    @property
+    def deviation(self) -> float:
+        return max(math.sqrt(self.variance), 0.1)
+
+    @property
+    def log_bound(self) -> float:
+        """The logarithm of the bound on the next norm."""
+        highest = math.log(self.ceiling) if self.ceiling else -math.inf
+        return min(self.mean + self.deviations * self.deviation, highest) if self.count else highest
+
+    def teach(self, log_norm: float) -> None:
+        """One more norm, whatever was done about it. Zero, inf and NaN have no finite logarithm and teach nothing."""
+        if not math.isfinite(log_norm):
+            return
+        if self.count == 0:
+            self.mean, self.variance = log_norm, 0.25
+        else:
+            reach = 3 * self.deviation
+            distance = min(max(log_norm - self.mean, -reach), reach)
+            weight = max(1 - self.decay, 3 / (self.count + 3))
+            self.mean += weight * distance
+            self.variance = (1 - weight) * (self.variance + weight * distance**2)
+        self.count += 1
