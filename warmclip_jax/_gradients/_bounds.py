@@ -4,8 +4,7 @@ A bound is None (never), a number, a schedule of the count, or a running bound: 
 which the rule makes the bound at each call and to which every usable norm is then added.
 """
 
-import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from warmclip_jax._checks import Number, broken_rule, is_traced
 from warmclip_jax._gradients._norm import ScaledNorm
 
 #: The deviation counts as at least this: norms that are all equal must not make the bound the norm itself.
