@@ -67,7 +67,10 @@ def maxtext(norms: np.ndarray) -> np.ndarray:
 
 
 def levanter(norms: np.ndarray) -> np.ndarray:
-    """Clip at the mean plus 3 deviations of the last 128 norms, once there are 64 (Levanter's `clip_update_by_historical_norm`)."""
+    """Clip at the mean plus 3 deviations of the last 128 norms, once there are 64.
+
+    Levanter's `clip_update_by_historical_norm`.
+    """
     passed = norms.copy()
     for call in range(64, len(norms)):
         window = norms[max(0, call - 128) : call]

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tests.benchmarks.bound_rules import RULES, BoundRule
-from warmclip_jax._gradients._bounds import History, Rule, bound_from, init_history, log_of, taught
+from warmclip_jax._gradients._history import History, Rule, bound_from, init_history, log_of, taught
 from warmclip_jax._gradients._norm import ScaledNorm
 
 CALLS, HALF = 6_000, 3_000

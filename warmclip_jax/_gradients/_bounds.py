@@ -1,98 +1,160 @@
-"""What a bound on a norm may be, and the bound that follows a run's own norms.
+"""What a bound on a norm may be: None (never), a number, a schedule of the count, or a rule that follows a run's own norms."""
 
-A bound is None (never), a number, a schedule of the count, or a running bound: a rule and a history of three numbers, from
-which the rule makes the bound at each call and to which every usable norm is then added.
-"""
-
-from collections.abc import Callable
-from typing import Any, NamedTuple
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, cast
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-import optax
 
-from warmclip_jax._gradients._norm import ScaledNorm
-
-#: The deviation counts as at least this: norms that are all equal must not make the bound the norm itself.
-_SMALLEST_DEVIATION = 0.1
-#: The variance before there is any: the second norm may be exp(deviations / 2) times the first.
-_FIRST_VARIANCE = 0.25
-#: No norm counts as further from the mean than this many deviations, to either side.
-_REACH = 3.0
+from warmclip_jax._checks import Number, Scalar, as_array_like, as_number, default_float
+from warmclip_jax._gradients._history import Rule
+from warmclip_jax._values import Function, Value, makes
 
 
-class History(NamedTuple):
-    """What a running bound remembers. Scalars, or arrays over groups."""
+class RunningBound(Value):
+    """A bound that follows the norms of a run, as a value: see `running_bound`. Not callable: it needs a history.
 
-    log_mean: jax.Array  # float32 (float64 with float64 gradients): moving mean of the norms' logarithms
-    log_variance: jax.Array  # same dtype: their moving variance
-    norms_taught: jax.Array  # int32: finite norms above 0 so far; stops at the largest value
+    It is immutable, prints as the call that rebuilds it, compares and hashes by its numbers, and is a pytree of them.
 
-
-class Rule(NamedTuple):
-    """How bounds follow from histories: the numbers of one running bound, or arrays of them over groups."""
-
-    deviations: Any  # positive; inf where there is no running bound
-    rate: Any  # 1 - decay: the weight of one more norm in the long run
-    ceiling: Callable[[jax.Array], Any] | None  # from the count to the largest bound allowed
-
-
-def init_history(shape: tuple[int, ...] = (), dtype: Any = jnp.float32) -> History:
-    """The history before the first norm."""
-    # A buffer for each field: one shared by two could not be donated.
-    return History(jnp.zeros(shape, dtype), jnp.full(shape, _FIRST_VARIANCE, dtype), jnp.zeros(shape, jnp.int32))
-
-
-def bound_from(history: History, rule: Rule, count: jax.Array) -> jax.Array:
-    """`exp(mean + deviations * deviation)`, at most the ceiling at `count`; without a ceiling inf before the first norm.
-
-    In the history's dtype, float32 at least. A bound past its largest number is inf.
+    >>> import warmclip_jax as wc
+    >>> wc.running_bound(ceiling=1)
+    running_bound(deviations=3.0, ceiling=1.0, decay=0.99)
     """
-    dtype = _dtype_of(history)
-    deviations = jnp.asarray(rule.deviations).astype(dtype)
-    follows = (history.norms_taught > 0) & (deviations < jnp.inf)
-    # No inf in the branch that is not taken: its derivative would be NaN.
-    margin = jnp.where(follows, deviations, 0) * _deviation(history.log_variance.astype(dtype))
-    bound = jnp.where(follows, jnp.exp(history.log_mean.astype(dtype) + margin), jnp.inf)
-    return bound if rule.ceiling is None else jnp.minimum(bound, jnp.asarray(rule.ceiling(count)).astype(dtype))
+
+    __slots__ = ()
+
+    @property
+    def rule(self) -> Rule:
+        """What is computed with."""
+        return self._kind.called({name: as_number(value) for name, value in self._arguments.items()})
 
 
-def taught(history: History, log_norm: jax.Array, usable: jax.Array, rule: Rule) -> History:
-    """The history with one more norm, where that is usable; as it was elsewhere."""
-    dtype = _dtype_of(history)
-    mean, variance, seen = (field.astype(dtype) for field in history)
-    log_norm = log_norm.astype(dtype)
-    reach = _REACH * _deviation(variance)
-    distance = jnp.clip(log_norm - mean, -reach, reach)
-    # The first norms weigh more than the rate, the last ones of them the most: 3 / 4, 3 / 5, ...
-    weight = jnp.maximum(jnp.asarray(rule.rate).astype(dtype), 3 / (seen + 3))
-    is_first = seen == 0
-    new = History(
-        log_mean=jnp.where(is_first, log_norm, mean + weight * distance),
-        log_variance=jnp.where(is_first, _FIRST_VARIANCE, (1 - weight) * (variance + weight * distance**2)),
-        norms_taught=optax.safe_increment(history.norms_taught),
-    )
-    return jax.tree.map(lambda after, before: jnp.where(usable, after.astype(before.dtype), before), new, history)
+#: What `max_norm` and `skip_above` may be.
+Bound = Scalar | Callable[[Any], Any] | RunningBound | None
 
 
-def log_of(norm: ScaledNorm) -> tuple[jax.Array, jax.Array]:
-    """The natural logarithm of a norm, also of one that its dtype cannot hold; and whether it is finite and above 0.
+@dataclasses.dataclass(frozen=True)
+class _Limit:
+    """The rule of an argument that is None, a number or a schedule."""
 
-    Where it is not, the logarithm is 0.
+    function: Function
+
+    def check(self, name: str, value: Any) -> Any:
+        """None for no limit, a Python number, a tracer, or a callable. Raises TypeError or ValueError."""
+        number = as_number(as_array_like(value))
+        if number is None or (isinstance(number, float) and number == math.inf):
+            return None
+        return self.function.check(name, value)
+
+
+def _limit(rule: str, remedy: str) -> _Limit:
+    return _Limit(Function(rule, remedy, Number(rule, remedy, lambda number: number >= 0)))
+
+
+_BOUND = _limit("a non-negative number, a schedule, running_bound(...) or None", "None or inf is no bound.")
+_CEILING = _limit("a non-negative number, a schedule or None", "None or inf is no ceiling.")
+_DEVIATIONS = Number("a positive number", "3 suits a clip and 6 a skip.", lambda number: number > 0)
+_DECAY = Number("between 0 and 1", "0.99 remembers about 100 norms.", lambda number: 0 < number < 1)
+
+
+@makes(RunningBound)
+def running_bound(
+    *,
+    deviations: Annotated[Scalar, _DEVIATIONS] = 3.0,
+    ceiling: Annotated[Scalar | Callable[[Any], Any] | None, _CEILING] = None,
+    decay: Annotated[Scalar, _DECAY] = 0.99,
+) -> RunningBound:
+    """A bound for `max_norm` and `skip_above` that follows the norms of the run, and needs no units.
+
+    `exp(mean + deviations * s)`, where mean and s are those of the logarithms of the norms so far; at most `ceiling`. With
+    `l` the logarithm of a norm and `count` the number of norms before it:
+
+        s    = max(sqrt(variance), 0.1)
+        d    = clip(l - mean, -3 * s, 3 * s)
+        a    = max(1 - decay, 3 / (count + 3))
+        mean = mean + a * d
+        variance = (1 - a) * (variance + a * d**2)
+
+    The first norm is not bounded; it sets mean to `l` and variance to 0.25. Every later one is bounded by what was known
+    before it, and then teaches, whatever was done about it. NaN, inf and 0 teach nothing.
+
+    Logarithms, so that the rule is the same for a loss times 0.05, and a spike of 100 times counts as 4.6. No norm counts as
+    further away than 3 s, above or below: spikes hardly move the bound, and near-zero norms do not open it. s is at least 0.1,
+    so the bound stays above 1.35 times the usual norm even where all norms are equal. The early weights make the bound on the
+    second norm 4.5 times the first: there is no warm-up.
+
+    A lasting change is followed, so without a ceiling the rule never locks up: s grows by 3.9 % with every norm past 3 s, and
+    in the long run about one norm of nine can be over the bound, for 3 deviations and more. With 1 about 15 % of ordinary
+    norms are over it, with 0.5 a third.
+
+    Its limits:
+    - It follows a slow divergence too. Keep a `ceiling` on a clip.
+    - With a ceiling in `skip_above`, as with a number there, a run whose norms stay above it skips every step. Watch
+      `consecutive_skips`.
+    - Bursts longer than about 20 steps get through increasingly, and a kind of batch that is more than one of nine is no
+      outlier.
+    - It is loose while norms collapse in the first hundred steps.
+    - A lost state means that the next step is not bounded.
+    - It bounds gradients. Spikes of the updates that Adam makes of them are another matter.
+
+    Args:
+      deviations: how far above the mean the bound lies, above 0. 3 for a clip, where a false alarm costs next to nothing; 6 for
+        a skip, where it costs a batch.
+      ceiling: the largest bound: 0 or more, or a schedule, which is given the count that a scheduled bound would be; None for
+        none.
+      decay: between 0 and 1, both excluded: the share of the history that a norm leaves. 0.99 is about 100 norms.
+
+    Returns:
+      A `RunningBound`: a value that prints, compares, hashes, pickles and parses like a schedule. It is not called; the
+      transformation that it is given to keeps its history, two floats and an int32 for each bound and group.
+
+    Raises:
+      TypeError, ValueError: for a concrete argument that breaks its rule. A traced one is not checked.
+
+    >>> import warmclip_jax as wc
+    >>> wc.running_bound(deviations=6) == wc.running_bound(deviations=6.0, decay=0.99)
+    True
+
+    Source: deviations of the log-norm, Chen et al. 2018, "The best of both worlds" (arXiv 1804.09849), and Lingvo's
+    `GradNormTracker`; the limited influence of one value on mean and deviation, Huber 1964, "Robust estimation of a location
+    parameter", proposal 2; the early weights, Shamir & Zhang 2013, "Stochastic gradient descent for non-smooth optimization",
+    polynomial-decay averaging.
     """
-    # Not `> 0`: two loops of one program may disagree on whether a subnormal number is. No scaled mantissa is one.
-    usable = norm.is_finite & (norm.mantissa >= jnp.finfo(norm.mantissa.dtype).tiny)
-    # The scale is 1 in the ordinary case, and its logarithm then exactly 0.
-    return jnp.where(usable, jnp.log(jnp.where(usable, norm.mantissa, 1)) - jnp.log(norm.scale), 0), usable
+    # What `RunningBound.rule` asks for; a caller of the factory gets a `RunningBound`.
+    largest = ceiling if ceiling is None or callable(ceiling) else lambda count: ceiling
+    return cast(RunningBound, Rule(deviations, 1 - decay, largest))
 
 
-def _deviation(variance: jax.Array) -> jax.Array:
-    # The limit stands inside of the root, whose slope at 0 is infinite.
-    return jnp.sqrt(jnp.maximum(variance, _SMALLEST_DEVIATION**2))
+def check_bound(name: str, bound: Any) -> Any:
+    """A bound as None (never), a number, a tracer, a callable, or a `RunningBound`. Raises TypeError or ValueError."""
+    return bound if isinstance(bound, RunningBound) else _BOUND.check(name, bound)
 
 
-def _dtype_of(history: History) -> np.dtype:
-    """What a history is computed in: float32 also where a user has cast it to less."""
-    dtype = np.dtype(history.log_mean.dtype)
-    return dtype if jnp.finfo(dtype).bits >= 32 else np.dtype(np.float32)
+def bound_at(bound: Any, count: jax.Array) -> Any:
+    """What a checked bound without a history is at `count`: None or a number."""
+    return bound(count) if callable(bound) else bound
+
+
+def rule_of(bound: Any) -> Rule:
+    """Any checked bound as a rule: one without a history is its own ceiling, infinitely many deviations up."""
+    if isinstance(bound, RunningBound):
+        return bound.rule
+    return Rule(math.inf, 0.0, None if bound is None else lambda count: bound_at(bound, count))
+
+
+def stacked(bounds: Sequence[Any]) -> Rule:
+    """The rule of groups that have a checked bound each: arrays in the order of `bounds`."""
+    distinct = list({id(bound): bound for bound in bounds}.values())
+    places = {id(bound): place for place, bound in enumerate(distinct)}
+    of_group = jnp.asarray([places[id(bound)] for bound in bounds])
+    rules = [rule_of(bound) for bound in distinct]
+
+    def over_groups(numbers: list[Any]) -> jax.Array:
+        return jnp.stack([jnp.asarray(number).astype(default_float()) for number in numbers])[of_group]
+
+    def ceiling(count: jax.Array) -> jax.Array:
+        return over_groups([math.inf if rule.ceiling is None else rule.ceiling(count) for rule in rules])
+
+    return Rule(over_groups([rule.deviations for rule in rules]), over_groups([rule.rate for rule in rules]), ceiling)
