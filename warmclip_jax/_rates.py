@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import get_opaque_trace_state
 
+from warmclip_jax._schedules._schedule import Schedule
 from warmclip_jax._schedules._transforms import shift
-from warmclip_jax._values import Schedule
 
 #: How a state writes a rate that is not known: past any rate, and no NaN or inf that JAX's debugging flags would stop at.
 UNKNOWN = 3e38
