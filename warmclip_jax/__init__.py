@@ -1,7 +1,11 @@
 """Learning-rate schedules, global-norm gradient clipping, and one call that chains them into an optimizer."""
 
 from warmclip_jax._gradients._applying import apply_gradients
-from warmclip_jax._gradients._clipping import ClipState, clip_by_global_norm, clip_tree
+from warmclip_jax._gradients._bounds import running_bound
+from warmclip_jax._gradients._clip import ClipState
+from warmclip_jax._gradients._clipping import clip_by_global_norm, clip_by_group_norm, clip_tree
+from warmclip_jax._gradients._groups import label_by_path
+from warmclip_jax._gradients._leaf_norms import leaf_norms
 from warmclip_jax._gradients._norm import global_norm
 from warmclip_jax._gradients._skipping import SkipState, skip_nonfinite
 from warmclip_jax._metrics import metrics
@@ -32,6 +36,7 @@ __all__ = [
     "SkipState",
     "apply_gradients",
     "clip_by_global_norm",
+    "clip_by_group_norm",
     "clip_tree",
     "constant",
     "cosine_decay",
@@ -40,6 +45,8 @@ __all__ = [
     "global_norm",
     "inverse_sqrt_decay",
     "join",
+    "label_by_path",
+    "leaf_norms",
     "linear_warmup",
     "metrics",
     "parse",
@@ -48,6 +55,7 @@ __all__ = [
     "polynomial_decay",
     "polynomial_warmup",
     "repeat",
+    "running_bound",
     "shift",
     "skip_nonfinite",
     "steps",

@@ -5,11 +5,21 @@ from typing import Any, NamedTuple
 
 import jax
 
-from warmclip_jax._gradients._clipping import ClipState
+from warmclip_jax._gradients._clip import ClipState
+from warmclip_jax._gradients._history import History
+from warmclip_jax._gradients._recorder import LeafRecord, Ring
 from warmclip_jax._gradients._skipping import SkipState
 from warmclip_jax._pipeline import PipelineState
 
 KINDS: tuple[Any, ...] = (ClipState, SkipState, PipelineState)
+_PARTS: tuple[Any, ...] = (History, Ring, LeafRecord)
+#: The fields that may be empty, which a checkpoint may have left out.
+_EMPTY: dict[Any, dict[str, Any]] = {
+    ClipState: {"clip_history": (), "group_labels": {}, "group_clipped_count": (), "leaves": ()},
+    SkipState: {"skip_history": (), "ring": (), "leaves": (), "inner_state": ()},
+    PipelineState: {"skip_history": (), "ring": (), "inner_state": ()},
+}
+_REQUIRED = {kind: set(kind._fields) - set(_EMPTY.get(kind, ())) for kind in (*KINDS, *_PARTS)}
 _GUARDS = (SkipState, PipelineState)
 
 Path = tuple[Any, ...]
@@ -47,9 +57,9 @@ def _collect(tree: Any, path: Path, guard: int | None, seen: list[Found]) -> Non
             _collect(state.inner_state, (*at, jax.tree_util.GetAttrKey("inner_state")), place, seen)
 
 
-def _kind_of(node: Any) -> Any:
-    for kind in KINDS:
-        if isinstance(node, kind) or (isinstance(node, Mapping) and set(node) == set(kind._fields)):
+def _kind_of(node: Any, kinds: tuple[Any, ...] = KINDS) -> Any:
+    for kind in kinds:
+        if isinstance(node, kind) or (isinstance(node, Mapping) and _REQUIRED[kind] <= set(node) <= set(kind._fields)):
             return kind
     return None
 
@@ -58,15 +68,16 @@ def _is_ours(node: Any) -> bool:
     return _kind_of(node) is not None
 
 
-def _as_state(node: Any) -> Any:
+def _as_state(node: Any, kinds: tuple[Any, ...] = KINDS) -> Any:
     """A state with arrays in its fields: not with the variables of a framework, not as a dict."""
-    kind = _kind_of(node)
+    kind = _kind_of(node, kinds)
     fields = node if isinstance(node, Mapping) else node._asdict()
-    return kind(**{name: value if name == "inner_state" else _plain(value) for name, value in fields.items()})
+    plain = {name: value if name in ("inner_state", "group_labels") else _plain(value) for name, value in fields.items()}
+    return kind(**{**_EMPTY.get(kind, {}), **plain})
 
 
 def _plain(value: Any) -> Any:
-    if _is_ours(value):
-        return _as_state(value)
+    if _kind_of(value, (ClipState, *_PARTS)) is not None:
+        return _as_state(value, (ClipState, *_PARTS))
     leaves = jax.tree.leaves(value)
-    return leaves[0] if len(leaves) == 1 else value
+    return leaves[0] if len(leaves) == 1 else ()

@@ -9,13 +9,25 @@ import optax
 
 from warmclip_jax._checks import is_traced
 from warmclip_jax._finding import Path, found
-from warmclip_jax._gradients._clipping import ClipState
+from warmclip_jax._gradients._clip import ClipState
+from warmclip_jax._gradients._history import History
 from warmclip_jax._gradients._skipping import SkipState
+from warmclip_jax._gradients._states import shown, shown_bound
 from warmclip_jax._pipeline import PipelineState
 
 #: What a guard around a clip or pipeline counts of every call, and what stands inside counts only of some.
-_OF_EVERY_CALL = ("calls", "grad_norm", "nonfinite_count", "skipped_count", "consecutive_skips", "last_skipped_call")
-_LARGEST_RATE = 1e38
+_OF_EVERY_CALL = (
+    "calls",
+    "grad_norm",
+    "nonfinite_count",
+    "skipped_count",
+    "consecutive_skips",
+    "last_skipped_call",
+    "skip_bound",
+    "typical_norm",
+)
+#: With more groups than this, their numbers would bury the others.
+_MOST_GROUPS = 32
 
 
 def metrics(opt_state: optax.OptState) -> dict[str, jax.Array]:
@@ -93,27 +105,57 @@ def _merged(states: tuple[Any, ...], paths: tuple[Path, ...], guards: tuple[int 
 
 def _of_state(state: Any) -> dict[str, jax.Array]:
     if isinstance(state, PipelineState):
-        rate = jnp.where(state.last_learning_rate > _LARGEST_RATE, jnp.nan, state.last_learning_rate)
-        return {**_of_state(state.clip_state), **_skips(state, state.clip_state.clip_calls), "learning_rate": rate}
-    calls = state.skip_calls if isinstance(state, SkipState) else state.clip_calls
-
-    def known(value: jax.Array) -> jax.Array:
-        return jnp.where(calls > 0, value, jnp.nan)
-
-    measured = {"calls": calls, "grad_norm": known(state.grad_norm), "nonfinite_count": state.nonfinite_count}
+        calls = state.clip_state.clip_calls
+        rate = {"learning_rate": shown(state.last_learning_rate)}
+        # The skip's usual norm where the clip has none.
+        return {**_of_guard(state, calls), **_of_state(state.clip_state), **rate}
     if isinstance(state, SkipState):
-        return {**measured, **_skips(state, calls)}
-    return {
-        **measured,
-        "max_norm": known(jnp.where(state.norm_bound < 0, jnp.inf, state.norm_bound)),
-        "clip_coef": known(state.clip_coef),
-        "clipped_count": state.clipped_count,
+        measured = {"grad_norm": _known(state.skip_calls, state.grad_norm), "nonfinite_count": state.nonfinite_count}
+        return {"calls": state.skip_calls, **measured, **_of_guard(state, state.skip_calls)}
+    labels = sorted(state.group_labels)
+    norms, bounds, coefs = (
+        _known(state.clip_calls, value) for value in (state.grad_norm, shown_bound(state.norm_bound), state.clip_coef)
+    )
+    counts = {name: getattr(state, name) for name in ("clipped_count", "nonfinite_count")}
+    if not labels:
+        numbers = {"grad_norm": norms, "max_norm": bounds, "clip_coef": coefs, **_typical(state.clip_history)}
+        return {"calls": state.clip_calls, **numbers, **counts}
+    known = {
+        "calls": state.clip_calls,
+        "grad_norm": _norm_of(norms),
+        "max_norm": jnp.full_like(coefs[..., 0], jnp.nan),
+        "clip_coef": jnp.min(coefs, axis=-1),
+        **counts,
     }
+    each = {"grad_norm": norms, "max_norm": bounds, "clip_coef": coefs, "clipped_count": state.group_clipped_count}
+    each |= _typical(state.clip_history)
+    for place, label in enumerate(labels if len(labels) <= _MOST_GROUPS else ()):
+        known |= {f"{label}/{name}": values[..., place] for name, values in each.items()}
+    return known
 
 
-def _skips(state: Any, calls: jax.Array) -> dict[str, jax.Array]:
+def _of_guard(state: Any, calls: jax.Array) -> dict[str, jax.Array]:
     counts = {name: getattr(state, name) for name in ("skipped_count", "consecutive_skips", "last_skipped_call")}
-    return {**counts, "step": calls - state.skipped_count}
+    bound = _known(calls, shown_bound(state.above_bound))
+    return {**counts, "step": calls - state.skipped_count, "skip_bound": bound, **_typical(state.skip_history)}
+
+
+def _typical(history: Any) -> dict[str, jax.Array]:
+    if not isinstance(history, History):
+        return {}
+    return {"typical_norm": jnp.where(history.norms_taught > 0, jnp.exp(history.log_mean), jnp.nan)}
+
+
+def _known(calls: jax.Array, value: jax.Array) -> jax.Array:
+    """A number of the last call, which is not known before there is one."""
+    calls = jnp.asarray(calls)
+    return jnp.where(jnp.expand_dims(calls, range(calls.ndim, jnp.ndim(value))) > 0, value, jnp.nan)
+
+
+def _norm_of(norms: jax.Array) -> jax.Array:
+    top = jnp.max(norms, axis=-1)
+    safe = jnp.where((top > 0) & (top < jnp.inf), top, 1)
+    return safe * jnp.sqrt(jnp.sum(jnp.square(norms / safe[..., None]), axis=-1))
 
 
 def _groups(states: tuple[Any, ...], paths: tuple[Path, ...], guards: tuple[int | None, ...]) -> list[str]:

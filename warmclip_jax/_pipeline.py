@@ -1,6 +1,6 @@
 """Clip, then an optimizer, with a schedule as its learning rate."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -9,15 +9,18 @@ import numpy as np
 import optax
 
 from warmclip_jax._checks import Choice, Number, Scalar, default_float
-from warmclip_jax._gradients import _clipping as clipping
 from warmclip_jax._gradients._applying import as_transformation
-from warmclip_jax._gradients._axes import AxisName, check_axis_name
-from warmclip_jax._gradients._coefficient import coefficient, scale_tree
-from warmclip_jax._gradients._norm import scaled_norm
+from warmclip_jax._gradients._axes import AxisName
+from warmclip_jax._gradients._bounds import Bound
+from warmclip_jax._gradients._clip import Clip, ClipState
+from warmclip_jax._gradients._groups import Groups
+from warmclip_jax._gradients._history import History
+from warmclip_jax._gradients._leaves import accumulation_dtype
+from warmclip_jax._gradients._recorder import Ring, check_record, init_ring, with_row
 from warmclip_jax._gradients._selecting import choose
-from warmclip_jax._gradients._skipping import counted, no_skips
-from warmclip_jax._gradients._states import like, own
-from warmclip_jax._rates import UNKNOWN, Rate
+from warmclip_jax._gradients._skipping import Guard
+from warmclip_jax._gradients._states import UNKNOWN, like, own
+from warmclip_jax._rates import Rate
 
 _LEARNING_RATE = Number(
     "a schedule or a finite number", "Pass warmclip_jax.linear_warmup(...), any optax schedule, or 1e-3.", np.isfinite
@@ -28,11 +31,14 @@ _NONFINITE = Choice(("skip", "propagate", "zero"))
 class PipelineState(NamedTuple):
     """What `pipeline` keeps. The clip's record stands outside of what a skipped step leaves alone, so it knows of that step."""
 
-    clip_state: clipping.ClipState
+    clip_state: ClipState
     skipped_count: jax.Array  # int32: calls skipped
     consecutive_skips: jax.Array  # int32: calls skipped since the last that was not
     last_skipped_call: jax.Array  # int32: its number, from 0; -1 before there is one
+    above_bound: jax.Array  # float scalar: the bound of skipping in force at the last call; -1 for one that is never reached
+    skip_history: History | tuple[()]  # of a running bound of skipping
     last_learning_rate: jax.Array  # default float: what the optimizer used in the last update; past 1e38: not known
+    ring: Ring | tuple[()]
     inner_state: optax.OptState
 
 
@@ -40,8 +46,12 @@ def pipeline(
     optimizer: Callable[[Any], optax.GradientTransformation],
     schedule: Scalar | Callable[[Any], Any],
     *,
-    max_norm: clipping.MaxNorm = 1.0,
+    max_norm: Bound | Mapping[str, Bound] = 1.0,
+    skip_above: Bound = None,
+    groups: Groups | None = None,
     nonfinite: Literal["skip", "propagate", "zero"] = "skip",
+    record: int = 0,
+    record_leaves: bool = False,
     axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Global-norm clipping, then an optimizer with a learning-rate schedule, as one optax transformation.
@@ -51,21 +61,28 @@ def pipeline(
 
     Args:
       optimizer: a function from a learning rate to a transformation: `optax.sgd`, `optax.adamw`, or
-        `functools.partial(optax.adamw, weight_decay=0.01)`.
+        `functools.partial(optax.adamw, weight_decay=0.01)`. It is handed a `Schedule`, or the number where `schedule` is one:
+        `lambda lr: optax.partition({"new": optax.adamw(lr), "old": optax.adamw(0.1 * lr)}, labels)`.
       schedule: the learning rate: a `Schedule`, any optax schedule, or a number.
-      max_norm: the bound, as in `clip_by_global_norm`. A schedule is given the number of steps taken so far.
-      nonfinite: what happens at a gradient with a NaN or inf entry. `"skip"`: the step is left out, as by `skip_nonfinite`.
+      max_norm: the bound, as in `clip_by_global_norm`; with `groups`, as in `clip_by_group_norm`. A schedule is given the
+        number of updates made so far. None clips nothing.
+      skip_above: the norm above which a step is skipped, as `above` in `skip_nonfinite`. It is decided first, by the global
+        norm. `running_bound(deviations=6.0)` is recommended.
+      groups: groups with bounds of their own, as in `clip_by_group_norm`; None for one bound on the global norm.
+      nonfinite: what happens at a gradient with a NaN or inf entry. `"skip"`: the step is skipped, as by `skip_nonfinite`.
         `"propagate"` and `"zero"` as in `clip_by_global_norm`. It is counted in each case.
+      record: how many of the last calls the state keeps, for `records`, `report` and `plot_records`; 0 for none.
+      record_leaves: whether the state keeps the norm of each leaf, for `report`: no further read of the gradients.
       axis_name: how gradients are sharded, where their types do not tell: see `global_norm`.
 
     Returns:
-      A transformation with a `PipelineState`, which `metrics` reads. Use it with `apply_gradients`, or as any other. Inside of
-      `optax.MultiSteps` a NaN has been added to what is accumulated before it is seen here: there, use
-      `skip_nonfinite(optax.MultiSteps(pipeline(...), ...))`.
+      A transformation with a `PipelineState`, which `metrics` reads. Use it with `apply_gradients`, or as any other. Gradients
+      that `optax.MultiSteps` accumulates are guarded from outside: `skip_nonfinite(optax.MultiSteps(pipeline(...), ...))`.
 
     Raises:
-      TypeError, ValueError: for an `optimizer` that is already built, a concrete argument that breaks its rule, and (when
-        used) as `global_norm`. Traced arguments are not checked.
+      TypeError, ValueError: for an `optimizer` that is already built, or that holds an `optax.MultiSteps` (at `init`); for a
+        concrete argument that breaks its rule; when used, as `global_norm`, and for a state that is not its own. Traced
+        arguments are not checked.
 
     >>> import jax.numpy as jnp, optax
     >>> import warmclip_jax as wc
@@ -79,9 +96,19 @@ def pipeline(
 
     Source: the recipe of Devlin et al. 2018, "BERT", appendix A.2.
     """
-    _NONFINITE.check("nonfinite", nonfinite)
-    bound = clipping.check_max_norm(max_norm)
-    check_axis_name(axis_name)
+    _NONFINITE.check("pipeline: nonfinite", nonfinite)
+    if skip_above is not None and nonfinite != "skip":
+        raise ValueError(
+            f"pipeline: skip_above needs nonfinite='skip'; got skip_above={skip_above!r} with nonfinite={nonfinite!r}. A run "
+            "that skips large gradients should skip those that are not finite."
+        )
+    if groups is not None and max_norm is None:
+        raise ValueError(
+            "pipeline: groups need a max_norm, one rule for all or a dict of them by label; got groups with max_norm=None. To "
+            "measure groups only, pass {label: None} for each."
+        )
+    clip = Clip("pipeline", max_norm, groups, axis_name=axis_name, record_leaves=record_leaves)
+    guard, length = Guard("pipeline: skip_above", skip_above), check_record("pipeline", record)
     if isinstance(optimizer, optax.GradientTransformation) or not callable(optimizer):
         raise TypeError(
             f"optimizer must be a function from a learning rate to a GradientTransformation; got {optimizer!r} "
@@ -96,35 +123,46 @@ def pipeline(
         inner_state = inner.init(params)
         _check_no_multi_steps(inner_state)
         return PipelineState(
-            clip_state=clipping.init_clip_state(params),
-            **no_skips(),
+            clip_state=clip.init(params),
+            **guard.init(accumulation_dtype(params)),
             last_learning_rate=jnp.full((), UNKNOWN, default_float()),
+            ring=init_ring(length),
             inner_state=inner_state,
         )
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, PipelineState]:
         state = own(PipelineState, state, updates)
-        call, updates_made = state.clip_state.clip_calls, state.clip_state.clip_calls - state.skipped_count
-        norm, limit = scaled_norm(updates, axis_name=axis_name), clipping.at_step(bound, updates_made)
-        coef = coefficient(norm, limit, becomes)
+        call = state.clip_state.clip_calls
+        norms, members = clip.measured(updates, state.clip_state, params)
+        taken, above = guard.decided(state, norms.total, call) if nonfinite == "skip" else (True, None)
+        updates, coef, limit = clip.clipped(updates, state.clip_state, norms, members, call - state.skipped_count, becomes)
 
         def take(updates: Any, inner_state: Any, params: Any) -> tuple[Any, Any, jax.Array]:
             with asked.listening() as used_by:
                 updates, inner_state = inner.update(updates, inner_state, params, **extra)
                 return updates, inner_state, like(state.last_learning_rate, used_by(inner_state))
 
-        arguments = (scale_tree(updates, coef, becomes), state.inner_state, params)
         if nonfinite == "skip":
             before = (state.inner_state, state.last_learning_rate)
-            updates, inner_state, learning_rate = choose(norm.is_finite, take, arguments, before)
-            is_skipped = ~norm.is_finite
+            updates, inner_state, learning_rate = choose(taken, take, (updates, state.inner_state, params), before)
         else:
-            updates, inner_state, learning_rate = take(*arguments)
-            is_skipped = False
+            updates, inner_state, learning_rate = take(updates, state.inner_state, params)
+        counts = guard.after(state, norms.total, call, taken, above)
         return updates, PipelineState(
-            clip_state=clipping.advance(state.clip_state, norm, limit, coef),
-            **counted(state, call, is_skipped),
+            clip_state=clip.after(state.clip_state, norms, coef, limit, taken=taken),
+            **counts,
             last_learning_rate=learning_rate,
+            ring=with_row(
+                state.ring,
+                call=call,
+                step=call + 1 - counts["skipped_count"],
+                skipped=~jnp.asarray(taken),
+                grad_norm=norms.total.value,
+                max_norm=limit if members is None else UNKNOWN,
+                skip_bound=above,
+                clip_coef=jnp.where(taken, jnp.min(coef.value), 0),
+                learning_rate=jnp.where(taken, learning_rate, UNKNOWN),
+            ),
             inner_state=inner_state,
         )
 

@@ -9,11 +9,9 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import get_opaque_trace_state
 
+from warmclip_jax._gradients._states import UNKNOWN
 from warmclip_jax._schedules._schedule import Schedule
 from warmclip_jax._schedules._transforms import shift
-
-#: How a state writes a rate that is not known: past any rate, and no NaN or inf that JAX's debugging flags would stop at.
-UNKNOWN = 3e38
 
 
 class _Listeners(threading.local):

@@ -1,41 +1,23 @@
-"""Clipping by the global norm: the function, and the transformation that keeps count of it."""
+"""Clipping by the global norm and by the norms of groups: the function, and the transformations that keep count."""
 
-from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
-from warmclip_jax._checks import Choice, Number, Scalar, is_traced
-from warmclip_jax._gradients._axes import AxisName, check_axis_name
-from warmclip_jax._gradients._coefficient import Coefficient, coefficient, scale_tree
-from warmclip_jax._gradients._leaves import accumulation_dtype, is_gradient
+from warmclip_jax._checks import Choice, Scalar
+from warmclip_jax._gradients._axes import AxisName
+from warmclip_jax._gradients._bounds import Bound, RunningBound, check_bound
+from warmclip_jax._gradients._clip import Clip, ClipState
+from warmclip_jax._gradients._coefficient import coefficient, scale_tree
+from warmclip_jax._gradients._groups import Groups
+from warmclip_jax._gradients._leaves import accumulation_dtype
 from warmclip_jax._gradients._norm import ScaledNorm, scaled_norm
-from warmclip_jax._gradients._states import counter, increment_if, like, own
+from warmclip_jax._gradients._states import own
 
-#: What a threshold may be: a number, a schedule of the step, or None to measure only.
-MaxNorm = Scalar | Callable[[Any], Any] | None
-
-_MAX_NORM = Number(
-    "a non-negative number, a schedule, or None", "None or inf measures and never clips.", lambda bound: bound >= 0
-)
 _NONFINITE = Choice(("propagate", "zero"))
-
-#: How a state writes a bound that is never reached. It holds no inf of its own, which `jax_debug_infs` would stop at.
-NEVER = -1.0
-
-
-class ClipState(NamedTuple):
-    """What `clip_by_global_norm` counts and remembers. All scalars; the counters stop at int32's largest value."""
-
-    clip_calls: jax.Array  # int32: calls seen
-    grad_norm: jax.Array  # float32 (float64 with float64 parameters): norm at the last call, before clipping
-    norm_bound: jax.Array  # same dtype: the bound in force at the last call; -1 for one that is never reached
-    clip_coef: jax.Array  # same dtype: what the last call multiplied by, in [0, 1]; NaN where it made everything NaN
-    clipped_count: jax.Array  # int32: finite updates that were over the bound
-    nonfinite_count: jax.Array  # int32: calls with a NaN or inf entry
 
 
 def clip_tree(
@@ -67,9 +49,12 @@ def clip_tree(
 
     Source: TensorFlow's `tf.clip_by_global_norm`.
     """
-    bound = check_max_norm(max_norm)
-    if callable(bound):
-        raise TypeError(f"max_norm must be a number or None in clip_tree, which has no step; got {max_norm!r}. Call it first.")
+    bound = check_bound("clip_tree: max_norm", max_norm)
+    if callable(bound) or isinstance(bound, RunningBound):
+        raise TypeError(
+            f"clip_tree: max_norm must be a number or None, since it has no step and no history; got {max_norm!r}. Call a "
+            "schedule with the step first; a running bound needs clip_by_global_norm."
+        )
     if norm is None:
         measured = scaled_norm(tree, axis_name=axis_name)
     else:
@@ -78,25 +63,31 @@ def clip_tree(
 
 
 def clip_by_global_norm(
-    max_norm: MaxNorm, *, axis_name: AxisName = None, nonfinite: Literal["propagate", "zero"] = "propagate"
+    max_norm: Bound,
+    *,
+    axis_name: AxisName = None,
+    nonfinite: Literal["propagate", "zero"] = "propagate",
+    record_leaves: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """An optax transformation that bounds the global norm of the updates.
 
     `u * max_norm / max(norm, max_norm)` for every leaf u; the identity, bit for bit, when `norm <= max_norm`.
 
     Args:
-      max_norm: the bound, 0 or more; or a schedule, which is given the number of earlier calls; None or inf measures only and
-        never clips.
+      max_norm: the bound, 0 or more: a number; a schedule, which is given the number of earlier calls; or a `running_bound`.
+        None or inf measures only and never clips; 0 gives zeros, where some systems mean "off" by it.
       axis_name: how leaves are sharded, where their types do not tell: see `global_norm`.
       nonfinite: what an update with a NaN or inf entry becomes: `"propagate"`, NaN in every entry (as it is when only
         measuring); `"zero"`, zeros. Either way it is counted.
+      record_leaves: whether the state keeps the norm of each leaf, for `report`: no further read of the gradients.
 
     Returns:
       A transformation with a `ClipState`. Each leaf keeps its shape, dtype and sharding.
 
     Raises:
       TypeError, ValueError: for a concrete bound that is negative, NaN or no number, for an unknown policy, and (when used)
-        as `global_norm`. A traced bound, or what a schedule returns, is not checked: a negative one acts as 0.
+        as `global_norm`; for a state that is not a `ClipState`. A traced bound, or what a schedule
+        returns, is not checked: a negative one acts as 0.
 
     >>> import jax.numpy as jnp, optax
     >>> import warmclip_jax as wc
@@ -109,57 +100,63 @@ def clip_by_global_norm(
     Source: Pascanu et al. 2013, "On the difficulty of training recurrent neural networks", algorithm 1; the rule for
     non-finite gradients is TensorFlow's.
     """
-    bound = check_max_norm(max_norm)
-    check_axis_name(axis_name)
-    _NONFINITE.check("nonfinite", nonfinite)
+    _NONFINITE.check("clip_by_global_norm: nonfinite", nonfinite)
+    clip = Clip("clip_by_global_norm", max_norm, axis_name=axis_name, record_leaves=record_leaves)
+    return _transformation(clip, nonfinite)
 
+
+def clip_by_group_norm(
+    max_norm: Bound | Mapping[str, Bound],
+    groups: Groups,
+    *,
+    axis_name: AxisName = None,
+    nonfinite: Literal["propagate", "zero"] = "propagate",
+    record_leaves: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    """An optax transformation that bounds the norm of each group of leaves by itself.
+
+    `u * max_norm / max(norm, max_norm)` for every leaf u, with the norm and the bound of its group. All groups are measured in
+    one read. This changes the direction of the step, which a clip by the global norm does not; a clip for each group inside
+    `optax.partition` does the same at the price of a record and a policy for each.
+
+    Args:
+      max_norm: one rule for every group, or a dict of them by label; each as in `clip_by_global_norm`, with a history of its
+        own for each group. A label without leaves is no error, so that one config serves several models.
+      groups: labels (`str`) as a pytree prefix of the parameters, or a function of the parameters that returns one, such as
+        `label_by_path`.
+      axis_name: how leaves are sharded, where their types do not tell: see `global_norm`.
+      nonfinite: as in `clip_by_global_norm`. A NaN or inf entry anywhere makes the call bad for all groups.
+      record_leaves: as in `clip_by_global_norm`.
+
+    Returns:
+      A transformation with a `ClipState`, whose norms, bounds and coefficients are arrays over the labels in sorted order. A
+      group of zeros is not bounded and teaches its history nothing. `optax.tree.map_params` does not pass through the state.
+
+    Raises:
+      TypeError, ValueError: as `clip_by_global_norm`; for labels that are no `str`, for groups that do not match the
+        parameters, and (at `init`) for a leaf without a rule.
+
+    >>> import jax.numpy as jnp
+    >>> import warmclip_jax as wc
+    >>> clip = wc.clip_by_group_norm({"experts": 1.0, "rest": 2.0}, wc.label_by_path({"experts": "moe/.*"}))
+    >>> grads = {"moe": {"w": jnp.array([3.0, 4.0])}, "head": jnp.array([6.0, 8.0])}
+    >>> updates, state = clip.update(grads, clip.init(grads))
+    >>> [round(float(u), 6) for u in (*updates["moe"]["w"], *updates["head"])]
+    [0.6, 0.8, 1.2, 1.6]
+    """
+    _NONFINITE.check("clip_by_group_norm: nonfinite", nonfinite)
+    clip = Clip("clip_by_group_norm", max_norm, groups, axis_name=axis_name, record_leaves=record_leaves)
+    return _transformation(clip, nonfinite)
+
+
+def _transformation(clip: Clip, nonfinite: str) -> optax.GradientTransformationExtraArgs:
     def update(
         updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra: Any
     ) -> tuple[optax.Updates, ClipState]:
-        del params, extra
+        del extra
         state = own(ClipState, state, updates)
-        norm, limit = scaled_norm(updates, axis_name=axis_name), at_step(bound, state.clip_calls)
-        coef = coefficient(norm, limit, nonfinite)
-        return scale_tree(updates, coef, nonfinite), advance(state, norm, limit, coef)
+        norms, members = clip.measured(updates, state, params)
+        updates, coef, limit = clip.clipped(updates, state, norms, members, state.clip_calls, nonfinite)
+        return updates, clip.after(state, norms, coef, limit)
 
-    return optax.GradientTransformationExtraArgs(init_clip_state, update)
-
-
-def check_max_norm(max_norm: MaxNorm) -> Any:
-    """`max_norm` as None (never clip), a callable, a number or a tracer. Raises TypeError or ValueError."""
-    if max_norm is None or callable(max_norm):
-        return max_norm
-    is_real = is_gradient(max_norm) and not np.iscomplexobj(max_norm)
-    if is_real and np.ndim(max_norm) == 0 and not is_traced(max_norm) and max_norm == np.inf:
-        return None
-    return _MAX_NORM.check("max_norm", max_norm)
-
-
-def init_clip_state(params: optax.Params) -> ClipState:
-    """The state before the first call: no norm measured, nothing clipped."""
-    zeros = [jnp.zeros((), accumulation_dtype(params)) for _ in range(3)]
-    return ClipState(counter(), *zeros, counter(), counter())
-
-
-def at_step(max_norm: Any, step: jax.Array) -> Any:
-    """The bound that a checked `max_norm` sets at `step`."""
-    return max_norm(step) if callable(max_norm) else max_norm
-
-
-def stored(bound: Any) -> Any:
-    """A bound as a state holds it."""
-    return NEVER if bound is None else jnp.where(jnp.asarray(bound) == jnp.inf, NEVER, jnp.maximum(bound, 0))
-
-
-def advance(state: ClipState, norm: ScaledNorm, bound: Any, coef: Coefficient, made: jax.Array | bool = True) -> ClipState:
-    """The state after one more call. A call that is not finite is counted as such alone; one that is not `made`, as no clip."""
-    value = jnp.where(made, coef.value, 0)
-    clipped = norm.is_finite & (value != 1) & made
-    return ClipState(
-        clip_calls=increment_if(True, state.clip_calls),
-        grad_norm=like(state.grad_norm, norm.value),
-        norm_bound=like(state.norm_bound, stored(bound)),
-        clip_coef=like(state.clip_coef, value),
-        clipped_count=increment_if(clipped, state.clipped_count),
-        nonfinite_count=increment_if(~norm.is_finite, state.nonfinite_count),
-    )
+    return optax.GradientTransformationExtraArgs(clip.init, update)

@@ -1,5 +1,6 @@
 """One coefficient from one norm, and the leaves it multiplies."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,11 +14,14 @@ from warmclip_jax._gradients._rounding import unless
 
 
 class Coefficient(NamedTuple):
-    """The number that clips a tree, `rest * factor * rest`: one alone could not reach from a norm of 1e38 to 1e-38."""
+    """The number that clips a tree, `rest * factor * rest`: one alone could not reach from a norm of 1e38 to 1e-38.
 
-    factor: jax.Array  # scalar: 0 or more, or NaN
+    Or an array of them over groups.
+    """
+
+    factor: jax.Array  # 0 or more, or NaN
     rest: jax.Array  # 1, or a power of two below it where `factor` alone would underflow
-    is_finite: jax.Array  # whether the norm it was made from is
+    is_finite: jax.Array  # scalar: whether every entry of the tree is
     unbounded: bool  # known to be 1 where the norm is finite
 
     @property
@@ -26,14 +30,22 @@ class Coefficient(NamedTuple):
         return self.factor * self.rest * self.rest
 
 
-def coefficient(norm: ScaledNorm, max_norm: Any, nonfinite: str) -> Coefficient:
-    """`max_norm / norm` where the norm is over the bound, 1 where it is not, NaN or 0 where an entry is not finite."""
-    one = jnp.ones((), norm.mantissa.dtype)
-    numerator, denominator, rest = (one, one, one) if max_norm is None else _fraction(norm, max_norm)
+def coefficient(norm: ScaledNorm, max_norm: Any, nonfinite: str, is_finite: jax.Array | None = None) -> Coefficient:
+    """`max_norm / norm` where the norm is over the bound, 1 where it is not, NaN or 0 where an entry is not finite.
+
+    For norms of groups, `is_finite` says whether the entries of all groups are.
+    """
+    ones = jnp.ones_like(norm.mantissa)
+    numerator, denominator, rest = (ones, ones, ones) if max_norm is None else _fraction(norm, max_norm)
+    unbounded = max_norm is None
+    if is_finite is None:
+        is_finite = norm.is_finite
+    elif nonfinite == "propagate" and not unbounded:
+        numerator = jnp.where(is_finite, numerator, jnp.nan)
     if nonfinite == "zero":
-        numerator = jnp.where(norm.is_finite, numerator, 0)
+        numerator = jnp.where(is_finite, numerator, 0)
     # The division comes last: XLA would work out again in the loop of every leaf what is cheaper.
-    return Coefficient(_quotient(numerator, denominator), rest, norm.is_finite, unbounded=max_norm is None)
+    return Coefficient(_quotient(numerator, denominator), rest, is_finite, unbounded)
 
 
 def is_over(norm: ScaledNorm, bound: Any) -> jax.Array:
@@ -71,31 +83,35 @@ def _quotient_jvp(primals: Any, tangents: Any) -> Any:
     return quotient, (tangents[0] - quotient * tangents[1]) / denominator
 
 
-def scale_tree(tree: Any, coef: Coefficient, nonfinite: str) -> Any:
-    """Every gradient times the coefficient, rounded once to its dtype, and untouched where that is 1."""
-    factor, rest, unchanged = coef.factor, coef.rest, coef.value == 1
+def scale_tree(tree: Any, coef: Coefficient, nonfinite: str, members: Sequence[int] | None = None) -> Any:
+    """Every gradient times the coefficient of its group, rounded once to its dtype, and untouched where that is 1."""
+    leaves, structure = jax.tree.flatten(tree)
+    places = [place for place, leaf in enumerate(leaves) if is_gradient(leaf)]
+    numbers = coef.factor, coef.rest, coef.value == 1
+    for place, group in zip(places, [None] * len(places) if members is None else members, strict=True):
+        of_group = numbers if group is None else tuple(number[group] for number in numbers)
+        leaves[place] = _scaled(jnp.asarray(leaves[place]), coef, nonfinite, *of_group)
+    return structure.unflatten(leaves)
 
-    def scale(leaf: Any) -> Any:
-        if not is_gradient(leaf):
+
+def _scaled(
+    leaf: jax.Array, coef: Coefficient, nonfinite: str, factor: jax.Array, rest: jax.Array, unchanged: jax.Array
+) -> jax.Array:
+    if coef.unbounded:
+        # Bound to what the norm is known by. Otherwise XLA would share the squares, or the converted entries, that norm and
+        # optimizer both need: another copy of all gradients.
+        leaf, _ = lax.optimization_barrier((leaf, coef.is_finite))
+        if nonfinite == "propagate":
             return leaf
-        leaf = jnp.asarray(leaf)
-        if coef.unbounded:
-            # Bound to what the norm is known by. Otherwise XLA would share the squares, or the converted entries, that norm and
-            # optimizer both need: another copy of all gradients.
-            leaf, _ = lax.optimization_barrier((leaf, coef.is_finite))
 
-        def scale_real(part: jax.Array) -> jax.Array:
-            scaled = part.astype(factor.dtype)
-            if not coef.unbounded:
-                scaled = scaled * rest * factor * rest
-            if nonfinite == "zero":
-                scaled = lax.select(coef.is_finite, scaled, jnp.zeros_like(scaled))  # 0 * inf is NaN
-            # A product with 1 would flush subnormals and rewrite NaNs.
-            return unless(unchanged, part, scaled)
+    def scale_real(part: jax.Array) -> jax.Array:
+        scaled = part.astype(factor.dtype)
+        if not coef.unbounded:
+            scaled = scaled * rest * factor * rest
+        if nonfinite == "zero":
+            scaled = lax.select(coef.is_finite, scaled, jnp.zeros_like(scaled))  # 0 * inf is NaN
+        # A product with 1 would flush subnormals and rewrite NaNs.
+        return unless(unchanged, part, scaled)
 
-        if coef.unbounded and nonfinite == "propagate":
-            return leaf
-        # Part by part: as a complex number the coefficient would also multiply by its imaginary zero.
-        return lax.complex(scale_real(leaf.real), scale_real(leaf.imag)) if jnp.iscomplexobj(leaf) else scale_real(leaf)
-
-    return jax.tree.map(scale, tree)
+    # Part by part: as a complex number the coefficient would also multiply by its imaginary zero.
+    return lax.complex(scale_real(leaf.real), scale_real(leaf.imag)) if jnp.iscomplexobj(leaf) else scale_real(leaf)

@@ -1,5 +1,6 @@
-"""Which leaves of a tree are gradients."""
+"""Which leaves of a tree are gradients, and what they are called."""
 
+import collections
 from typing import Any
 
 import jax
@@ -24,3 +25,29 @@ def accumulation_dtype(tree: Any) -> np.dtype:
     """The dtype of the norm of a tree: float64 if one of its gradients is, else float32."""
     dtypes = [jnp.finfo(jnp.result_type(leaf)).dtype for leaf in jax.tree.leaves(tree) if is_gradient(leaf)]
     return np.dtype(jnp.float64 if jnp.float64 in dtypes else jnp.float32)
+
+
+def paths(tree: Any) -> list[str]:
+    """The path of each gradient, in leaf order: keys joined by `/`, numbered where several gradients share one.
+
+    A path stops at a node that has `__jax_array__`, such as a variable of flax.nnx: optimizers see it at `init` and only its
+    array at `update`.
+    """
+    nodes, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=stops_a_path)
+    found = [joined(path) for path, node in nodes for leaf in jax.tree.leaves(node) if is_gradient(leaf)]
+    counts, seen = collections.Counter(found), collections.Counter[str]()
+    for place, name in enumerate(found):
+        if counts[name] > 1:
+            found[place] = f"{name}#{seen[name]}"
+            seen[name] += 1
+    return found
+
+
+def stops_a_path(node: Any) -> bool:
+    """Whether a node counts as a leaf for paths: a variable of a framework, which stands for its array."""
+    return hasattr(node, "__jax_array__")
+
+
+def joined(path: Any) -> str:
+    """The keys of a path, joined by `/`."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")

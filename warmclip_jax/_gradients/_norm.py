@@ -38,11 +38,11 @@ class ScaledNorm(NamedTuple):
     def of(cls, norm: jax.Array) -> "ScaledNorm":
         """A norm that is known as one number."""
         # A small one is good as it is; what is divided by a large one leaves the range.
-        scale = lax.stop_gradient(jnp.where(jnp.isinf(norm * norm), _Range.of(norm.dtype).down, 1).astype(norm.dtype))
+        scale = lax.stop_gradient(jnp.where(jnp.isinf(norm * norm), Range.of(norm.dtype).down, 1).astype(norm.dtype))
         return cls(norm * scale, scale)
 
 
-class _Range(NamedTuple):
+class Range(NamedTuple):
     """Where a sum of squares can be trusted, and the powers of two that bring the others there."""
 
     low: np.ndarray  # below it, squares that underflowed may be missing from the sum
@@ -50,11 +50,22 @@ class _Range(NamedTuple):
     down: np.ndarray  # scale for what overflowed
 
     @classmethod
-    def of(cls, dtype: Any) -> "_Range":
+    def of(cls, dtype: Any) -> "Range":
         # An entry below sqrt(tiny) squares to nothing. 2^31 such entries are missing 2^-95 (float32) from a sum of at least
         # 2^-60. Scaled by `down`, 2^31 of the largest entries still add up to less than the largest number.
         low, up, down = (-60, 70, -80) if dtype == jnp.float32 else (-900, 600, -600)
         return cls(*(np.ldexp(np.asarray(1, dtype), exponent) for exponent in (low, up, down)))
+
+    def fitting(self, plain: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Whether a plain sum can be trusted, and the scale at which it can."""
+        fits = (plain >= self.low) & (plain < jnp.inf)
+        return fits, jnp.where(fits, 1, jnp.where(plain < self.low, self.up, self.down)).astype(plain.dtype)
+
+    def chosen(self, plain: jax.Array, raised: jax.Array, lowered: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The one of the sums at scales 1, `up` and `down` that can be trusted, and its scale."""
+        small, fits = plain < self.low, plain < jnp.inf
+        scale = jnp.where(small, self.up, jnp.where(fits, 1, self.down)).astype(plain.dtype)
+        return jnp.where(small, raised, jnp.where(fits, plain, lowered)), scale
 
 
 def global_norm(tree: Any, *, axis_name: AxisName = None) -> jax.Array:
@@ -141,19 +152,15 @@ _jitted_parts = jax.jit(_parts, static_argnums=0, inline=True)
 
 def _second_pass_if_needed(leaves: Summands, dtype: np.dtype) -> tuple[jax.Array, jax.Array]:
     """The sum at the one of the scales 1, `up` and `down` that keeps it in range, and that scale; seldom reads twice."""
-    limits = _Range.of(dtype)
+    limits = Range.of(dtype)
     (plain,) = sums_of_squares(leaves, (None,), dtype)
-    fits = (plain >= limits.low) & (plain < jnp.inf)
-    scale = jnp.where(fits, 1, jnp.where(plain < limits.low, limits.up, limits.down)).astype(dtype)
+    fits, scale = limits.fitting(plain)
     return lax.cond(fits, lambda: plain, lambda: one_by_one(leaves, scale)), scale
 
 
 def _all_scales(leaves: Summands, dtype: np.dtype) -> tuple[jax.Array, jax.Array]:
     """The same without a branch: the sums at all three scales, of entries that are read once."""
-    limits = _Range.of(dtype)
+    limits = Range.of(dtype)
     # Hidden from the compiler, which turns (x * up) * (x * up) of a single number into x * x * up^2, and up^2 is inf.
     up, down = lax.optimization_barrier((jnp.asarray(limits.up), jnp.asarray(limits.down)))
-    plain, raised, lowered = sums_of_squares(leaves, (None, up, down), dtype)
-    small, fits = plain < limits.low, plain < jnp.inf
-    scale = jnp.where(small, limits.up, jnp.where(fits, 1, limits.down)).astype(dtype)
-    return jnp.where(small, raised, jnp.where(fits, plain, lowered)), scale
+    return limits.chosen(*sums_of_squares(leaves, (None, up, down), dtype))

@@ -5,15 +5,22 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
+from warmclip_jax._checks import Choice
 from warmclip_jax._gradients._applying import as_transformation
 from warmclip_jax._gradients._axes import AxisName, check_axis_name
-from warmclip_jax._gradients._coefficient import coefficient, scale_tree
+from warmclip_jax._gradients._bounds import Bound, check_bound
+from warmclip_jax._gradients._coefficient import coefficient, is_over, scale_tree
+from warmclip_jax._gradients._history import History
 from warmclip_jax._gradients._leaves import accumulation_dtype
-from warmclip_jax._gradients._norm import scaled_norm
+from warmclip_jax._gradients._limits import Limit
+from warmclip_jax._gradients._measuring import measured
+from warmclip_jax._gradients._norm import ScaledNorm
+from warmclip_jax._gradients._recorder import LeafRecord, Ring, check_record, init_leaf_record, init_ring, with_leaves, with_row
 from warmclip_jax._gradients._selecting import choose
-from warmclip_jax._gradients._states import counter, increment_if, like, own
+from warmclip_jax._gradients._states import counter, increment_if, like, own, stored
 
 
 class SkipState(NamedTuple):
@@ -21,33 +28,48 @@ class SkipState(NamedTuple):
 
     skip_calls: jax.Array  # int32: calls seen
     grad_norm: jax.Array  # float32 (float64 with float64 parameters): norm at the last call
+    nonfinite_count: jax.Array  # int32: calls with a NaN or inf entry
     skipped_count: jax.Array  # int32: calls skipped
     consecutive_skips: jax.Array  # int32: calls skipped since the last that was not
     last_skipped_call: jax.Array  # int32: its number, from 0; -1 before there is one
-    nonfinite_count: jax.Array  # int32: calls with a NaN or inf entry
+    above_bound: jax.Array  # as grad_norm: the bound in force at the last call; -1 for one that is never reached
+    skip_history: History | tuple[()]  # of a running bound
+    ring: Ring | tuple[()]
+    leaves: LeafRecord | tuple[()]
     inner_state: optax.OptState
 
 
 def skip_nonfinite(
-    inner: optax.GradientTransformation | optax.MultiSteps, *, axis_name: AxisName = None
+    inner: optax.GradientTransformation | optax.MultiSteps,
+    *,
+    above: Bound = None,
+    record: int = 0,
+    record_leaves: bool = False,
+    axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """An optimizer that leaves out every step whose gradient has a NaN or inf entry.
+    """An optimizer that skips every step whose gradient has a NaN or inf entry, or a norm above a bound.
 
-    Such a step returns zero updates, leaves the state of `inner` (moments, step counts, accumulated gradients) exactly as it
+    A skipped step returns zero updates, leaves the state of `inner` (moments, step counts, accumulated gradients) exactly as it
     was, and is counted. The steps after it are those of a run in which it never came.
 
     Args:
-      inner: the transformation to guard, or an `optax.MultiSteps`. Put the skip outside of `MultiSteps`: inside, the NaN has
-        already been added to what is accumulated.
+      inner: the transformation to guard, or an `optax.MultiSteps`. Put the guard outside of `MultiSteps`: inside, the NaN has
+        already been added to what is accumulated. Put it outside of a clip too: after one, every norm is small.
+      above: the norm above which a finite gradient is skipped: a number; a schedule, which is given the number of earlier
+        calls; or a `running_bound`. `running_bound(deviations=6.0)` is recommended: it needs no units, and without a ceiling it
+        never locks up. A number, a schedule or a ceiling can skip for ever: stop on `consecutive_skips`. None: no finite one.
+      record: how many of the last calls the state keeps, for `records`, `report` and `plot_records`; 0 for none.
+      record_leaves: whether the state keeps the norm of each leaf, for `report`: no further read of the gradients.
       axis_name: how gradients are sharded, where their types do not tell: see `global_norm`.
 
     Returns:
-      A transformation with a `SkipState`. In a compiled step that donates its state it costs the norm and keeps no copy: each
+      A transformation with a `SkipState`. A compiled step that donates its state pays for the norm and keeps no copy: each
       number that `inner` makes is selected where it is made (after it, with a copy, where `inner` is jitted by itself). So
       `inner` runs in a bad step too, on zeros, and nothing of it is kept but what it prints or calls back.
 
     Raises:
-      TypeError: when `inner` is no transformation. ValueError: when used, as `global_norm`.
+      TypeError, ValueError: when `inner` is no transformation; for a concrete argument that breaks its rule; when used, as
+        `global_norm`, and for a state that is not its own. A traced `above` is not checked: a negative one acts as 0.
 
     >>> import jax.numpy as jnp, optax
     >>> import warmclip_jax as wc
@@ -60,43 +82,80 @@ def skip_nonfinite(
     Source: the skipped step of mixed-precision training, Micikevicius et al. 2018, section 3.2.
     """
     check_axis_name(axis_name)
+    guard = Guard("skip_nonfinite: above", above)
+    length = check_record("skip_nonfinite", record)
+    Choice((False, True)).check("skip_nonfinite: record_leaves", record_leaves)
     guarded = as_transformation("inner", inner)
 
     def init(params: optax.Params) -> SkipState:
-        norm = jnp.zeros((), accumulation_dtype(params))
+        dtype = accumulation_dtype(params)
         return SkipState(
-            skip_calls=counter(), grad_norm=norm, **no_skips(), nonfinite_count=counter(), inner_state=guarded.init(params)
+            skip_calls=counter(),
+            grad_norm=jnp.zeros((), dtype),
+            nonfinite_count=counter(),
+            **guard.init(dtype),
+            ring=init_ring(length),
+            leaves=init_leaf_record(params) if record_leaves else (),
+            inner_state=guarded.init(params),
         )
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, SkipState]:
         state = own(SkipState, state, updates)
-        norm = scaled_norm(updates, axis_name=axis_name)
-        zeroed = scale_tree(updates, coefficient(norm, None, "zero"), "zero")
+        norms, call = measured(updates, axis_name=axis_name, leaves=record_leaves), state.skip_calls
+        taken, limit = guard.decided(state, norms.total, call)
+        zeroed = scale_tree(updates, coefficient(norms.total, None, "zero"), "zero")
         take = functools.partial(guarded.update, **extra)
-        arguments = (zeroed, state.inner_state, params)
-        updates, inner_state = choose(norm.is_finite, take, arguments, before=(state.inner_state,))
+        updates, inner_state = choose(taken, take, (zeroed, state.inner_state, params), before=(state.inner_state,))
+        counts = guard.after(state, norms.total, call, taken, limit)
         return updates, SkipState(
-            skip_calls=increment_if(True, state.skip_calls),
-            grad_norm=like(state.grad_norm, norm.value),
-            **counted(state, state.skip_calls, ~norm.is_finite),
-            nonfinite_count=increment_if(~norm.is_finite, state.nonfinite_count),
+            skip_calls=increment_if(True, call),
+            grad_norm=like(state.grad_norm, norms.total.value),
+            nonfinite_count=increment_if(~norms.total.is_finite, state.nonfinite_count),
+            **counts,
+            ring=with_row(
+                state.ring,
+                call=call,
+                step=call + 1 - counts["skipped_count"],
+                skipped=~taken,
+                grad_norm=norms.total.value,
+                skip_bound=limit,
+            ),
+            leaves=with_leaves(state.leaves, norms.leaves, call=call, is_finite=norms.total.is_finite, is_large=~taken),
             inner_state=inner_state,
         )
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def counted(state: Any, call: jax.Array, is_skipped: jax.Array | bool) -> dict[str, jax.Array]:
-    """The fields that count skips, after one more call."""
-    return {
-        "skipped_count": increment_if(is_skipped, state.skipped_count),
-        "consecutive_skips": jnp.where(is_skipped, increment_if(True, state.consecutive_skips), 0).astype(
-            state.consecutive_skips.dtype
-        ),
-        "last_skipped_call": jnp.where(is_skipped, like(state.last_skipped_call, call), state.last_skipped_call),
-    }
+class Guard:
+    """What decides that a call is skipped, and the fields of a state that count skips."""
 
+    def __init__(self, name: str, above: Any) -> None:
+        self._limit = Limit(check_bound(name, above))
 
-def no_skips() -> dict[str, jax.Array]:
-    """The same fields before the first call."""
-    return {"skipped_count": counter(), "consecutive_skips": counter(), "last_skipped_call": counter(-1)}
+    def init(self, dtype: np.dtype) -> dict[str, Any]:
+        """The fields before the first call."""
+        return {
+            "skipped_count": counter(),
+            "consecutive_skips": counter(),
+            "last_skipped_call": counter(-1),
+            "above_bound": jnp.zeros((), dtype),
+            "skip_history": self._limit.init((), dtype),
+        }
+
+    def decided(self, state: Any, norm: ScaledNorm, call: jax.Array) -> tuple[jax.Array, Any]:
+        """Whether this call is an update, and the bound."""
+        limit = self._limit.at(state.skip_history, call)
+        is_spike = False if limit is None else is_over(norm, jnp.maximum(limit, 0))
+        return norm.is_finite & ~jnp.asarray(is_spike), limit
+
+    def after(self, state: Any, norm: ScaledNorm, call: jax.Array, taken: jax.Array | bool, limit: Any) -> dict[str, Any]:
+        """The fields after this call. A skipped call teaches a running bound too."""
+        in_a_row = jnp.where(taken, 0, increment_if(True, state.consecutive_skips))
+        return {
+            "skipped_count": increment_if(~jnp.asarray(taken), state.skipped_count),
+            "consecutive_skips": like(state.consecutive_skips, in_a_row),
+            "last_skipped_call": jnp.where(taken, state.last_skipped_call, like(state.last_skipped_call, call)),
+            "above_bound": like(state.above_bound, stored(limit)),
+            "skip_history": self._limit.after(state.skip_history, norm),
+        }

@@ -6,6 +6,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+#: How a state writes a bound that is never reached, and a number that is not known: past every rate, and short of inf in
+#: bfloat16 too. It holds no inf or NaN of its own, which `jax_debug_infs` and `jax_debug_nans` would stop at.
+NEVER, UNKNOWN = -1.0, 3e38
+
 State = TypeVar("State", bound=tuple[Any, ...])
 
 
@@ -41,3 +45,19 @@ def increment_if(condition: jax.Array | bool, count: jax.Array) -> jax.Array:
 def like(old: jax.Array, new: Any) -> jax.Array:
     """`new` in the dtype of `old`, so that a state keeps its dtypes under x64 and after a cast."""
     return jnp.asarray(new).astype(old.dtype)
+
+
+def stored(bound: Any) -> Any:
+    """A bound as a state holds it."""
+    return NEVER if bound is None else jnp.where(jnp.asarray(bound) == jnp.inf, NEVER, jnp.maximum(bound, 0))
+
+
+def shown(number: Any) -> jax.Array:
+    """What a state holds, as it is told: NaN where it is not known."""
+    number = jnp.asarray(number)
+    return jnp.where(number > 2.9e38, jnp.nan, number)
+
+
+def shown_bound(bound: Any) -> jax.Array:
+    """A bound that a state holds, as it is told: inf where it is never reached."""
+    return jnp.where(jnp.asarray(bound) < 0, jnp.inf, shown(bound))

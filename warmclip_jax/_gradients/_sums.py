@@ -1,7 +1,7 @@
 """Sums of squares of leaves in few kernels: what is read together, and what is communicated together."""
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -49,25 +49,77 @@ def one_by_one(leaves: Summands, scale: jax.Array) -> jax.Array:
     return summed(sums)
 
 
-@functools.partial(jax.jit, static_argnums=2)
-def _of_leaf(leaf: jax.Array, scales: tuple[jax.Array | None, ...], dtype: np.dtype) -> list[jax.Array]:
-    """The sums of one leaf, one for each scale. Traced once for all leaves of a shape."""
+class Rows(NamedTuple):
+    """Leaves that are read together and keep their own sums: one leaf, or several of one shape stacked."""
+
+    reduction: Reduction
+    places: tuple[int, ...]  # of the leaves, in leaf order
+    leaf: jax.Array  # the leaf alone, or stacked leaves
+
+
+def rows(leaves: Summands, size: int) -> list[Rows]:
+    """The leaves, those of at most `size` entries and of one shape and dtype stacked."""
+    alone: list[Rows] = []
+    sorts: dict[tuple[Reduction, Any, tuple[int, ...]], list[int]] = {}
+    for place, (reduction, leaf) in enumerate(leaves):
+        if _is_small(leaf, size):
+            sorts.setdefault((reduction, leaf.dtype, leaf.shape), []).append(place)
+        else:
+            alone.append(Rows(reduction, (place,), leaf))
+    return alone + [
+        Rows(reduction, tuple(part), jnp.stack([leaves[place][1] for place in part]) if len(part) > 1 else leaves[part[0]][1])
+        for (reduction, _, _), sort in sorts.items()
+        for part in (sort[start : start + _TOGETHER] for start in range(0, len(sort), _TOGETHER))
+    ]
+
+
+def sums_of_rows(row: Rows, scales: tuple[jax.Array | None, ...], dtype: np.dtype) -> jax.Array:
+    """The sums of squares of each leaf of `row`, `[len(scales), len(row.places)]`."""
+    axes = tuple(range(1, row.leaf.ndim)) if len(row.places) > 1 else None
+    return jnp.stack(_of_leaf(row.leaf, scales, dtype, axes)).reshape(len(scales), len(row.places))
+
+
+def summed_rows(sums: list[tuple[Reduction, tuple[int, ...], jax.Array]], number: int) -> jax.Array:
+    """The sums `[..., places]` of rows in leaf order, `[..., number]`, over all shards: one `psum` for each set of axes."""
+    groups: dict[tuple[str, ...], list[tuple[tuple[int, ...], jax.Array]]] = {}
+    for reduction, places, values in sums:
+        values = values / _size(reduction.copies) if reduction.copies else values
+        groups.setdefault(reduction.axes, []).append((places, values))
+    vectors: list[jax.Array] = []
+    for axes, members in groups.items():
+        joined = jnp.concatenate([values for _, values in members], axis=-1)
+        # Leaves of other axes have a zero, which stands at the end.
+        order = np.full(number, joined.shape[-1])
+        order[[place for places, _ in members for place in places]] = np.arange(joined.shape[-1])
+        if not np.array_equal(order, np.arange(number)):
+            joined = jnp.pad(joined, [(0, 0)] * (joined.ndim - 1) + [(0, 1)])[..., order]
+        vectors.append(lax.psum(joined, axes) if axes else joined)
+    return functools.reduce(jnp.add, vectors)
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _of_leaf(
+    leaf: jax.Array, scales: tuple[jax.Array | None, ...], dtype: np.dtype, axes: tuple[int, ...] | None = None
+) -> list[jax.Array]:
+    """The sums of one leaf, or of each of some stacked ones, one for each scale. Traced once for all leaves of a shape."""
     if len(scales) == 1:
         # On CPU. Otherwise XLA would keep converted entries for whoever else converts them, a copy of all gradients; and in a
         # second pass an array filled with the scale, for all leaves of one shape.
         leaf, scales = lax.optimization_barrier((leaf, scales))
     of_parts = [
-        _sums([jnp.square(part if scale is None else part * scale) for scale in scales]) for part in real_parts(leaf, dtype)
+        _sums([jnp.square(part if scale is None else part * scale) for scale in scales], axes)
+        for part in real_parts(leaf, dtype)
     ]
-    return [_added(list(sums)) for sums in zip(*of_parts, strict=True)]
+    return [functools.reduce(jnp.add, sums) for sums in zip(*of_parts, strict=True)]
 
 
-def _sums(squares: list[jax.Array]) -> list[jax.Array]:
+def _sums(squares: list[jax.Array], axes: tuple[int, ...] | None) -> list[jax.Array]:
     """The sum of each of some arrays of one shape: on a GPU one kernel, where separate sums would be two or three."""
     if len(squares) == 1 or _may_be_sharded(squares[0]):
-        return [jnp.sum(square) for square in squares]
+        return [jnp.sum(square, axes) for square in squares]
     zeros = [jnp.zeros((), square.dtype) for square in squares]
-    return lax.reduce(squares, zeros, lambda left, right: jax.tree.map(jnp.add, left, right), range(squares[0].ndim))
+    dimensions = range(squares[0].ndim) if axes is None else axes
+    return lax.reduce(squares, zeros, lambda left, right: jax.tree.map(jnp.add, left, right), dimensions)
 
 
 def _may_be_sharded(array: jax.Array) -> bool:
@@ -87,8 +139,7 @@ def _groups(leaves: Summands, size: int, most: int) -> list[tuple[Reduction, lis
     alone: list[tuple[Reduction, list[jax.Array]]] = []
     sorts: dict[tuple[Reduction, Any], list[jax.Array]] = {}
     for reduction, leaf in leaves:
-        entries = _entries(leaf)
-        if entries is not None and entries <= size and not _may_be_sharded(leaf):
+        if _is_small(leaf, size):
             sorts.setdefault((reduction, leaf.dtype), []).append(leaf)
         else:
             alone.append((reduction, [leaf]))
@@ -103,6 +154,12 @@ def _groups(leaves: Summands, size: int, most: int) -> list[tuple[Reduction, lis
 def _entries(leaf: jax.Array) -> int | None:
     """The size of a leaf; None where it is a symbol, in a program exported for many sizes."""
     return leaf.size if isinstance(leaf.size, int) else None
+
+
+def _is_small(leaf: jax.Array, size: int) -> bool:
+    """Whether a leaf has at most `size` entries, and may be read together with others."""
+    entries = _entries(leaf)
+    return entries is not None and entries <= size and not _may_be_sharded(leaf)
 
 
 def packed(leaves: Summands, size: int) -> Summands:

@@ -1,0 +1,150 @@
+"""One call of a clip, by the global norm or by groups: what it measures, multiplies and remembers."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from warmclip_jax._checks import Choice
+from warmclip_jax._gradients._axes import AxisName, check_axis_name
+from warmclip_jax._gradients._bounds import check_bound
+from warmclip_jax._gradients._coefficient import Coefficient, coefficient, scale_tree
+from warmclip_jax._gradients._groups import Groups, labels_of
+from warmclip_jax._gradients._history import History
+from warmclip_jax._gradients._leaves import accumulation_dtype
+from warmclip_jax._gradients._limits import Limit
+from warmclip_jax._gradients._measuring import Measured, Members, measured
+from warmclip_jax._gradients._recorder import LeafRecord, init_leaf_record, with_leaves
+from warmclip_jax._gradients._states import counter, increment_if, like, stored
+
+
+class ClipState(NamedTuple):
+    """What a clip counts and remembers. Counters stop at int32's largest value.
+
+    Scalars; where leaves are in groups, norms, bounds and coefficients are arrays over their labels in sorted order.
+    """
+
+    clip_calls: jax.Array  # int32: calls seen
+    grad_norm: jax.Array  # float32 (float64 with float64 parameters): norm at the last call, before clipping
+    norm_bound: jax.Array  # same dtype: the bound in force at the last call; -1 for one that is never reached
+    clip_coef: jax.Array  # same dtype: what the last call multiplied by, in [0, 1]; NaN where it made everything NaN
+    clipped_count: jax.Array  # int32 scalar: finite calls that were over a bound, and not skipped
+    nonfinite_count: jax.Array  # int32 scalar: calls with a NaN or inf entry
+    clip_history: History | tuple[()]  # of a running bound
+    group_labels: dict[str, tuple[()]]  # the labels, as the keys of a dict without leaves
+    group_clipped_count: jax.Array | tuple[()]  # int32: the same for each group
+    leaves: LeafRecord | tuple[()]
+
+
+class Clip:
+    """A clip with checked arguments; it keeps nothing, and works on a `ClipState`."""
+
+    def __init__(
+        self,
+        function: str,
+        max_norm: Any,
+        groups: Groups | None = None,
+        *,
+        axis_name: AxisName = None,
+        record_leaves: bool = False,
+    ) -> None:
+        name = f"{function}: max_norm"
+        self._function, self._groups = function, groups
+        if groups is not None and isinstance(max_norm, Mapping):
+            self._bounds: Any = {label: check_bound(f"{name}[{label!r}]", bound) for label, bound in max_norm.items()}
+        else:
+            self._bounds = check_bound(name, max_norm)
+        self._axis_name = check_axis_name(axis_name)
+        self._record_leaves = Choice((False, True)).check(f"{function}: record_leaves", record_leaves)
+
+    def init(self, params: optax.Params) -> ClipState:
+        """The state before the first call: no norm measured, nothing clipped."""
+        dtype = accumulation_dtype(params)
+        labels = sorted(set(self._labels(params, params)))
+        limit = self._limit(labels)
+        shape = () if self._groups is None else (len(labels),)
+        norm, bound, coef = (jnp.zeros(shape, dtype) for _ in range(3))
+        return ClipState(
+            clip_calls=counter(),
+            grad_norm=norm,
+            norm_bound=bound,
+            clip_coef=coef,
+            clipped_count=counter(),
+            nonfinite_count=counter(),
+            clip_history=limit.init(shape, dtype),
+            group_labels=dict.fromkeys(labels, ()),
+            group_clipped_count=() if self._groups is None else jnp.zeros(shape, jnp.int32),
+            leaves=init_leaf_record(params) if self._record_leaves else (),
+        )
+
+    def measured(self, updates: Any, state: ClipState, params: Any) -> tuple[Measured, Members | None]:
+        """The norms of `updates`, and the group of each leaf."""
+        members = self._members(updates, state, params)
+        return measured(updates, axis_name=self._axis_name, members=members, leaves=self._record_leaves), members
+
+    def clipped(
+        self, updates: Any, state: ClipState, norms: Measured, members: Members | None, count: jax.Array, nonfinite: str
+    ) -> tuple[Any, Coefficient, Any]:
+        """The updates clipped at the bound of `count`, the coefficient, and that bound."""
+        limit = self._limit(sorted(state.group_labels)).at(state.clip_history, count)
+        coef = coefficient(norms.groups, limit, nonfinite, None if members is None else norms.total.is_finite)
+        return scale_tree(updates, coef, nonfinite, None if members is None else members.places.tolist()), coef, limit
+
+    def after(
+        self, state: ClipState, norms: Measured, coef: Coefficient, limit: Any, *, taken: jax.Array | bool = True
+    ) -> ClipState:
+        """The state after one more call. A bad or skipped call clips nothing."""
+        is_finite = norms.total.is_finite
+        value = jnp.where(taken, coef.value, 0)
+        clipped = is_finite & (value != 1) & taken
+        is_large = jnp.any(clipped) | ~jnp.asarray(taken)
+        return ClipState(
+            clip_calls=increment_if(True, state.clip_calls),
+            grad_norm=like(state.grad_norm, norms.groups.value),
+            norm_bound=jnp.broadcast_to(like(state.norm_bound, stored(limit)), state.norm_bound.shape),
+            clip_coef=like(state.clip_coef, value),
+            clipped_count=increment_if(jnp.any(clipped), state.clipped_count),
+            nonfinite_count=increment_if(~is_finite, state.nonfinite_count),
+            clip_history=self._limit(sorted(state.group_labels)).after(state.clip_history, norms.groups),
+            group_labels=state.group_labels,
+            group_clipped_count=() if self._groups is None else increment_if(clipped, state.group_clipped_count),
+            leaves=with_leaves(
+                state.leaves,
+                norms.leaves,
+                call=state.clip_calls,
+                is_finite=is_finite,
+                is_large=is_large,
+            ),
+        )
+
+    def _labels(self, tree: Any, params: Any) -> list[str]:
+        return [] if self._groups is None else labels_of(self._groups, tree, params)
+
+    def _members(self, updates: Any, state: ClipState, params: Any) -> Members | None:
+        if self._groups is None:
+            return None
+        places = {label: place for place, label in enumerate(sorted(state.group_labels))}
+        labels = self._labels(updates, params)
+        for label in labels:
+            if label not in places:
+                raise ValueError(
+                    f"{self._function}: groups must give the labels that init saw, {sorted(places)}; got {label!r}. For other "
+                    "groups call init again, or adopt_state."
+                )
+        return Members(np.array([places[label] for label in labels], np.int32), len(places))
+
+    def _limit(self, labels: list[str]) -> Limit:
+        if self._groups is None:
+            return Limit(self._bounds)
+        if not isinstance(self._bounds, dict):
+            return Limit([self._bounds] * len(labels))
+        for label in labels:
+            if label not in self._bounds:
+                raise ValueError(
+                    f"{self._function}: max_norm must have a rule for each group; there is none for {label!r}. There are rules "
+                    f"for {sorted(self._bounds)} and groups {labels}. None as a rule measures only."
+                )
+        return Limit([self._bounds[label] for label in labels])

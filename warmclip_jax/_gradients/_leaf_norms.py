@@ -1,0 +1,132 @@
+"""The norm of each leaf, and of each group of leaves, from one read; each with the whole range of the global norm."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from warmclip_jax._gradients._axes import AxisName, Reduction, reductions
+from warmclip_jax._gradients._leaves import accumulation_dtype, gradients, paths
+from warmclip_jax._gradients._norm import Range, ScaledNorm
+from warmclip_jax._gradients._sums import MIDDLE, SMALL, Rows, Summands, one_by_one, real_parts, rows, summed_rows, sums_of_rows
+
+
+def leaf_norms(tree: Any, *, axis_name: AxisName = None) -> dict[str, jax.Array]:
+    """The L2 norm of each leaf by its path, correct for every finite input.
+
+    `sqrt(sum(|x| ** 2))` for each leaf x. All leaves are read once.
+
+    Args:
+      tree: gradients, as in `global_norm`. Leaves that are no gradients have no entry.
+      axis_name: how leaves are sharded, where their types do not tell: see `global_norm`.
+
+    Returns:
+      Scalars, float32 (float64 when there is a float64 leaf), in leaf order. A path is the keys joined by `/`, `"a/b"`; it
+      stops at a variable of flax.nnx. Leaves of one path are numbered: `"a/b#0"`, `"a/b#1"`.
+
+    Raises:
+      ValueError: as `global_norm`.
+
+    >>> import jax.numpy as jnp
+    >>> import warmclip_jax as wc
+    >>> {path: float(norm) for path, norm in wc.leaf_norms({"a": {"w": jnp.array([3.0, 4.0])}, "b": jnp.ones(4)}).items()}
+    {'a/w': 5.0, 'b': 2.0}
+    """
+    value = scaled_leaf_norms(tree, axis_name=axis_name).value
+    return {path: value[place] for place, path in enumerate(paths(tree))}
+
+
+def scaled_leaf_norms(tree: Any, *, axis_name: AxisName = None) -> ScaledNorm:
+    """The norm of each gradient of a tree, in leaf order: a mantissa and a scale that are vectors."""
+    mantissas, scales = _jitted_parts(tuple(reductions(tree, axis_name)), gradients(tree))
+    return ScaledNorm(mantissas, lax.stop_gradient(scales))
+
+
+def combined(norms: ScaledNorm, members: np.ndarray | None = None, number: int = 1) -> ScaledNorm:
+    """The norm of each group of some norms: `members` has the group of each. Without it a scalar, of all of them."""
+    mantissas, scales = norms
+    if members is None:
+        inside = np.ones((1, mantissas.shape[0]), bool)
+    elif np.array_equal(members, np.arange(mantissas.shape[0])):
+        return norms
+    else:
+        inside = members == np.arange(number)[:, None]
+    largest = Range.of(mantissas.dtype).up
+    # The scale of the largest norm of a group: what is small beside it may vanish. A NaN counts as large.
+    scale = jnp.min(jnp.where(inside & (mantissas != 0), scales, largest), axis=1)
+    aligned = jnp.where(inside, mantissas * (jnp.minimum(scale[:, None] / scales, 1)), 0)
+    top = lax.stop_gradient(jnp.max(aligned, axis=1))
+    top = jnp.where((top > 0) & (top < jnp.inf), top, 1)
+    squares = jnp.sum(jnp.square(aligned / top[:, None]), axis=1)
+    some = squares > 0
+    # The root of zero has no slope.
+    mantissa = jnp.where(some, top * jnp.sqrt(jnp.where(some, squares, 1)), squares)
+    combination = ScaledNorm(mantissa, lax.stop_gradient(scale))
+    return ScaledNorm(*(part[0] for part in combination)) if members is None else combination
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _parts(per_leaf: tuple[Reduction, ...], leaves: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    dtype = accumulation_dtype(leaves)
+    if not leaves:
+        return jnp.zeros(0, dtype), jnp.ones(0, dtype)
+    pairs = list(zip(per_leaf, leaves, strict=True))
+    # In a map every device must choose the same scale, so the sums are chosen from after they are communicated.
+    is_local = not any(reduction.axes for reduction in per_leaf)
+    totals, scales = lax.platform_dependent(
+        cpu=lambda: _each_with_a_second_pass(pairs, dtype) if is_local else _all_scales(rows(pairs, SMALL), len(pairs), dtype),
+        tpu=lambda: _all_scales(rows(pairs, 0), len(pairs), dtype),
+        default=lambda: _all_scales(rows(pairs, MIDDLE), len(pairs), dtype),
+    )
+    return jnp.sqrt(totals), scales
+
+
+@_parts.defjvp  # pyright: ignore[reportFunctionMemberAccess]
+def _parts_jvp(per_leaf: tuple[Reduction, ...], primals: Any, tangents: Any) -> Any:
+    # As for the global norm, leaf by leaf.
+    (leaves,), (rates,) = primals, tangents
+    mantissas, scales = _parts(per_leaf, leaves)
+    scales = lax.stop_gradient(scales)
+    if not leaves:
+        return (mantissas, scales), (jnp.zeros_like(mantissas), jnp.zeros_like(scales))
+    some = mantissas > 0
+    inverses = jnp.where(some, 1 / jnp.where(some, mantissas, 1), 0)
+    products: list[tuple[Reduction, tuple[int, ...], jax.Array]] = []
+    for place, (reduction, leaf, rate) in enumerate(zip(per_leaf, leaves, rates, strict=True)):
+        scale, inverse = scales[place], inverses[place]
+        parts = zip(real_parts(leaf, mantissas.dtype), real_parts(rate, mantissas.dtype), strict=True)
+        product = functools.reduce(jnp.add, [jnp.sum(left * scale * inverse * right * scale) for left, right in parts])
+        products.append((reduction, (place,), product.reshape(1)))
+    return (mantissas, scales), (summed_rows(products, len(leaves)), jnp.zeros_like(scales))
+
+
+# Jitted, so that an eager call is one dispatch and does not compile its branches anew.
+_jitted_parts = jax.jit(_parts, static_argnums=0, inline=True)
+
+
+def _all_scales(bundles: list[Rows], number: int, dtype: np.dtype) -> tuple[jax.Array, jax.Array]:
+    """The sums of each leaf at the scale that keeps them in range, from the sums at all three."""
+    limits = Range.of(dtype)
+    up, down = lax.optimization_barrier((jnp.asarray(limits.up), jnp.asarray(limits.down)))
+    sums = [(row.reduction, row.places, sums_of_rows(row, (None, up, down), dtype)) for row in bundles]
+    return limits.chosen(*summed_rows(sums, number))
+
+
+def _each_with_a_second_pass(pairs: Summands, dtype: np.dtype) -> tuple[jax.Array, jax.Array]:
+    """The same on CPUs: small leaves at all three scales, and each larger leaf read again by itself if it has to be."""
+    limits = Range.of(dtype)
+    up, down = lax.optimization_barrier((jnp.asarray(limits.up), jnp.asarray(limits.down)))
+
+    def sums_and_scales(row: Rows) -> tuple[jax.Array, jax.Array]:
+        if len(row.places) > 1:
+            return limits.chosen(*sums_of_rows(row, (None, up, down), dtype))
+        plain = sums_of_rows(row, (None,), dtype)[0]
+        fits, scale = limits.fitting(plain)
+        return lax.cond(fits[0], lambda: plain, lambda: one_by_one([(row.reduction, row.leaf)], scale[0]).reshape(1)), scale
+
+    made = [(row.reduction, row.places, jnp.stack(sums_and_scales(row))) for row in rows(pairs, SMALL)]
+    totals, scales = summed_rows(made, len(pairs))
+    return totals, scales

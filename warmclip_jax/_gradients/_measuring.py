@@ -1,0 +1,39 @@
+"""The norms that one call needs, of all leaves, of groups and of each leaf: from one read."""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from warmclip_jax._gradients._axes import AxisName
+from warmclip_jax._gradients._leaf_norms import combined, scaled_leaf_norms
+from warmclip_jax._gradients._norm import ScaledNorm, scaled_norm
+
+
+class Members(NamedTuple):
+    """Which group each gradient is in."""
+
+    places: np.ndarray  # int [leaves]
+    number: int  # of groups
+
+
+class Measured(NamedTuple):
+    """The norms of one tree."""
+
+    total: ScaledNorm  # scalar
+    groups: ScaledNorm  # scalar without groups, else a vector
+    leaves: ScaledNorm | None  # a vector, where it was asked for
+
+
+def measured(updates: Any, *, axis_name: AxisName, members: Members | None = None, leaves: bool = False) -> Measured:
+    """The norms of `updates`: the global one as `global_norm` computes it where no others are asked for."""
+    if not leaves and (members is None or members.number <= 1 or not members.places.size):
+        norm = scaled_norm(updates, axis_name=axis_name)
+        shape = () if members is None else (members.number,)
+        return Measured(norm, ScaledNorm(*(jnp.broadcast_to(part, shape) for part in norm)), None)
+    each = scaled_leaf_norms(updates, axis_name=axis_name)
+    if not each.mantissa.size:
+        return measured(updates, axis_name=axis_name, members=members)._replace(leaves=each)
+    total = combined(each)
+    groups = total if members is None else combined(each, members.places, members.number)
+    return Measured(total, groups, each if leaves else None)

@@ -1,0 +1,111 @@
+"""What is kept of the last calls: a row for each of them, and vectors over leaves of those that matter."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from warmclip_jax._checks import Number
+from warmclip_jax._gradients._bounds import running_bound
+from warmclip_jax._gradients._history import History, init_history, log_of, taught
+from warmclip_jax._gradients._leaves import paths
+from warmclip_jax._gradients._norm import ScaledNorm
+from warmclip_jax._gradients._states import UNKNOWN, counter, like, stored
+
+#: The columns of a ring, in order.
+COUNTS = ("call", "step", "skipped")
+NUMBERS = ("grad_norm", "max_norm", "skip_bound", "clip_coef", "learning_rate")
+
+_LENGTH = Number("a whole number, 0 or more", "It is how many calls are kept; 0 keeps none.", lambda n: n >= 0, whole=True)
+
+
+class Ring(NamedTuple):
+    """The last calls, one in each row: that of call `c` is row `c % length`."""
+
+    ring_counts: jax.Array  # int32 [length, 3]: `COUNTS`; a call of -1 is a row not written yet
+    ring_numbers: jax.Array  # float32 [length, 5]: `NUMBERS`
+
+
+class LeafRecord(NamedTuple):
+    """The norms of leaves, in leaf order: of the last call, of the last bad one, of the last large one, and the usual ones."""
+
+    leaf_names: jax.Array  # uint8: their paths, joined by line feeds
+    leaf_norms: jax.Array  # float32 [leaves]: of the last call
+    bad_leaf_norms: jax.Array  # float32 [leaves]: of the last call with a NaN or inf entry
+    bad_call: jax.Array  # int32: its number; -1 before there is one
+    spike_leaf_norms: jax.Array  # float32 [leaves]: of the last finite call that was clipped or skipped
+    spike_call: jax.Array  # int32: its number; -1 before there is one
+    leaf_history: History  # [leaves]: what is usual for each leaf
+
+
+def check_record(function: str, record: Any) -> int:
+    """The length of a ring. Raises TypeError or ValueError."""
+    return int(_LENGTH.check(f"{function}: record", record))
+
+
+def init_ring(length: int) -> Ring | tuple[()]:
+    """An empty ring; () for a length of 0."""
+    if not length:
+        return ()
+    return Ring(jnp.full((length, len(COUNTS)), -1, jnp.int32), jnp.zeros((length, len(NUMBERS)), jnp.float32))
+
+
+def with_row(ring: Ring | tuple[()], *, call: jax.Array, step: Any, skipped: Any, **numbers: Any) -> Ring | tuple[()]:
+    """The ring with one more call. Of the numbers, those that are left out are not known; bounds are as they are used."""
+    if not isinstance(ring, Ring):
+        return ()
+    for name in ("max_norm", "skip_bound"):
+        if name in numbers:
+            numbers[name] = stored(numbers[name])
+    row = (call % ring.ring_counts.shape[-2]).astype(jnp.int32)
+    counts = jnp.stack([like(ring.ring_counts, value) for value in (call, step, skipped)])
+    values = jnp.stack([like(ring.ring_numbers, numbers.get(name, UNKNOWN)) for name in NUMBERS])
+    return Ring(ring.ring_counts.at[row].set(counts), ring.ring_numbers.at[row].set(values))
+
+
+def init_leaf_record(params: optax.Params) -> LeafRecord:
+    """The record before the first call."""
+    names = paths(params)
+    joined = "\n".join(name.replace("\n", " ") for name in names).encode()
+    last, bad, spike = (jnp.zeros(len(names), jnp.float32) for _ in range(3))
+    return LeafRecord(
+        leaf_names=jnp.asarray(np.frombuffer(joined, np.uint8)),
+        leaf_norms=last,
+        bad_leaf_norms=bad,
+        bad_call=counter(-1),
+        spike_leaf_norms=spike,
+        spike_call=counter(-1),
+        leaf_history=init_history((len(names),), jnp.float32),
+    )
+
+
+def with_leaves(
+    record: LeafRecord | tuple[()], norms: ScaledNorm | None, *, call: jax.Array, is_finite: jax.Array, is_large: jax.Array
+) -> LeafRecord | tuple[()]:
+    """The record after one more call. Raises ValueError for norms of other leaves than at `init`."""
+    if not isinstance(record, LeafRecord) or norms is None:
+        return ()
+    if norms.mantissa.shape != record.leaf_norms.shape:
+        raise ValueError(
+            f"updates must have the gradients that init saw, {record.leaf_norms.shape[-1]} leaves; got "
+            f"{norms.mantissa.shape[-1]}. For other parameters call init again, or adopt_state."
+        )
+    # A finite leaf stays finite here, so that only what held a NaN or inf shows as such.
+    largest = jnp.finfo(jnp.float32).max
+    values = jnp.where(norms.is_finite, jnp.minimum(norms.value, largest), norms.value)
+    is_bad = ~is_finite
+
+    def kept(old: jax.Array, new: Any, condition: Any) -> jax.Array:
+        return jnp.where(condition, like(old, new), old)
+
+    return LeafRecord(
+        leaf_names=record.leaf_names,
+        leaf_norms=like(record.leaf_norms, values),
+        bad_leaf_norms=kept(record.bad_leaf_norms, values, is_bad),
+        bad_call=kept(record.bad_call, call, is_bad),
+        spike_leaf_norms=kept(record.spike_leaf_norms, values, is_finite & is_large),
+        spike_call=kept(record.spike_call, call, is_finite & is_large),
+        leaf_history=taught(record.leaf_history, *log_of(norms), running_bound().rule),
+    )
