@@ -106,6 +106,10 @@ def constant(count, *, value):
     return np.full_like(_clock(count), value)
 
 
+def piecewise_constant(count, *, values, boundaries):
+    return np.asarray(values, np.float64)[np.searchsorted(boundaries, _clock(count), side="right")]
+
+
 def linear_warmup(count, *, peak_value, warmup_steps, init_value=0.0):
     return polynomial_warmup(count, peak_value=peak_value, warmup_steps=warmup_steps, init_value=init_value)
 
@@ -133,7 +137,10 @@ def cosine_decay(count, *, init_value, decay_steps, end_value=0.0):
 
 def exponential_decay(count, *, init_value, decay_steps, decay_rate, end_value=0.0, staircase=False):
     periods = _clock(count) / decay_steps
-    return np.maximum(init_value * decay_rate ** (np.floor(periods) if staircase else periods), end_value)
+    bound = np.minimum if decay_rate > 1 else np.maximum
+    # The ceiling of what grows is within the first periods; past them float64 would overflow.
+    periods = np.minimum(periods, 1 + np.log(end_value / init_value) / np.log(decay_rate)) if decay_rate > 1 else periods
+    return bound(init_value * decay_rate ** (np.floor(periods) if staircase else periods), end_value)
 
 
 def inverse_sqrt_decay(count, *, init_value, timescale):

@@ -1,5 +1,6 @@
 """What a factory refuses, in which words; and that it cannot refuse what is traced."""
 
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import warmclip_jax as wc
@@ -29,6 +31,8 @@ GOOD: dict[Callable[..., wc.Schedule], dict[str, Any]] = {
     wc.join: {"schedules": [DECAY, DECAY, DECAY], "boundaries": [10, 20]},
     wc.repeat: {"schedule": DECAY, "period": 10},
     wc.shift: {"schedule": DECAY, "by": 1},
+    wc.stretch: {"schedule": DECAY, "factor": 2},
+    wc.piecewise_constant: {"values": [0.1, 0.2, 0.3], "boundaries": [10, 20]},
 }
 
 #: Factory, argument, bad value, error, and another word that the message needs: the rule or the remedy.
@@ -68,8 +72,8 @@ BAD: list[tuple[Callable[..., wc.Schedule], str, Any, type[Exception], str]] = [
     (wc.polynomial_decay, "cycle", None, TypeError, "one of False, True"),
     (wc.cosine_decay, "decay_steps", -100, ValueError, "1 or more"),
     (wc.cosine_decay, "init_value", math.nan, ValueError, "finite"),
-    (wc.exponential_decay, "decay_rate", 0.0, ValueError, "at most 1"),
-    (wc.exponential_decay, "decay_rate", 1.5, ValueError, "at most 1"),
+    (wc.exponential_decay, "decay_rate", 0.0, ValueError, "above 0"),
+    (wc.exponential_decay, "decay_rate", math.inf, ValueError, "above 0"),
     (wc.exponential_decay, "decay_rate", -0.5, ValueError, "above 0"),
     (wc.exponential_decay, "end_value", 0.2, ValueError, "init_value=0.1"),
     (wc.exponential_decay, "staircase", "yes", TypeError, "one of False, True"),
@@ -92,7 +96,7 @@ BAD: list[tuple[Callable[..., wc.Schedule], str, Any, type[Exception], str]] = [
     (wc.with_warmup, "schedule", wc.linear_warmup, TypeError, "Call it"),
     (wc.with_warmup, "schedule", wc.Schedule, TypeError, "a schedule"),
     (wc.with_warmup, "warmup_steps", -1, ValueError, "0 or more"),
-    (wc.join, "schedules", [], ValueError, "one schedule or more"),
+    (wc.join, "schedules", [], ValueError, "one or more"),
     (wc.join, "schedules", DECAY, TypeError, "a list, tuple or array"),
     (wc.join, "boundaries", [10], ValueError, "one fewer than the 3"),
     (wc.join, "boundaries", [20, 10], ValueError, "increasing"),
@@ -103,6 +107,16 @@ BAD: list[tuple[Callable[..., wc.Schedule], str, Any, type[Exception], str]] = [
     (wc.repeat, "period", 0, ValueError, "1 or more"),
     (wc.shift, "by", 0.5, ValueError, "whole"),
     (wc.shift, "by", 2**31, ValueError, "2**31"),
+    (wc.stretch, "factor", 0, ValueError, "1 or more"),
+    (wc.stretch, "factor", 1.5, ValueError, "whole"),
+    (wc.stretch, "schedule", [DECAY], TypeError, "a schedule"),
+    (wc.piecewise_constant, "values", 0.1, TypeError, "a list, tuple or array"),
+    (wc.piecewise_constant, "values", "0.1", TypeError, "a list, tuple or array"),
+    (wc.piecewise_constant, "values", {0.1: 1}, TypeError, "a list, tuple or array"),
+    (wc.piecewise_constant, "values", [], ValueError, "one or more"),
+    (wc.piecewise_constant, "boundaries", [10], ValueError, "one fewer than the 3 values"),
+    (wc.piecewise_constant, "boundaries", [20, 20], ValueError, "increasing"),
+    (wc.piecewise_constant, "boundaries", np.ones((2, 2)), TypeError, "of one dimension"),
 ]
 
 
@@ -137,6 +151,12 @@ def test_a_bad_argument_is_refused_by_name_and_value(
         (wc.join, {"boundaries": [10, -20]}, "boundaries[1]"),
         (wc.join, {"boundaries": [10, "20"]}, "boundaries[1]"),
         (wc.join, {"schedules": [DECAY, 0.1, DECAY]}, "schedules[1]"),
+        (wc.join, {"schedules": np.array([DECAY, wc.constant, DECAY])}, "schedules[1]"),
+        (wc.join, {"boundaries": np.array([10, 20.5])}, "boundaries[1]"),
+        (wc.piecewise_constant, {"values": np.array([0.1, np.nan, 0.3])}, "values[1]"),
+        (wc.piecewise_constant, {"values": [0.1, 0.2, DECAY]}, "values[2]"),
+        (wc.exponential_decay, {"decay_rate": 2.0}, "end_value"),
+        (wc.exponential_decay, {"decay_rate": 2.0, "init_value": 0.0, "end_value": 1.0}, "init_value"),
     ],
 )
 def test_what_was_said_is_what_the_message_names(factory: Callable[..., wc.Schedule], arguments: dict[str, Any], name: str):
@@ -153,12 +173,123 @@ def test_numbers_are_keyword_only_and_names_are_checked(factory: Callable[..., w
         of(factory, warmup_step=1)
 
 
+#: A call, and what its message needs: the name of the function, what is wrong, and what to write instead.
+BAD_CALLS: list[tuple[Callable[[], Any], type[Exception], tuple[str, ...]]] = [
+    # A name that no argument has.
+    (lambda: wc.linear_warmup(peak=1.0, warmup_steps=10), TypeError, ("linear_warmup", "'peak'", "'peak_value'")),
+    (lambda: wc.cosine_decay(init=1.0, decay_steps=10), TypeError, ("cosine_decay", "'init'", "'init_value'")),
+    (lambda: wc.repeat(DECAY, periods=3), TypeError, ("repeat", "'periods'", "'period'")),
+    (lambda: wc.join([DECAY], boundary=[]), TypeError, ("join", "'boundary'", "'boundaries'")),
+    (lambda: wc.shift(DECAY, qqq=3), TypeError, ("shift", "'qqq'", "there are by, schedule")),
+    (lambda: wc.product(DECAY, operands=3), TypeError, ("product", "is called as product(*operands)")),
+    (lambda: wc.minimum(a=3), TypeError, ("minimum", "'a'", "operands")),
+    # A name that it has in another library.
+    (lambda: wc.linear_warmup(peak_value=1.0, transition_steps=9), TypeError, ("linear_warmup", "'warmup_steps'")),
+    (lambda: wc.polynomial_decay(init_value=1.0, transition_steps=9), TypeError, ("polynomial_decay", "'decay_steps'")),
+    (
+        lambda: wc.warmup_cosine_decay(peak_value=1.0, warmup_steps=1, decay_steps=9),
+        TypeError,
+        ("warmup_cosine_decay", "'total_steps', which includes the warm-up"),
+    ),
+    (lambda: wc.exponential_warmup(init_value=1.0, timescale=9), TypeError, ("exponential_warmup", "'peak_value'")),
+    (lambda: wc.warmup_polynomial_decay(peak_lr=1.0, total_steps=9), TypeError, ("warmup_polynomial_decay", "'peak_value'")),
+    (lambda: wc.constant(learning_rate=1.0), TypeError, ("constant", "'value'")),
+    (lambda: wc.cosine_decay(learning_rate=1.0, decay_steps=9), TypeError, ("cosine_decay", "'init_value'")),
+    (lambda: wc.cosine_decay(init_value=1.0, decay_steps=9, alpha=0.1), TypeError, ("'end_value', a value and not a share",)),
+    (lambda: wc.warmup_stable_decay(peak_value=1.0, end_lr=0.1), TypeError, ("warmup_stable_decay", "'end_value'")),
+    # Too few, too many, in the wrong place.
+    (lambda: wc.linear_warmup(peak_value=1.0), TypeError, ("linear_warmup", "'warmup_steps'", "is called as")),
+    (lambda: wc.cosine_decay(1.0, 10), TypeError, ("cosine_decay", "positional", "(*, init_value, decay_steps")),
+    (lambda: wc.with_warmup(10, DECAY), TypeError, ("with_warmup", "positional")),
+    (lambda: wc.with_warmup(10, warmup_steps=DECAY), TypeError, ("with_warmup", "schedule", "10")),
+    # A function where what it returns belongs.
+    (lambda: wc.with_warmup(wc.cosine_decay, warmup_steps=3), TypeError, ("with_warmup", "cosine_decay(...)")),
+    (lambda: wc.join([DECAY, wc.constant], boundaries=[3]), TypeError, ("schedules[1]", "constant(...)")),
+    (lambda: wc.product(wc.constant, DECAY), TypeError, ("operands[0]", "constant(...)")),
+    (lambda: 2 * DECAY * wc.linear_warmup, TypeError, ("operands[1]", "linear_warmup(...)")),
+    (lambda: wc.shift(lambda count: optax.constant_schedule(0.1), by=1)(3), TypeError, ("another function", "its arguments")),
+    (lambda: DECAY(optax.adamw), TypeError, ("count", "adamw")),
+    # What is no operand.
+    (lambda: wc.product(), ValueError, ("product", "at least one")),
+    (lambda: wc.maximum(), ValueError, ("maximum", "at least one")),
+    (lambda: wc.product(DECAY, "2"), TypeError, ("operands[1]", "'2'")),
+    (lambda: wc.minimum(DECAY, math.nan), ValueError, ("minimum", "operands[1]", "nan")),
+    (lambda: wc.maximum([DECAY, DECAY]), TypeError, ("operands[0]", "list")),
+    (lambda: DECAY * True, TypeError, ("product", "bool")),
+    (lambda: None * DECAY, TypeError, ("product", "None")),
+    (lambda: DECAY * 1e39, ValueError, ("product", "1e+39")),
+    (lambda: DECAY / 0, ValueError, ("other than 0",)),
+    (lambda: DECAY / "2", TypeError, ("other than 0", "'2'")),
+    (lambda: wc.parse(3), TypeError, ("text", "3")),  # pyright: ignore[reportArgumentType]
+]
+
+
+@pytest.mark.parametrize(("call", "error", "words"), BAD_CALLS)
+def test_a_bad_call_is_refused_with_what_to_write_instead(
+    call: Callable[[], Any], error: type[Exception], words: tuple[str, ...]
+):
+    with pytest.raises(error) as caught:
+        call()
+    assert caught.type is error
+    for word in words:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["transition_steps", "decay_steps", "init_value", "peak_lr", "learning_rate", "alpha", "end_lr"],
+)
+def test_a_name_of_another_library_is_known_wherever_its_meaning_exists(name: str):
+    meanings = {"alpha": "end_value", "end_lr": "end_value", "decay_steps": "total_steps", "transition_steps": "_steps"}
+    for factory in GOOD:
+        arguments = inspect.signature(factory).parameters
+        if name in arguments:
+            continue
+        with pytest.raises(TypeError) as caught:
+            of(factory, **{name: 1.0})
+        meant = [argument for argument in arguments if meanings.get(name, "value") in argument and "period" not in argument]
+        if name in ("init_value", "peak_lr", "learning_rate"):
+            meant = [argument for argument in ("peak_value", "init_value", "value") if argument in arguments]
+            meant = meant[:1] if name != "init_value" or meant == ["peak_value"] else []
+        elif name == "transition_steps":
+            meant = [argument for argument in ("decay_steps", "warmup_steps", "total_steps") if argument in arguments][:1]
+        if meant:
+            assert f"here it is {meant[0]!r}" in str(caught.value), factory
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [
+        lambda schedule: schedule + 1,
+        lambda schedule: 1 + schedule,
+        lambda schedule: schedule - schedule,
+        lambda schedule: 1 - schedule,
+        lambda schedule: -schedule,
+        lambda schedule: schedule**2,
+        lambda schedule: 2**schedule,
+        lambda schedule: 2 / schedule,
+        lambda schedule: schedule / schedule,
+        lambda schedule: schedule / np.ones(3),
+        lambda schedule: schedule * np.ones(3),
+        lambda schedule: np.ones(3) * schedule,
+        lambda schedule: jnp.ones(3) * schedule,
+        lambda schedule: jax.jit(lambda x: (x * schedule)(0))(jnp.ones(3)),
+        lambda schedule: np.ones(3) + schedule,
+        lambda schedule: jnp.float32(1) + schedule,
+        lambda schedule: jnp.ones(3) / schedule,
+    ],
+)
+def test_an_operator_that_makes_no_schedule_says_so(operation: Callable[[Any], Any]):
+    with pytest.raises(TypeError, match=r"only a product with a scalar or another schedule"):
+        operation(DECAY)
+
+
 NUMERIC = (int, float)
 TRACEABLE = [
     (factory, name, value)
     for factory, name, value, _, _ in BAD
     if isinstance(value, NUMERIC) and not isinstance(value, bool) and "schedule" not in name and abs(value) < 2**31
-    if name not in ("cycle", "staircase", "decay_from", "boundaries", "warmup_fraction", "decay_fraction")
+    if name not in ("cycle", "staircase", "decay_from", "boundaries", "values", "warmup_fraction", "decay_fraction")
 ]
 
 
@@ -194,6 +325,18 @@ def test_a_number_of_any_dtype_is_kept_as_a_python_number(number: Any):
     assert repr(wc.linear_warmup(peak_value=number, warmup_steps=number)) == (
         "linear_warmup(peak_value=3.0, warmup_steps=3, init_value=0.0)"
     )
+
+
+@pytest.mark.parametrize("dtype", [np.float16, jnp.bfloat16, np.float32, np.float64])
+def test_a_number_is_the_shortest_decimal_of_its_dtype(dtype: Any):
+    for decimal in (0.1, 0.3, 1e-4, 0.9, 5.0, 60000.0):
+        for number in (dtype(decimal), np.asarray(dtype(decimal)), jnp.asarray(dtype(decimal))):
+            assert checks.as_number(number) == float(dtype(decimal) if number.dtype.itemsize == 8 else decimal)
+    for number in np.random.default_rng(0).uniform(1e-4, 10, 300).astype(dtype):
+        decimal = checks.as_number(number)
+        digits = len(np.format_float_scientific(decimal, trim="-").split("e")[0].replace(".", ""))
+        assert dtype(decimal) == number
+        assert digits == 1 or dtype(float(f"{float(number):.{digits - 2}e}")) != number
 
 
 def test_a_length_past_int32_is_kept_as_a_float():

@@ -15,16 +15,18 @@ from warmclip_jax._pipeline import PipelineState, pipeline
 from warmclip_jax._schedules._curves import (
     constant,
     cosine_decay,
-    exponential_decay,
     exponential_warmup,
     inverse_sqrt_decay,
     linear_warmup,
+    piecewise_constant,
     polynomial_decay,
     polynomial_warmup,
 )
+from warmclip_jax._schedules._exponential import exponential_decay
+from warmclip_jax._schedules._pointwise import maximum, minimum, product
 from warmclip_jax._schedules._recipes import warmup_cosine_decay, warmup_polynomial_decay, warmup_stable_decay
 from warmclip_jax._schedules._schedule import Schedule
-from warmclip_jax._schedules._transforms import join, repeat, shift, with_warmup
+from warmclip_jax._schedules._transforms import join, repeat, shift, stretch, with_warmup
 from warmclip_jax._schedules._units import steps, untuned_warmup_steps
 
 __version__ = "0.1.0"
@@ -48,17 +50,22 @@ __all__ = [
     "label_by_path",
     "leaf_norms",
     "linear_warmup",
+    "maximum",
     "metrics",
+    "minimum",
     "parse",
+    "piecewise_constant",
     "pipeline",
     "plot",
     "polynomial_decay",
     "polynomial_warmup",
+    "product",
     "repeat",
     "running_bound",
     "shift",
     "skip_nonfinite",
     "steps",
+    "stretch",
     "untuned_warmup_steps",
     "warmup_cosine_decay",
     "warmup_polynomial_decay",

@@ -28,7 +28,9 @@ class Entry(NamedTuple):
 
 def entry(factory: Callable[..., wc.Schedule], seams: tuple[int, ...], *, is_smooth: bool = True, **arguments: Any) -> Entry:
     formula = getattr(reference, factory.__name__)
-    peak = max(abs(arguments.get(name, 0.0)) for name in ("peak_value", "init_value", "value"))
+    peak = max(
+        np.max(np.abs(arguments.get(name, 0.0))) for name in ("peak_value", "init_value", "value", "values", "end_value")
+    )
     return Entry(factory(**arguments), lambda count: formula(count, **arguments), seams, peak, is_smooth)
 
 
@@ -50,9 +52,13 @@ def catalogue(length: int) -> dict[str, Entry]:
         "exponential_decay by a rate near 1": entry(
             wc.exponential_decay, (n,), init_value=0.3, decay_steps=1, decay_rate=float(0.1 ** (1 / n))
         ),
+        "exponential_decay that grows": entry(
+            wc.exponential_decay, (n - 1, n), init_value=0.1, decay_steps=n, decay_rate=3.0, end_value=0.3
+        ),
         "exponential_decay in steps": entry(
             wc.exponential_decay, (n // 3, n), init_value=0.3, decay_steps=n // 3, decay_rate=0.9, staircase=True
         ),
+        "piecewise_constant": entry(wc.piecewise_constant, (w, n), values=[0.1, 0.3, 0.01], boundaries=[w, n], is_smooth=False),
         "inverse_sqrt_decay": entry(wc.inverse_sqrt_decay, (n,), init_value=0.3, timescale=n / 7),
         "polynomial_decay that cycles": entry(
             wc.polynomial_decay, (n, 2 * n, 7 * n), init_value=0.05, decay_steps=n, end_value=0.001, cycle=True, is_smooth=False
@@ -113,6 +119,12 @@ def _transforms(n: int, w: int) -> dict[str, Entry]:
         "repeat": Entry(
             wc.repeat(decay, period=n // 3), lambda count: cosine(_clock(count) % (n // 3)), (n // 3, n), 0.3, is_smooth=False
         ),
+        "stretch": Entry(
+            wc.stretch(decay, factor=3), lambda count: cosine(_clock(count) // 3), (3, n, min(3 * n, 2**31 - 3)), 0.3
+        ),
+        "product": Entry(0.5 * decay * wc.constant(value=0.1), lambda count: 0.05 * cosine(count), (n,), 0.015),
+        "minimum": Entry(wc.minimum(decay, 0.2), lambda count: np.minimum(cosine(count), 0.2), (n,), 0.3),
+        "maximum": Entry(wc.maximum(0.01, decay), lambda count: np.maximum(cosine(count), 0.01), (n,), 0.3),
         "shift onwards": Entry(wc.shift(decay, by=w), lambda count: cosine(_clock(count) + w), (n,), 0.3),
         "shift back": Entry(wc.shift(decay, by=-w), lambda count: cosine(_clock(count) - w), (w, n + w), 0.3),
     }

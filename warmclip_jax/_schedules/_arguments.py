@@ -1,14 +1,14 @@
 """What the arguments of a schedule may be, each an annotation that carries its rule."""
 
-import math
+import dataclasses
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Annotated, Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from warmclip_jax._checks import MAX_COUNT, Each, Number, Scalar, default_float
+from warmclip_jax._checks import MAX_COUNT, Each, Number, Scalar, broken_rule, is_traced
 from warmclip_jax._foreign import Foreign
 from warmclip_jax._schedules._counts import as_step
 from warmclip_jax._schedules._schedule import Schedule
@@ -18,29 +18,25 @@ from warmclip_jax._values import Function
 _MAX_VALUE = 1e38
 
 
-def _logarithm(rate: Any) -> Any:
-    # In float64 where the number is known: the logarithm of 0.9999 rounded to float32 is off by 3e-4 of itself.
-    return math.log(rate) if isinstance(rate, float) else jnp.log(jnp.asarray(rate).astype(default_float()))
-
-
 class _AnySchedule(Function):
-    """The rule of a schedule, of this package or any other; or a number, where it has a rule for that."""
+    """The rule of a schedule, of this package or any other; or of a number, where it has a rule for that."""
 
     def lowered(self, checked: Any) -> Any:
-        return checked.lowered() if isinstance(checked, Schedule) else checked
+        if isinstance(checked, Schedule):
+            return checked.lowered()
+        return checked if self.number is None or callable(checked) else self.number.lowered(checked)
 
     def as_array(self, lowered: Any) -> Any:
-        return (lambda count: lowered(as_step(count))) if isinstance(lowered, Foreign) else lowered
+        if isinstance(lowered, Foreign):
+            return lambda count: lowered(as_step(count))
+        return lowered if self.number is None or callable(lowered) else self.number.as_array(lowered)
 
 
-Finite = Annotated[
-    Scalar,
-    Number(
-        "a finite number, of at most 1e38 either way",
-        "Learning rates are finite; a schedule that never ends is not needed.",
-        lambda value: abs(value) <= _MAX_VALUE,
-    ),
-]
+_FINITE_RULE = "a finite number, of at most 1e38 either way"
+_FINITE = Number(
+    _FINITE_RULE, "Learning rates are finite; a schedule that never ends is not needed.", lambda value: abs(value) <= _MAX_VALUE
+)
+Finite = Annotated[Scalar, _FINITE]
 _STEPS = Number("a whole number of steps, 0 or more", "Count optimizer steps; 0 means none.", lambda n: n >= 0, whole=True)
 Steps = Annotated[Scalar, _STEPS]
 PositiveSteps = Annotated[
@@ -65,21 +61,29 @@ Power = Annotated[
 Fraction = Annotated[
     Scalar, Number("a fraction in [0, 1)", "It is a share of total_steps; 0.1 is a tenth.", lambda share: 0 <= share < 1)
 ]
-#: The curve gets its logarithm instead of the rate itself.
-LogOfRate = Annotated[
-    Scalar,
-    Number(
-        "a number above 0 and at most 1",
-        "It is what a value is multiplied by every decay_steps; 0.5 halves it.",
-        lambda rate: 0 < rate <= 1,
-        lowering=_logarithm,
-    ),
-]
-_INNER = _AnySchedule(
-    "a schedule", "Pass warmclip_jax.linear_warmup(...), any optax schedule, or a pure function of the count."
-)
+_ANY = "Pass warmclip_jax.linear_warmup(...), any optax schedule, or a pure function of the count."
+_INNER = _AnySchedule("a schedule", _ANY)
 #: A schedule as an argument of another.
 Inner = Annotated[Callable[[Any], Any], _INNER]
+_OPERAND = f"a schedule, or {_FINITE_RULE}"
+#: A schedule or a number.
+Operand = Annotated[
+    Scalar | Callable[[Any], Any], _AnySchedule(_OPERAND, _ANY, dataclasses.replace(_FINITE, rule=_OPERAND, remedy=_ANY))
+]
 
+EachFinite = Annotated[Sequence[Scalar] | np.ndarray | jax.Array, Each(_FINITE)]
 EachSteps = Annotated[Sequence[Scalar] | np.ndarray | jax.Array, Each(_STEPS)]
 EachInner = Annotated[Sequence[Callable[[Any], Any]] | np.ndarray, Each(_INNER)]
+
+
+def check_boundaries(name: str, parts: tuple[Any, ...], boundaries: tuple[Any, ...]) -> None:
+    """Raises ValueError unless each boundary lies between two parts, and they increase."""
+    if not parts:
+        raise broken_rule(name, "a sequence of one or more", list(parts), "Pass at least one.")
+    if len(boundaries) != len(parts) - 1:
+        rule = f"one fewer than the {len(parts)} {name}"
+        raise broken_rule("boundaries", rule, list(boundaries), f"Each is the step at which the next of {name} takes over.")
+    for earlier, later in pairwise(boundaries):
+        if not (is_traced(earlier) or is_traced(later)) and earlier >= later:
+            remedy = "Count each from the start of the run, not from the one before."
+            raise broken_rule("boundaries", "strictly increasing", list(boundaries), remedy)

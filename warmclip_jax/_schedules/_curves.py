@@ -8,10 +8,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from warmclip_jax._checks import broken_rule, is_traced
-from warmclip_jax._schedules._arguments import Finite, LogOfRate, PositiveSteps, Power, Steps, Timescale
+from warmclip_jax._schedules._arguments import (
+    EachFinite,
+    EachSteps,
+    Finite,
+    PositiveSteps,
+    Power,
+    Steps,
+    Timescale,
+    check_boundaries,
+)
 from warmclip_jax._schedules._schedule import Schedule, curve
-from warmclip_jax._schedules._shares import between, cycle_shares, half_cosine, periods, raised, saturation, shares
+from warmclip_jax._schedules._shares import between, cycle_shares, half_cosine, is_before, periods, raised, saturation, shares
 from warmclip_jax._values import makes
 
 
@@ -26,7 +34,43 @@ def constant(*, value: Finite) -> Schedule:
     >>> float(wc.constant(value=0.5)(1000))
     0.5
     """
-    return curve(lambda count: jnp.broadcast_to(value, count.shape))
+    return curve(lambda _: jnp.asarray(value))
+
+
+def _fit_together(arguments: dict[str, Any]) -> dict[str, Any]:
+    check_boundaries("values", arguments["values"], arguments["boundaries"])
+    return arguments
+
+
+@makes(Schedule, prepare=_fit_together)
+def piecewise_constant(*, values: EachFinite, boundaries: EachSteps) -> Schedule:
+    """One value after another, each from its boundary on.
+
+    With boundaries b1 < b2 < ...: `values[0]` while t < b1, then `values[1]` while t < b2, and so on.
+
+    Args:
+      values: a list, tuple or array of finite values.
+      boundaries: the steps at which the next value takes over: one fewer than values, strictly increasing.
+
+    Traced arguments are not checked: where boundaries do not increase, the last one that has passed is the one that counts.
+
+    >>> import warmclip_jax as wc
+    >>> rate = wc.piecewise_constant(values=[1.0, 0.5, 0.25], boundaries=[100, 200])
+    >>> rate([0, 99, 100, 200]).tolist()
+    [1.0, 1.0, 0.5, 0.25]
+
+    As `every_k_schedule` of `optax.MultiSteps`, which counts in int32: `lambda step: schedule(step).astype(jnp.int32)`.
+
+    Source: TensorFlow's `tf.keras.optimizers.schedules.PiecewiseConstantDecay`, whose boundaries are one later.
+    """
+
+    def value(count: jax.Array) -> jax.Array:
+        value = values[0]
+        for boundary, later in zip(boundaries, values[1:], strict=True):
+            value = jnp.where(is_before(count, boundary), value, later)
+        return jnp.broadcast_to(value, count.shape)
+
+    return curve(value)
 
 
 @makes(Schedule)
@@ -157,51 +201,6 @@ def cosine_decay(*, init_value: Finite, decay_steps: PositiveSteps, end_value: F
     def value(count: jax.Array) -> jax.Array:
         passed, left = shares(count, decay_steps)
         return between(end_value, init_value, half_cosine(left, passed))
-
-    return curve(value)
-
-
-def _falls(arguments: dict[str, Any]) -> dict[str, Any]:
-    init, end = arguments["init_value"], arguments["end_value"]
-    if not (is_traced(init) or is_traced(end)) and end > init:
-        raise broken_rule("end_value", f"at most init_value={init!r}", end, "It is the floor of the decay.")
-    return arguments
-
-
-@makes(Schedule, prepare=_falls)
-def exponential_decay(
-    *,
-    init_value: Finite,
-    decay_steps: PositiveSteps,
-    decay_rate: LogOfRate,
-    end_value: Finite = 0.0,
-    staircase: bool = False,
-) -> Schedule:
-    """A value multiplied by `decay_rate` every `decay_steps`, down to `end_value` and never below.
-
-    `max(init * decay_rate ** (t / D), end)` at step t, with D = `decay_steps`; t / D rounded down with `staircase`.
-
-    Args:
-      init_value: the value at step 0, finite.
-      decay_steps: D, in steps, 1 or more: how long it takes to be multiplied once.
-      decay_rate: the factor, above 0 and at most 1. As a Python number it is used in float64; traced, in the precision it has,
-        of which float32 is too little for rates like 0.9999.
-      end_value: the floor, finite and not above `init_value`.
-      staircase: whether to fall in steps, at each multiple of D, instead of smoothly.
-
-    Traced arguments are not checked: D below 1 falls at once, an `end_value` above `init_value` holds everywhere, a rate
-    above 1 can grow to inf, and one below 0 gives NaN. `staircase` cannot be traced.
-
-    >>> import warmclip_jax as wc
-    >>> round(float(wc.exponential_decay(init_value=1.0, decay_steps=10, decay_rate=0.5)(20)), 6)
-    0.25
-
-    Source: TensorFlow's `tf.keras.optimizers.schedules.ExponentialDecay`.
-    """
-
-    def value(count: jax.Array) -> jax.Array:
-        value = init_value * jnp.exp(decay_rate * periods(count, decay_steps, whole=staircase))  # See `LogOfRate`.
-        return jnp.where(value < end_value, end_value, value)
 
     return curve(value)
 

@@ -3,15 +3,15 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 
-from warmclip_jax._checks import default_float
+from warmclip_jax._checks import Number, Scalar, default_float
 from warmclip_jax._foreign import Foreign
 from warmclip_jax._schedules._counts import as_step, on_host
-from warmclip_jax._values import Kind, Value
+from warmclip_jax._values import Kind, Value, factories
 
 
 class Schedule(Value):
@@ -37,6 +37,8 @@ class Schedule(Value):
     """
 
     __slots__ = ()
+    #: NumPy leaves `array * schedule` to the operators below, instead of multiplying each entry.
+    __array_ufunc__ = None
 
     _elsewhere = {  # noqa: RUF012
         "transition_steps": (("decay_steps", "warmup_steps", "total_steps"), ""),
@@ -69,6 +71,17 @@ Raises:
         """
         return self.lowered()(on_host(count))
 
+    def __mul__(self, other: Scalar | Callable[[Any], Any]) -> "Schedule":
+        return _product(self, other)
+
+    def __rmul__(self, other: Scalar | Callable[[Any], Any]) -> "Schedule":
+        return _product(other, self)
+
+    def __truediv__(self, other: Scalar) -> "Schedule":
+        if callable(other) or getattr(other, "ndim", 0):
+            raise _no_operator("/", other)
+        return _product(self, 1 / _DIVISOR.check("Schedule / other: other", other))
+
     def lowered(self) -> "Program":
         """What computes the values."""
         rules, numbers = self._kind.rules, self._kind.numbers
@@ -77,6 +90,36 @@ Raises:
             self._part(self._kind.options),
             tuple(rules[name].lowered(self._arguments[name]) for name in numbers),
         )
+
+
+_DIVISOR = Number("a finite number other than 0", "Divide by a number or a scalar array.", lambda number: number != 0)
+
+
+def _product(*operands: Any) -> Schedule:
+    for operand in operands:
+        if getattr(operand, "ndim", 0):
+            raise _no_operator("*", operand)
+    return cast(Schedule, factories()["product"](*operands))
+
+
+def _no_operator(symbol: str, other: Any) -> TypeError:
+    return TypeError(
+        f"{symbol} makes no Schedule of a Schedule and {other!r}: only a product with a scalar or another schedule is one "
+        f"(2 * s, s * t, s / 2). Call it first, s(count), or write a function of the count, which optax takes as well."
+    )
+
+
+def _refused(symbol: str) -> Callable[..., Schedule]:
+    def operator(schedule: Schedule, other: Any = None) -> Schedule:
+        raise _no_operator(symbol, other)
+
+    return operator
+
+
+# Out of sight of type checkers, which refuse them as well.
+for _symbol, _names in {"+": ("add", "radd"), "-": ("sub", "rsub", "neg"), "**": ("pow", "rpow"), "/": ("rtruediv",)}.items():
+    for _name in _names:
+        setattr(Schedule, f"__{_name}__", _refused(_symbol))
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=("numbers",), meta_fields=("kind", "options"))

@@ -111,6 +111,12 @@ def remainder(count: jax.Array, length: Any) -> jax.Array:
     return count % jnp.maximum(length, 1)
 
 
+def quotient(count: jax.Array, length: Any) -> jax.Array:
+    """How many whole lengths fit into `count`."""
+    count, length = _alike(count, length)
+    return count // jnp.maximum(length, 1)
+
+
 def is_before(count: jax.Array, step: Any) -> jax.Array:
     """Whether `count` is below `step`."""
     count, step = _alike(count, step)

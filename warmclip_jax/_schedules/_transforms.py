@@ -1,15 +1,22 @@
 """Schedules made from schedules, this package's or any other's. They move the count; the curve is someone else's."""
 
-from itertools import pairwise
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from warmclip_jax._checks import broken_rule, is_traced
-from warmclip_jax._schedules._arguments import EachInner, EachSteps, Finite, Inner, PositiveSteps, SignedSteps, Steps
+from warmclip_jax._schedules._arguments import (
+    EachInner,
+    EachSteps,
+    Finite,
+    Inner,
+    PositiveSteps,
+    SignedSteps,
+    Steps,
+    check_boundaries,
+)
 from warmclip_jax._schedules._schedule import Schedule, curve
-from warmclip_jax._schedules._shares import between, difference, is_before, remainder, shares, total
+from warmclip_jax._schedules._shares import between, difference, is_before, quotient, remainder, shares, total
 from warmclip_jax._values import makes
 
 
@@ -42,16 +49,7 @@ def with_warmup(schedule: Inner, *, warmup_steps: Steps, init_value: Finite = 0.
 
 
 def _fit_together(arguments: dict[str, Any]) -> dict[str, Any]:
-    schedules, boundaries = arguments["schedules"], arguments["boundaries"]
-    if not schedules:
-        raise broken_rule("schedules", "one schedule or more", list(schedules), "Pass at least one.")
-    if len(boundaries) != len(schedules) - 1:
-        rule = f"one fewer than the {len(schedules)} schedules"
-        raise broken_rule("boundaries", rule, list(boundaries), "Each is the step at which the next schedule takes over.")
-    for earlier, later in pairwise(boundaries):
-        if not (is_traced(earlier) or is_traced(later)) and earlier >= later:
-            remedy = "Count each from the start of the run, not from the one before."
-            raise broken_rule("boundaries", "strictly increasing", list(boundaries), remedy)
+    check_boundaries("schedules", arguments["schedules"], arguments["boundaries"])
     return arguments
 
 
@@ -65,8 +63,7 @@ def join(schedules: EachInner, *, boundaries: EachSteps) -> Schedule:
       schedules: a list of schedules, each a `Schedule`, any optax schedule, or a pure function from a count to a value.
       boundaries: a list of steps, one fewer than schedules, strictly increasing, counted from the start of the run.
 
-    Traced arguments are not checked: where they do not increase, the last schedule whose boundary has passed is the one
-    that counts.
+    Traced arguments are not checked: where boundaries do not increase, the last one that has passed is the one that counts.
 
     >>> import warmclip_jax as wc
     >>> steps = wc.join([wc.constant(value=1.0), wc.constant(value=0.1)], boundaries=[100])
@@ -124,3 +121,23 @@ def shift(schedule: Inner, *, by: SignedSteps) -> Schedule:
     [0.25, 0.5, 0.75, 1.0]
     """
     return curve(lambda count: schedule(total(count, by)))
+
+
+@makes(Schedule)
+def stretch(schedule: Inner, *, factor: PositiveSteps) -> Schedule:
+    """A schedule in slow motion: each of its values stays for `factor` steps.
+
+    `schedule(t // factor)`: one value for all the updates made on one batch, as in PPO.
+
+    Args:
+      schedule: a `Schedule`, any optax schedule, or a pure function from a count to a value.
+      factor: in steps, 1 or more.
+
+    Traced arguments are not checked: a factor below 1 acts as 1.
+
+    >>> import warmclip_jax as wc
+    >>> decay = wc.polynomial_decay(init_value=1.0, decay_steps=4)
+    >>> [float(wc.stretch(decay, factor=3)(count)) for count in range(7)]
+    [1.0, 1.0, 1.0, 0.75, 0.75, 0.75, 0.5]
+    """
+    return curve(lambda count: schedule(quotient(count, factor)))

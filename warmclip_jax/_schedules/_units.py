@@ -6,7 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from warmclip_jax._checks import Number, Scalar, broken_rule, default_float, is_traced
+from warmclip_jax._checks import Choice, Number, Scalar, broken_rule, default_float, is_traced, naming
 from warmclip_jax._schedules._shares import share_of
 
 _AMOUNT = Number("a finite number, 0 or more", "It may be a fraction: half an epoch is 0.5.", lambda amount: amount >= 0)
@@ -23,6 +23,7 @@ _NEEDS = {
 }
 
 
+@naming("steps")
 def steps(
     *,
     epochs: Scalar | None = None,
@@ -35,12 +36,14 @@ def steps(
     total_steps: Scalar | None = None,
     accumulation: Scalar = 1,
     updates_per_batch: Scalar = 1,
+    drop_remainder: bool = False,
 ) -> int:
     """How many optimizer steps are in some epochs, examples, tokens, or a fraction of the run.
 
     `ceil(examples / (batch_size * accumulation)) * updates_per_batch`, where examples are `epochs * dataset_size` or
     `tokens / sequence_length`; and `round(fraction * total_steps)`. A step is what advances a schedule: one update of the
-    optimizer, which under `optax.MultiSteps` takes `accumulation` batches.
+    optimizer, which under `optax.MultiSteps` takes `accumulation` batches. With `drop_remainder` everything is rounded down
+    instead: examples to batches, in each epoch by itself, and batches to steps.
 
     Args:
       epochs: passes over the data, 0 or more; needs `dataset_size` and `batch_size`. Give exactly one of this,
@@ -53,10 +56,13 @@ def steps(
       total_steps: the length of the run, in optimizer steps, 1 or more.
       accumulation: batches whose gradients make one step (`every_k_schedule` of `optax.MultiSteps`), 1 or more.
       updates_per_batch: steps made on the same batch, 1 or more, as in PPO.
+      drop_remainder: whether what does not fill a batch is left out, as by data loaders that drop the last batch of every
+        epoch. It is not used with `fraction`.
 
     Returns:
       A Python int. Examples that do not fill the last step get one of their own (rounded up, over the whole run and not in
-      each epoch); a fraction is rounded to the nearest step, halves up. Decimals mean what they say: 0.1 is a tenth.
+      each epoch), unless `drop_remainder`; a fraction is rounded to the nearest step, halves up. A number is its shortest
+      decimal: 0.1 is a tenth.
 
     Raises:
       TypeError, ValueError: for an argument that breaks its rule, is missing, or is not used. A tracer is a TypeError: this is
@@ -67,6 +73,8 @@ def steps(
     (1172, 3815)
     >>> wc.steps(epochs=3, dataset_size=50_000, batch_size=128, accumulation=4)
     293
+    >>> wc.steps(epochs=3, dataset_size=50_000, batch_size=128, drop_remainder=True)
+    1170
     """
     amounts = {"epochs": epochs, "examples": examples, "tokens": tokens, "fraction": fraction}
     sizes = {
@@ -86,15 +94,21 @@ def steps(
             rule = f"given with {unit}" if size is None else f"left out with {unit}, which does not use it"
             raise broken_rule(name, rule, size, f"{unit} needs {' and '.join(_NEEDS[unit])}.")
     needed = {name: Fraction(_known(name, sizes[name], _SIZE)) for name in _NEEDS[unit]}
-    batches = Fraction(_known("accumulation", accumulation, _SIZE))
+    accumulated = Fraction(_known("accumulation", accumulation, _SIZE))
     updates = int(_known("updates_per_batch", updates_per_batch, _SIZE))
+    Choice((False, True)).check("drop_remainder", drop_remainder)
     if unit == "fraction":
         return share_of(amount, int(needed["total_steps"]))
     # By way of its digits: as a float, 0.1 is more than a tenth, and rounding up would show it.
-    seen = Fraction(str(amount)) * needed.get("dataset_size", 1) / needed.get("sequence_length", 1)
-    return math.ceil(seen / (needed["batch_size"] * batches)) * updates
+    passes, rest = (0, Fraction(str(amount))) if unit != "epochs" else divmod(Fraction(str(amount)), 1)
+    size = needed.get("dataset_size", 1) / needed.get("sequence_length", 1)
+    if drop_remainder:
+        batches = passes * (size // needed["batch_size"]) + rest * size // needed["batch_size"]
+        return math.floor(batches / accumulated) * updates
+    return math.ceil((passes + rest) * size / (needed["batch_size"] * accumulated)) * updates
 
 
+@naming("untuned_warmup_steps")
 def untuned_warmup_steps(b2: Scalar) -> Any:
     """The length of a linear warm-up that Adam needs when nobody tunes it.
 
