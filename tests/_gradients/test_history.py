@@ -90,7 +90,7 @@ def test_float32_decides_as_the_formula_does_in_float64_but_for_ties(
     for group, (name, stream) in enumerate(by_name.items()):
         expected = reference.RunningBound(deviations=deviations)
         largest = 1 + max(abs(logarithm(norm)) for norm in stream if not math.isnan(logarithm(norm)))
-        tolerance = np.finfo(np.float32).eps * largest * ROUNDINGS
+        tolerance = float(np.finfo(np.float32).eps) * largest * ROUNDINGS
         for at, norm in enumerate(stream):
             log_bound, log_norm = expected.log_bound, logarithm(norm)
             if math.isfinite(log_bound):
@@ -207,17 +207,17 @@ def test_groups_and_runs_under_vmap_are_as_many_single_ones():
 
 
 def test_deviations_and_decay_may_be_traced_and_differ_between_runs():
-    norms = lognormal(0, 40).astype(np.float32)
+    norms = jnp.asarray(lognormal(0, 40), jnp.float32)
 
     def last_bound(deviations: jax.Array, decay: jax.Array) -> jax.Array:
         rule = Rule(deviations, 1 - decay, None)
         history, _ = jax.lax.scan(lambda carry, norm: step(carry, norm, rule), init_history(), norms)
         return bound_from(history, rule, jnp.int32(0))
 
-    deviations, decays = np.float32([1, 3, 6]), np.float32([0.5, 0.9, 0.99])
+    deviations, decays = np.array([1, 3, 6], np.float32), np.array([0.5, 0.9, 0.99], np.float32)
     for bound, *numbers in zip(jax.jit(jax.vmap(last_bound))(deviations, decays), deviations, decays, strict=True):
         expected = reference.RunningBound(deviations=float(numbers[0]), decay=float(numbers[1]))
-        for norm in norms:
+        for norm in np.asarray(norms):
             expected.teach(logarithm(norm))
         np.testing.assert_allclose(math.log(bound), expected.log_bound, atol=1e-4)
 

@@ -67,7 +67,7 @@ def taught(history: History, log_norm: jax.Array, usable: jax.Array, rule: Rule)
     new = History(
         log_mean=jnp.where(is_first, log_norm, mean + weight * distance),
         log_variance=jnp.where(is_first, _FIRST_VARIANCE, (1 - weight) * (variance + weight * distance**2)),
-        norms_taught=optax.safe_increment(history.norms_taught),
+        norms_taught=jnp.asarray(optax.safe_increment(history.norms_taught)),
     )
     return jax.tree.map(lambda after, before: jnp.where(usable, after.astype(before.dtype), before), new, history)
 
