@@ -57,35 +57,51 @@ class Result(NamedTuple):
     acted: jax.Array  # shares of ordinary and of junk batches that were clipped or skipped
 
 
-def network(params: Any, inputs: jax.Array) -> jax.Array:
+class Data(NamedTuple):
+    """All that depends on the seed: where a student begins, its batches, and clean data to test it on."""
+
+    start: Any
+    inputs: np.ndarray  # (steps, batch, inputs)
+    targets: np.ndarray  # (steps, batch): of the teacher
+    junk_targets: np.ndarray
+    lots: np.ndarray  # (steps,), in [0, 1): a batch is junk where its lot is below the share of junk
+    test_inputs: np.ndarray
+    test_targets: np.ndarray
+
+    @classmethod
+    def of(cls, seed: int) -> "Data":
+        rng = np.random.default_rng(seed)
+        teacher, start = ([part.astype(np.float32) for part in new_network(rng, width)] for width in (TEACHER, STUDENT))
+        inputs, test_inputs = (rng.standard_normal((*shape, INPUTS), np.float32) for shape in ((STEPS, BATCH), (1_000,)))
+        targets, test_targets = (np.asarray(network([2 * part for part in teacher], batch)) for batch in (inputs, test_inputs))
+        junk_targets, lots = 10 * rng.standard_normal((STEPS, BATCH), np.float32), rng.random(STEPS, np.float32)
+        return cls(start, inputs, targets, junk_targets, lots, test_inputs, test_targets)
+
+
+def new_network(rng: np.random.Generator, width: int) -> list[np.ndarray]:
+    hidden, out = rng.standard_normal((INPUTS, width)) / INPUTS**0.5, rng.standard_normal(width) / width**0.5
+    return [hidden, np.zeros(width), out]
+
+
+def network(params: Any, inputs: Any) -> jax.Array:
     hidden, bias, out = params
-    return jnp.tanh(inputs @ hidden + bias) @ out
+    before = inputs @ hidden
+    return jnp.tanh(before + jnp.broadcast_to(bias, before.shape)) @ out
 
 
-def new_network(key: jax.Array, width: int) -> Any:
-    first, second = jax.random.split(key)
-    hidden = jax.random.normal(first, (INPUTS, width)) / INPUTS**0.5
-    return hidden, jnp.zeros(width), jax.random.normal(second, (width,)) / width**0.5
-
-
-def train(make: Callable[[Any], optax.GradientTransformation], seed: Any, rate: Any, setting: Setting) -> Result:
+def train(make: Callable[[Any], optax.GradientTransformation], data: Data, rate: Any, setting: Setting) -> Result:
     """One run, compiled once for every seed, learning rate and setting."""
-    keys = jax.random.split(jax.random.key(seed), 4)
-    teacher = jax.tree.map(lambda leaf: 2 * leaf, new_network(keys[0], TEACHER))
     optimizer = make(wc.cosine_decay(init_value=rate, decay_steps=STEPS))
     clip = Rule(setting.clip_deviations, RATE, lambda count: setting.max_norm)
     skip = Rule(setting.skip_deviations, RATE, None)
 
-    def loss(params: Any, inputs: jax.Array, targets: jax.Array) -> jax.Array:
+    def loss(params: Any, inputs: Any, targets: Any) -> jax.Array:
         return jnp.mean((network(params, inputs) - targets) ** 2)
 
-    def step(carry: Any, call: jax.Array) -> Any:
-        params, state, history = carry
-        for_inputs, for_junk, for_targets = jax.random.split(jax.random.fold_in(keys[1], call), 3)
-        inputs = jax.random.normal(for_inputs, (BATCH, INPUTS))
-        is_junk = jax.random.uniform(for_junk) < setting.junk
-        targets = jnp.where(is_junk, 10 * jax.random.normal(for_targets, (BATCH,)), network(teacher, inputs))
-        gradients = jax.grad(loss)(params, inputs, targets)
+    def step(carry: Any, batch: Any) -> Any:
+        (params, state, history), (call, inputs, targets, junk_targets, lot) = carry, batch
+        is_junk = lot < setting.junk
+        gradients = jax.grad(loss)(params, inputs, jnp.where(is_junk, junk_targets, targets))
         norm = scaled_norm(gradients)
         bound = bound_from(history, clip, call)
         skipped = ~(norm.value <= bound_from(history, skip, call)) | ~norm.is_finite
@@ -96,29 +112,29 @@ def train(make: Callable[[Any], optax.GradientTransformation], seed: Any, rate: 
         acted = skipped | (norm.value > bound)
         return (params, state, taught(history, *log_of(norm), skip)), (norm.value, acted, is_junk)
 
-    params = new_network(keys[2], STUDENT)
-    start = (params, optimizer.init(params), init_history())
-    (params, _, _), (norms, acted, is_junk) = lax.scan(step, start, jnp.arange(STEPS))
-    inputs = jax.random.normal(keys[3], (1_000, INPUTS))
+    start = (data.start, optimizer.init(data.start), init_history())
+    batches = (jnp.arange(STEPS), data.inputs, data.targets, data.junk_targets, data.lots)
+    (params, _, _), (norms, acted, is_junk) = lax.scan(step, start, batches)
 
     def mean(values: jax.Array, where: jax.Array) -> jax.Array:
         return jnp.sum(jnp.where(where, values, 0)) / jnp.maximum(jnp.sum(where), 1)
 
     ends = jnp.stack([mean(norms[:30], ~is_junk[:30]), mean(norms[-300:], ~is_junk[-300:])])
     shares = jnp.stack([mean(acted, ~is_junk), mean(acted, is_junk)])
-    return Result(loss(params, inputs, network(teacher, inputs)), ends, shares)
+    return Result(loss(params, data.test_inputs, data.test_targets), ends, shares)
 
 
 def sweep(name: str) -> Result:
     """Every run of one optimizer, as arrays of shape (settings, rates, seeds, ...)."""
     make, rates = OPTIMIZERS[name]
 
-    def one(seed: Any, rate: Any, setting: Setting) -> Result:
-        return train(make, seed, rate, setting)
+    def one(data: Data, rate: Any, setting: Setting) -> Result:
+        return train(make, data, rate, setting)
 
     over_settings = jax.vmap(jax.vmap(jax.vmap(one, (0, None, None)), (None, 0, None)), (None, None, 0))
+    data = jax.tree.map(lambda *arrays: jnp.stack(arrays), *map(Data.of, range(SEEDS)))
     settings = jax.tree.map(lambda *numbers: jnp.asarray(numbers, jnp.float32), *SETTINGS.values())
-    return jax.device_get(jax.jit(over_settings)(jnp.arange(SEEDS), jnp.asarray(rates, jnp.float32), settings))
+    return jax.device_get(jax.jit(over_settings)(data, jnp.asarray(rates, jnp.float32), settings))
 
 
 def table(name: str, result: Result) -> str:
