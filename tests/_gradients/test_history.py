@@ -131,14 +131,22 @@ NORMS = st.lists(
 @example(norms=[math.nan, math.inf, 1.0, math.inf])
 @example(norms=[SMALLEST, LARGEST] * 30)
 @settings(max_examples=300)
-def test_every_stream_leaves_the_history_finite_and_the_bound_positive(norms: list[float]):
-    padded = np.full(60, np.nan)  # one length compiles once; NaN teaches nothing
+def test_every_stream_leaves_the_history_finite_and_is_decided_as_in_float64(norms: list[float]):
+    padded = np.full(60, np.nan, np.float32)  # one length compiles once; NaN teaches nothing
     padded[: len(norms)] = norms
-    history, bounds, _ = followed(padded)
+    history, bounds, over = followed(padded)
     assert all(np.isfinite(field) for field in history)
-    assert history.norms_taught == sum(not math.isnan(logarithm(np.float32(norm))) for norm in norms)
     assert history.log_variance >= 0
     assert (bounds > 0).all()
+    expected = reference.RunningBound()
+    for norm, is_over in zip(padded, over, strict=True):
+        log_bound, log_norm = expected.log_bound, logarithm(norm)
+        tolerance = float(np.finfo(np.float32).eps) * (100 + abs(log_bound)) * ROUNDINGS
+        # A bound past float32's largest number is inf there.
+        if abs(log_norm - log_bound) > tolerance and log_bound < math.log(LARGEST):
+            assert is_over == (log_norm > log_bound)
+        expected.teach(log_norm)
+    assert history.norms_taught == expected.count
 
 
 @given(seed=st.integers(0, 2**32 - 1), up=st.booleans())

@@ -77,13 +77,13 @@ def running_bound(
         mean = mean + a * d
         variance = (1 - a) * (variance + a * d**2)
 
-    The first norm is not bounded; it sets mean to `l` and variance to 0.25. Every later one is bounded by what was known
-    before it, and then teaches, whatever was done about it. NaN, inf and 0 teach nothing.
+    The first norm is bounded by the ceiling alone; it sets mean to `l` and variance to 0.25. Every later one is bounded by what
+    was known before it, and then teaches, whatever was done about it. NaN, inf and 0 teach nothing.
 
     Logarithms, so that the rule is the same for a loss times 0.05, and a spike of 100 times counts as 4.6. No norm counts as
-    further away than 3 s, above or below: spikes hardly move the bound, and near-zero norms do not open it. s is at least 0.1,
-    so the bound stays above 1.35 times the usual norm even where all norms are equal. The early weights make the bound on the
-    second norm 4.5 times the first: there is no warm-up.
+    further away than 3 s, above or below: spikes hardly move the bound, and near-zero norms do not open it. s is at least 0.1:
+    with 3 deviations the bound stays above 1.35 times the usual norm, even where all norms are equal. On the second norm it is
+    4.5 times the first, and the early weights are large: there is no warm-up phase.
 
     A lasting change is followed, so without a ceiling the rule never locks up: s grows by 3.9 % with every norm past 3 s, and
     in the long run about one norm of nine can be over the bound, for 3 deviations and more. With 1 about 15 % of ordinary
@@ -111,7 +111,8 @@ def running_bound(
       transformation that it is given to keeps its history, two floats and an int32 for each bound and group.
 
     Raises:
-      TypeError, ValueError: for a concrete argument that breaks its rule. A traced one is not checked.
+      TypeError, ValueError: for a concrete argument that breaks its rule. A traced one is not checked: deviations of inf leave
+        the ceiling alone, and a decay outside of its range makes a history that follows nothing.
 
     >>> import warmclip_jax as wc
     >>> wc.running_bound(deviations=6) == wc.running_bound(deviations=6.0, decay=0.99)
