@@ -128,6 +128,8 @@ def test_an_infinite_ceiling_is_none_and_its_options_are_keyword_only():
 def test_a_decay_near_one_keeps_what_float32_would_lose():
     assert running_bound(decay=1 - 1e-9).rule.rate == pytest.approx(1e-9, rel=1e-6)
     assert jnp.float32(1 - 1e-9) == 1
+    through_jit = jax.jit(lambda bound: bound)(running_bound())
+    assert through_jit.rule == running_bound().rule
 
 
 def test_traced_numbers_and_stacked_ones_sweep():
