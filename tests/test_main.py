@@ -1,5 +1,6 @@
 """The command: what it draws, and that text is read as data and never run."""
 
+import os
 import pathlib
 import subprocess
 import sys
@@ -94,15 +95,21 @@ def test_a_mistake_is_one_line_with_what_is_wrong(text: str, word: str, capsys: 
     [
         ((), "required"),
         (("draw", RUN), "invalid choice"),
-        (("plot",), "EXPR"),
         (("plot", RUN, "--steps", "0"), "steps must be"),
         (("plot", RUN, "--steps", "many"), "--steps"),
-        (("plot", RUN, "--out", "/nowhere/at/all.png"), "/nowhere/at/all.png"),
-        (("plot", RUN, "--out", "lr.nonsense"), "nonsense"),
+        (("plot", RUN, "--steps", "99999999999"), "steps must be"),
     ],
 )
 def test_a_bad_option_is_one_line_too(arguments: tuple[str, ...], word: str, capsys: pytest.CaptureFixture[str]):
     assert word in failure(capsys, *arguments)
+
+
+def test_without_an_expression_it_lists_the_schedules_with_their_arguments(capsys: pytest.CaptureFixture[str]):
+    assert main(["plot"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "linear_warmup(*, peak_value, warmup_steps, init_value=0.0)" in lines
+    assert "repeat(schedule, *, period)" in lines
+    assert {line.partition("(")[0] for line in lines} == {schedule.kind for schedule in SCHEDULES.values()}
 
 
 def test_without_a_file_it_prints_a_chart_of_all_schedules(capsys: pytest.CaptureFixture[str]):
@@ -116,15 +123,73 @@ def test_without_a_file_it_prints_a_chart_of_all_schedules(capsys: pytest.Captur
     assert lines[-4].split() == ["0", "250", "500"]
 
 
-def test_with_a_file_it_writes_the_picture(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]):
-    pytest.importorskip("matplotlib")
-    out = tmp_path / "lr.png"
-    assert main(["plot", RUN, "--out", str(out)]) == 0
-    assert out.read_bytes().startswith(b"\x89PNG")
-    assert capsys.readouterr().out == f"{out}\n"
+@pytest.mark.parametrize(
+    ("name", "written", "begins"),
+    [
+        ("lr.png", "lr.png", b"\x89PNG"),
+        ("lr", "lr.png", b"\x89PNG"),
+        ("lr.", "lr.png", b"\x89PNG"),
+        (".lr", ".lr.png", b"\x89PNG"),
+        ("lr.PDF", "lr.PDF", b"%PDF"),
+    ],
+)
+def test_with_a_file_it_writes_the_picture_and_prints_the_name_of_what_it_wrote(
+    name: str, written: str, begins: bytes, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+):
+    assert main(["plot", "constant(value=1)", "--out", str(tmp_path / name)]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / written}\n"
+    assert [path.name for path in tmp_path.iterdir()] == [written]
+    assert (tmp_path / written).read_bytes().startswith(begins)
 
 
-def test_it_runs_as_a_module():
-    done = subprocess.run([sys.executable, "-m", "warmclip_jax", "plot", RUN], capture_output=True, text=True, check=True)
+@pytest.mark.parametrize(
+    ("out", "word"),
+    [
+        ("", "--out must name a file, such as lr.png; got ''"),
+        ("{tmp}", "must name a file"),
+        ("{tmp}/folder.png", "must name a file"),
+        ("{tmp}/nowhere/lr.png", "{tmp}/nowhere/lr.png"),
+        ("{tmp}/file/lr.png", "{tmp}/file/lr.png"),
+        ("{tmp}/lr.nonsense", "nonsense"),
+        ("{tmp}/lr.pgf", "xelatex"),
+        ("{tmp}/" + "x" * 300 + ".png", "too long"),
+        ("{tmp}/read-only.png", "read-only.png"),
+    ],
+)
+def test_a_picture_that_cannot_be_written_is_one_line_and_leaves_no_file(
+    out: str, word: str, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "file").touch()
+    before = sorted(tmp_path.iterdir())
+    monkeypatch.setenv("PATH", "")  # Here is no LaTeX.
+    if "read-only" in out:  # Permissions do not stop the superuser, who may run this.
+
+        def refuse(path: pathlib.Path, _: bytes) -> None:
+            raise PermissionError(13, "Permission denied", str(path))
+
+        monkeypatch.setattr(pathlib.Path, "write_bytes", refuse)
+    assert word.format(tmp=tmp_path) in failure(capsys, "plot", "constant(value=1)", "--out", out.format(tmp=tmp_path))
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_it_runs_as_a_module_and_its_reader_may_leave():
+    command = [sys.executable, "-m", "warmclip_jax", "plot", RUN]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "warm-up to 100; peak 0.0001 at 100; 0 from 1000 on" in done.stdout
     assert done.stderr == ""
+    reader, writer = os.pipe()
+    os.close(reader)
+    left = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert (left.returncode, left.stderr) == (0, "")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is full")
+def test_an_output_that_is_full_is_one_line():
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "warmclip_jax", "plot"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert "No space left" in done.stderr

@@ -1,20 +1,25 @@
 """`python -m warmclip_jax plot EXPR ...`: what a schedule looks like, in the terminal or as a picture."""
 
 import argparse
+import inspect
+import io
+import os
+import pathlib
 import sys
-from collections.abc import Sequence
-from typing import NoReturn
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
 from warmclip_jax._parsing import parse
 from warmclip_jax._pictures._chart import chart
-from warmclip_jax._pictures._plot import plot, sampled
-from warmclip_jax._schedules._schedule import Schedule
+from warmclip_jax._pictures._plot import plot
+from warmclip_jax._pictures._sampling import sampled
+from warmclip_jax._values import factories
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """One line instead of the usage and a line."""
-        self.exit(2, f"{self.prog}: error: {message}\n")
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -23,31 +28,64 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("command", choices=["plot"], help="what to do")
     parser.add_argument(
         "expressions",
-        nargs="+",
+        nargs="*",
         metavar="EXPR",
-        help="the call that builds a schedule: 'linear_warmup(peak_value=1e-3, warmup_steps=100)'. It is read, never run.",
+        help="the call that builds a schedule: 'linear_warmup(peak_value=1e-3, warmup_steps=100)'. It is read, never run. "
+        "Without one, the schedules are listed with their arguments.",
     )
     parser.add_argument("--steps", type=int, help="how far to draw (default: the longest schedule and a tenth more)")
-    parser.add_argument("--out", metavar="FILE", help="a picture, .png, .svg or .pdf (default: a chart in the terminal)")
+    parser.add_argument("--out", metavar="FILE", help="a picture: .png, .svg, .pdf (default: a chart in the terminal)")
     parser.add_argument("--log", action="store_true", help="a logarithmic scale for the rates")
     given = parser.parse_intermixed_args(arguments)
     try:
-        schedules = _named([parse(expression) for expression in given.expressions])
-        if given.out is None:
-            print(chart(sampled(schedules, given.steps), log_scale=given.log))
+        schedules = [parse(expression) for expression in given.expressions]
+        if given.out is not None:
+            out = _picture_path(given.out)
+            _save(plot(schedules, steps=given.steps, log_scale=given.log), out)
+            _print(str(out))
+        elif schedules:
+            _print(chart(sampled(schedules, given.steps), log_scale=given.log))
         else:
-            plot(schedules, steps=given.steps, log_scale=given.log).savefig(given.out, dpi=150)
-            print(given.out)
+            _print("\n".join(_signature(factory) for factory in factories().values()))
     except (ValueError, TypeError, OSError, ModuleNotFoundError) as error:
-        parser.error(" ".join(str(error).split()))
+        parser.error(str(error))
     return 0
 
 
-def _named(schedules: list[Schedule]) -> dict[str, Schedule]:
-    """By kind, and by number where a kind comes twice: a whole call is too long for a legend."""
-    kinds = [schedule.kind for schedule in schedules]
-    names = [kind if kinds.count(kind) == 1 else f"{kind} {kinds[: place + 1].count(kind)}" for place, kind in enumerate(kinds)]
-    return dict(zip(names, schedules, strict=True))
+def _signature(factory: Callable[..., Any]) -> str:
+    """The name of a factory with its arguments and their defaults."""
+    signature = inspect.signature(factory)
+    named = [parameter.replace(annotation=inspect.Parameter.empty) for parameter in signature.parameters.values()]
+    return f"{factory.__name__}{signature.replace(parameters=named, return_annotation=inspect.Signature.empty)}"
+
+
+def _picture_path(text: str) -> pathlib.Path:
+    """The file that is written: a name without a suffix is that of a PNG."""
+    path = pathlib.Path(text)
+    if not text or path.is_dir():
+        raise ValueError(f"--out must name a file, such as lr.png; got {text!r}")
+    return path if path.suffix.strip(".") else path.with_name(path.name.rstrip(".") + ".png")
+
+
+def _save(figure: Any, path: pathlib.Path) -> None:
+    """Draws before it opens the file, so that a failure leaves none behind."""
+    picture = io.BytesIO()
+    try:
+        figure.savefig(picture, format=path.suffix[1:].lower(), dpi=150)
+    except Exception as error:  # Each backend fails in its own way: .pgf needs LaTeX.
+        raise ValueError(f"cannot draw {path}: {error}") from error
+    path.write_bytes(picture.getvalue())
+
+
+def _print(text: str) -> None:
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        # Else Python tries again on its way out and writes a traceback.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # `| head -1` has what it wanted.
+        if not isinstance(error, BrokenPipeError):
+            raise
 
 
 if __name__ == "__main__":

@@ -1,29 +1,37 @@
-"""Pictures of schedules: a figure of matplotlib's, and a chart of characters for the terminal."""
+"""A matplotlib figure of schedules."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from warmclip_jax._checks import Choice, Number, broken_rule
-from warmclip_jax._pictures._sampling import Drawable, Sampled, extent, sample
-from warmclip_jax._schedules._schedule import Schedule
+import numpy as np
 
-_STEPS = Number("a whole number of steps, 1 or more, or None", "It is how far to draw.", lambda n: 1 <= n < 2**31, whole=True)
+from warmclip_jax._checks import Choice, naming
+from warmclip_jax._pictures._sampling import Drawable, Sampled, sampled
+
+#: More curves than this share a scale of colours and have only so many names in the legend.
+_MANY = 10
 
 
+@naming("plot")
 def plot(
-    schedules: Drawable | Mapping[str, Drawable], *, steps: int | None = None, ax: Any = None, log_scale: bool = False
+    schedules: Drawable | Sequence[Drawable] | Mapping[str, Drawable],
+    *,
+    steps: int | None = None,
+    ax: Any = None,
+    log_scale: bool = False,
 ) -> Any:
     """A figure of one schedule or several, with warm-up, peak and end marked.
 
-    Each schedule is one line over the steps 0 to `steps`. A dotted line marks where its warm-up ends, a triangle its peak, a
-    square the step from which it no longer changes; each is found in the values, so schedules of other libraries have them too.
+    Each schedule is one line over the steps 0 to `steps`; a stacked one (built under `jax.vmap`) is one line for each entry. A
+    dotted line marks where its warm-up ends, a triangle its peak, a square the step from which it no longer changes. The marks
+    are found in the values, so schedules of other libraries have them too.
 
     Args:
-      schedules: a schedule (a `Schedule`, any optax schedule, or a pure function from a count to a value), or a dict of them by
-        the names for the legend.
+      schedules: a schedule (a `Schedule`, any optax schedule, or a pure function from a count to a value), a list of them, or a
+        dict of them by the names for the legend.
       steps: how far to draw, in steps, 1 or more; None for what the longest of them takes and a tenth more.
       ax: the matplotlib axes to draw on; None for a new figure.
-      log_scale: whether rates are drawn on a logarithmic axis, where a zero is not shown.
+      log_scale: whether the values are drawn on a logarithmic axis, which does not show zeros and negative values.
 
     Returns:
       The matplotlib figure, neither shown nor saved: `figure.savefig("lr.png")`.
@@ -43,57 +51,62 @@ def plot(
     if ax is None:
         figure = _matplotlib_figure().Figure(figsize=(8, 4.5), layout="constrained")
         ax = figure.subplots()
-    drawn = [_draw(ax, name, line) for name, line in lines.items()]
-    ax.set(
-        xlabel="step",
-        ylabel="learning rate",
-        yscale="log" if log_scale else "linear",
-        xlim=(0, max(int(line.steps[-1]) for line in lines.values())),
-    )
-    if not log_scale:
-        ax.set_ylim(bottom=min(0.0, *(float(line.values.min()) for line in lines.values())))
+    ax.set(xlabel="step", ylabel="learning rate", yscale="log" if log_scale else "linear")
+    ax.set_xmargin(0)
+    ax.update_datalim([(0.0, 0.0), (lines[0].steps[-1], 0.0)], updatey=not log_scale)
     ax.grid(alpha=0.25)
-    ax.legend(handles=[*drawn, *_marks()], fontsize="small")
+    for place, line in enumerate(lines):
+        _draw(ax, line, place, len(lines), log_scale)
+    curves = [line for line in ax.get_lines() if not line.get_label().startswith("_")]
+    named = np.unique(np.linspace(0, len(curves) - 1, min(len(curves), _MANY)).round().astype(int))
+    # A layout engine makes room for a legend beside the axes; without one it stands where it covers least.
+    beside = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)} if ax.figure.get_layout_engine() else {}
+    ax.legend(handles=[*(curves[place] for place in named), *_marks(ax)], fontsize="small", frameon=not beside, **beside)
     return ax.figure
 
 
-def sampled(schedules: Drawable | Mapping[str, Drawable], steps: int | None) -> dict[str, Sampled]:
-    """What is drawn, by name; a schedule alone is named by its kind."""
-    named = schedules if isinstance(schedules, Mapping) else {_name(schedules): schedules}
-    if not named:
-        raise broken_rule("schedules", "a schedule, or a dict of at least one", schedules, "Pass a schedule.")
-    for name, schedule in named.items():
-        if not callable(schedule):
-            remedy = "Pass warmclip_jax.linear_warmup(...) or any optax schedule."
-            raise broken_rule("schedules", f"a schedule, or a dict of them (here {name!r})", schedule, remedy, TypeError)
-    length = max(map(extent, named.values())) if steps is None else int(_STEPS.check("steps", steps))
-    return {str(name): sample(schedule, length) for name, schedule in named.items()}
-
-
-def _name(schedule: Any) -> str:
-    return schedule.kind if isinstance(schedule, Schedule) else getattr(schedule, "__name__", "schedule")
-
-
-def _draw(ax: Any, name: str, line: Sampled) -> Any:
-    (drawn,) = ax.plot(line.steps, line.values, label=name)
+def _draw(ax: Any, line: Sampled, place: int, number: int, log_scale: bool) -> None:
+    """One curve with its marks. Each lies thinner and dashed over the one before: where curves coincide, all are seen."""
+    many = number > _MANY
+    over = 0 if many else (number - 1 - place) * min(1, 4 / number)
+    values = np.where(line.values > 0, line.values, np.nan) if log_scale else line.values
+    style = {"color": _scale(place / (number - 1))} if many else {"dashes": (4, 1.5) if place else ()}
+    (drawn,) = ax.plot(line.steps, values, label=line.name, linewidth=1.5 + over, **style)
     color = drawn.get_color()
     if line.warmup is not None:
-        ax.axvline(line.warmup, color=color, linestyle=":", linewidth=1, label=f"_{name} warm-up")
-    ax.plot([line.peak], [line.at(line.peak)], "^", color=color, label=f"_{name} peak")
-    if line.end is not None:
-        ax.plot([line.end], [line.at(line.end)], "s", color=color, label=f"_{name} end")
-    return drawn
+        dots = (2 * place, (2, 2 * number)) if not many else ":"
+        ax.axvline(line.warmup, color=color, linestyle=dots, linewidth=1.5, label=f"_{line.name} warm-up")
+    # Marks are not cut by the axes: they stand at the ends of curves.
+    mark = {"color": color, "clip_on": False}
+    if line.at(line.peak) > 0 or not log_scale:
+        ax.plot(line.peak, line.at(line.peak), "^", **mark, markersize=6 + 2.5 * over, label=f"_{line.name} peak")
+    if line.end is not None and (line.at(line.end) > 0 or not log_scale):
+        hollow = {"markerfacecolor": "none", "markersize": 9 + 2.5 * over}
+        ax.plot(line.end, line.at(line.end), "s", **mark, **hollow, label=f"_{line.name} end")
 
 
-def _marks() -> list[Any]:
-    """What the legend says of the marks, once for all schedules."""
+def _marks(ax: Any) -> list[Any]:
+    """What the legend says of the marks on the axes, once for all schedules."""
     from matplotlib.lines import Line2D
 
+    drawn = [line.get_label() for line in ax.get_lines()]
+    styles = {
+        "warm-up": {"linestyle": ":", "label": "warm-up ends"},
+        "peak": {"linestyle": "", "marker": "^", "label": "peak"},
+        "end": {"linestyle": "", "marker": "s", "markersize": 9, "markerfacecolor": "none", "label": "no longer changes"},
+    }
     return [
-        Line2D([], [], color="gray", linestyle=":", label="warm-up ends"),
-        Line2D([], [], color="gray", linestyle="", marker="^", label="peak"),
-        Line2D([], [], color="gray", linestyle="", marker="s", label="no longer changes"),
+        Line2D([], [], color="gray", **style)
+        for mark, style in styles.items()
+        if any(label.startswith("_") and label.endswith(f" {mark}") for label in drawn)
     ]
+
+
+def _scale(share: float) -> Any:
+    """The colour of a curve among many, dark for the first."""
+    import matplotlib
+
+    return matplotlib.colormaps["viridis"](share)
 
 
 def _matplotlib_figure() -> Any:

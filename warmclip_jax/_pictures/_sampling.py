@@ -1,95 +1,176 @@
-"""What a picture of a schedule is drawn from: how far to look, at which steps, and what stands out there."""
+"""What a picture of a schedule is drawn from: how far to look, the values at its steps, and the steps that stand out."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
+from warmclip_jax._checks import MAX_COUNT, Number, as_number, broken_rule
+from warmclip_jax._pictures._structure import structure
 from warmclip_jax._schedules._schedule import Schedule
+from warmclip_jax._values import Function
 
 Drawable = Callable[[Any], Any]
 
 #: More steps than this are thinned out: no screen shows them.
 _MAX_SAMPLES = 4096
+_STEPS = Number(
+    f"a whole number of steps from 1 to {MAX_COUNT}, or None",
+    "It is how far to draw.",
+    lambda n: 1 <= n <= MAX_COUNT,
+    whole=True,
+)
+_SCHEDULE = Function("a schedule", "Pass warmclip_jax.linear_warmup(...) or any optax schedule.")
+#: What a function raises that takes numbers, not tracers.
+_UNTRACEABLE = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+    jax.errors.NonConcreteBooleanIndexError,
+)
 
 
 class Sampled(NamedTuple):
     """A schedule at some steps, in order, and the steps that stand out among them."""
 
+    name: str
     steps: np.ndarray
     values: np.ndarray
-    warmup: int | None  # The step at which the warm-up ends; None without one.
-    peak: int  # The first step at the largest value.
-    end: int | None  # The first step of the last value; None while it still moves.
+    warmup: int | None  # The step at which the warm-up ends; None without one, or where it goes on.
+    peak: int  # A step at the largest value.
+    end: int | None  # The step from which the value stays; None while it still moves.
 
     def at(self, step: int) -> float:
         """The value at one of `steps`."""
         return float(self.values[np.searchsorted(self.steps, step)])
 
 
-def sample(schedule: Drawable, steps: int) -> Sampled:
-    """The schedule at the steps 0 to `steps`, all of them where they are few."""
-    at = np.unique(np.linspace(0, steps, min(steps + 1, _MAX_SAMPLES)).astype(np.int64))
-    seams = [seam + offset for seam in _seams(schedule) for offset in (-1, 0, 1)]
-    at = np.union1d(at, [seam for seam in seams if 0 <= seam <= steps]).astype(np.int32)
-    values = np.broadcast_to(np.asarray(schedule(at), np.float64), at.shape)
-    peak = int(np.argmax(values))
-    moving = np.flatnonzero(values != values[-1])
-    last = int(moving[-1]) + 1 if moving.size else 0
-    end = int(at[last]) if last < at.size - 1 and moving.size else None
-    warmup = _warmup(schedule)
-    if warmup is None and peak and np.all(np.diff(values[: peak + 1]) >= 0):
-        warmup = int(at[peak])
-    return Sampled(at, values, warmup if warmup is not None and 0 < warmup <= steps else None, int(at[peak]), end)
+def sampled(schedules: Any, steps: int | None) -> list[Sampled]:
+    """What is drawn: each schedule of a list or dict, each entry of a stacked one.
+
+    Raises TypeError or ValueError for what is no schedule.
+    """
+    named = [entry for name, schedule in _named(schedules) for entry in _entries(name, schedule)]
+    length = max(extent(schedule) for _, schedule in named) if steps is None else int(_STEPS.check("steps", steps))
+    return [sample(schedule, length, name) for name, schedule in named]
 
 
 def extent(schedule: Drawable) -> int:
     """How many steps to look at: the lengths that the schedule was given, and a tenth more to see what comes after."""
-    return max(1, round(1.1 * _length(schedule)))
+    return max(1, round(min(1.1 * (structure(schedule).length or 100), MAX_COUNT)))
 
 
-def _warmup(schedule: Drawable) -> int | None:
-    """The step at which a warm-up ends, where the schedule says so; its values show it too, but not to the step."""
-    arguments = schedule.arguments if isinstance(schedule, Schedule) else {}
-    if "warmup_steps" in arguments:
-        return int(arguments["warmup_steps"])
-    if "schedules" in arguments:
-        return _warmup(arguments["schedules"][0])
-    inner = _warmup(arguments["schedule"]) if "schedule" in arguments else None
-    return None if inner is None else inner - int(arguments.get("by", 0))
+def sample(schedule: Drawable, steps: int, name: str = "schedule") -> Sampled:
+    """The schedule at the steps 0 to `steps`: all of them where they are few, else every seam and what stands out."""
+    told = structure(schedule)
+    near = {seam + offset for seam in told.seams for offset in (-1, 0, 1)}
+    first = np.linspace(0, steps, min(steps + 1, _MAX_SAMPLES)).astype(np.int64)
+    at = np.union1d(first, [seam for seam in near if 0 <= seam <= steps]).astype(np.int32)
+    values = _values_at(schedule, at, name)
+    if not np.isfinite(values).any():
+        raise broken_rule("schedules", f"finite somewhere ({name!r})", float(values[0]), "There is nothing to draw.")
+    while (more := _between(at, _outstanding(values))).size:
+        order = np.argsort(both := np.concatenate([at, more]))
+        at, values = both[order], np.concatenate([values, _values_at(schedule, more, name)])[order]
+    rise, peak, end = (None if place is None else int(at[place]) for place in _outstanding(values))
+    assert peak is not None
+    seams = [seam for seam in told.seams if seam <= steps]
+    line = Sampled(name, at, values, None, peak, end)
+    if told.warmup is not None:
+        rise = int(told.warmup) if told.warmup <= steps else None
+    elif rise is not None:
+        # A cut belongs to what comes after it, so a rise that is cut short ends one step after its last.
+        rise = rise + 1 if rise + 1 in seams else _at_seam(rise, seams, line)
+    ahead = [step for step in near if steps < step <= MAX_COUNT]
+    if end is not None and told.is_known and _changes_later(schedule, values[-1], steps, ahead):
+        end = None
+    return line._replace(warmup=rise, peak=_at_seam(peak, seams, line), end=end and _at_seam(end, seams, line))
 
 
-def _length(schedule: Drawable) -> float:
-    """The lengths in the arguments of a schedule; 100 steps for one that has none."""
-    if not isinstance(schedule, Schedule):
-        return 100
-    arguments = schedule.arguments
-    if "schedules" in arguments:
-        return (0, *arguments["boundaries"])[-1] + _length(arguments["schedules"][-1])
-    if "period" in arguments:
-        return 3 * arguments["period"]
-    if "schedule" in arguments:
-        return max(1, _length(arguments["schedule"]) + arguments.get("warmup_steps", 0) - arguments.get("by", 0))
-    # A curve that never ends, or that repeats, is worth more than one of its lengths.
-    times = 3 if arguments.get("cycle") or "decay_rate" in arguments or "timescale" in arguments else 1
-    lengths = [arguments[name] for name in ("total_steps", "decay_steps", "warmup_steps", "timescale") if name in arguments]
-    return min(times * lengths[0], 2.0**31 / 1.2) if lengths else 100
+def _named(schedules: Any) -> list[tuple[str, Drawable]]:
+    """The schedules with their names: the keys of a dict, else their kinds, with a number where a kind comes twice."""
+    if isinstance(schedules, Mapping):
+        named = [(str(name), _checked(f"schedules[{name!r}]", schedule)) for name, schedule in schedules.items()]
+    # An optimizer is a tuple too, of functions that are no schedules.
+    elif isinstance(schedules, (list, tuple)) and not hasattr(schedules, "_fields"):
+        each = [_checked(f"schedules[{place}]", schedule) for place, schedule in enumerate(schedules)]
+        kinds = list(map(_kind, each))
+        named = [
+            (kind if kinds.count(kind) == 1 else f"{kind} {kinds[: place + 1].count(kind)}", schedule)
+            for place, (kind, schedule) in enumerate(zip(kinds, each, strict=True))
+        ]
+    else:
+        named = [(_kind(schedules), _checked("schedules", schedules))]
+    if not named:
+        raise broken_rule("schedules", "a schedule, or a list or dict of at least one", schedules, "Pass a schedule.")
+    return named
 
 
-def _seams(schedule: Drawable, start: int = 0) -> list[int]:
-    """The steps at which a schedule changes from one thing to another, which thinning out would miss."""
-    if not isinstance(schedule, Schedule):
-        return []
-    arguments = schedule.arguments
-    inner = arguments.get("schedule")
-    warmup = int(arguments.get("warmup_steps", 0))
-    if "period" in arguments:
-        return [start, *(start + time * int(arguments["period"]) for time in range(1, 100))]
-    if inner is not None:
-        return [start, *_seams(inner, start + warmup - int(arguments.get("by", 0)))]
-    if "schedules" in arguments:
-        begins = [0, *map(int, arguments["boundaries"])]
-        each = zip(arguments["schedules"], begins, strict=True)
-        return [seam for one, begin in each for seam in (start + begin, *_seams(one, start + begin))]
-    total, decay = int(arguments.get("total_steps", 0)), int(arguments.get("decay_steps", 0))
-    return [start, start + warmup, start + total, start + (total - decay if total else decay)]
+def _checked(name: str, schedule: Any) -> Drawable:
+    _SCHEDULE.check(name, schedule)
+    return schedule
+
+
+def _kind(schedule: Any) -> str:
+    return schedule.kind if isinstance(schedule, Schedule) else getattr(schedule, "__name__", "schedule")
+
+
+def _entries(name: str, schedule: Drawable) -> Iterable[tuple[str, Drawable]]:
+    """A stacked schedule entry by entry, each named by the numbers that vary; any other schedule as it is."""
+    paths, treedef = jax.tree_util.tree_flatten_with_path(schedule) if isinstance(schedule, Schedule) else ([], None)
+    shape = np.broadcast_shapes(*(np.shape(leaf) for _, leaf in paths))
+    if treedef is None or not shape:
+        yield name, schedule
+        return
+    stacks = [(jax.tree_util.keystr(path, simple=True, separator="."), np.broadcast_to(leaf, shape)) for path, leaf in paths]
+    for index in np.ndindex(shape):
+        numbers = [as_number(stack[index]) for _, stack in stacks]
+        varying = [f"{path}={number:.3g}" for (path, stack), number in zip(stacks, numbers, strict=True) if np.ptp(stack)]
+        yield f"{name} {', '.join(varying) or list(index)}", treedef.unflatten(numbers)
+
+
+def _values_at(schedule: Drawable, steps: np.ndarray, name: str) -> np.ndarray:
+    """The values as float64. A function of another library is called with one count at a time, traced where it can be."""
+    # Few lengths, so that few programs are compiled.
+    padded = np.pad(steps, (0, (1 << (steps.size - 1).bit_length()) - steps.size), mode="edge").astype(np.int32)
+    try:
+        values = schedule(padded) if isinstance(schedule, Schedule) else jax.vmap(schedule)(padded)
+    except _UNTRACEABLE:
+        values = [schedule(step) for step in steps]
+    values = np.asarray(values, np.float64)
+    if values.ndim != 1:
+        remedy = "Draw one schedule for each number."
+        raise broken_rule("schedules", f"a function from a count to one number ({name!r})", values[0], remedy)
+    return values[: steps.size]
+
+
+def _outstanding(values: np.ndarray) -> tuple[int | None, int, int | None]:
+    """The places at which a rise from the start ends, of the peak, and from which the values stay; None where they do not."""
+    last = values.size - 1
+    falls = np.flatnonzero(np.diff(values) < 0)
+    top = falls[0] if falls.size else last
+    rise = int(np.argmax(values[: top + 1] == values[top]))
+    moving = np.flatnonzero(values != values[-1])
+    end = int(moving[-1]) + 1 if moving.size else 0
+    peak = int(np.argmax(np.where(np.isfinite(values), values, -np.inf)))
+    return rise if 0 < rise < last else None, peak, end if 0 < end < last else None
+
+
+def _between(at: np.ndarray, places: Iterable[int | None]) -> np.ndarray:
+    """Steps in the gaps beside `places`, to find them to the step."""
+    lows = {low for place in places if place is not None for low in (place - 1, place) if 0 <= low < at.size - 1}
+    finer = [np.linspace(at[low], at[low + 1], 64).astype(np.int32) for low in sorted(lows) if at[low + 1] - at[low] > 1]
+    return np.setdiff1d(np.concatenate(finer), at) if finer else np.empty(0, np.int32)
+
+
+def _at_seam(step: int, seams: list[int], line: Sampled) -> int:
+    """`step`, or the seam just after it with the same value: rounding reaches a value some steps before the formula does."""
+    same = (seam for seam in seams if step <= seam <= 1.001 * step and line.at(seam) == line.at(step))
+    return next(same, step)
+
+
+def _changes_later(schedule: Drawable, value: float, steps: int, ahead: list[int]) -> bool:
+    """Whether a value that stays to the end of the picture is left after it: a stair, a restart."""
+    later = np.union1d(np.geomspace(steps, MAX_COUNT, 64).astype(np.int64), ahead).astype(np.int32)
+    return bool(np.any(_values_at(schedule, later, "") != value))
