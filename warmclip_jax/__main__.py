@@ -62,7 +62,7 @@ def _signature(factory: Callable[..., Any]) -> str:
 def _picture_path(text: str) -> pathlib.Path:
     """The file that is written: a name without a suffix is that of a PNG."""
     path = pathlib.Path(text)
-    if not text or path.is_dir():
+    if path.is_dir():  # "" too
         raise ValueError(f"--out must name a file, such as lr.png; got {text!r}")
     return path if path.suffix.strip(".") else path.with_name(path.name.rstrip(".") + ".png")
 
