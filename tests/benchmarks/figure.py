@@ -3,7 +3,7 @@
 import pathlib
 from typing import Any
 
-from tests.benchmarks import report
+from tests.benchmarks import growth, report
 from tests.benchmarks.jax_steps import BARE, OPTAX, OPTAX_SKIP, OURS, SKIP
 
 #: Contenders that are drawn, in order: ours in blue, optax's in orange, other libraries in grey and green.
@@ -33,7 +33,7 @@ def draw(results: dict[str, Any], path: pathlib.Path) -> None:
     if results["steps"]:
         _bars(axes["steps"], results["steps"])
     for axis, rows in results.get("growth", {}).items():
-        _lines(axes[axis], axis, rows)
+        draw_growth(axes[axis], axis, rows)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
 
@@ -68,10 +68,16 @@ def _bars(ax: Any, steps: dict[str, Any]) -> None:
     ax.legend(ncols=4, fontsize=9, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.14))
 
 
-def _lines(ax: Any, axis: str, rows: list[dict[str, Any]]) -> None:
+def draw_growth(ax: Any, axis: str, rows: list[dict[str, Any]]) -> None:
+    """Draws a line for each contender; one that ends early says why."""
+    last = max(row[axis] for row in rows)
     for contender in [contender for contender in COLORS if any(row["contender"] == contender for row in rows)]:
         points = [(row[axis], row["ratio"]) for row in rows if row["contender"] == contender]
         ax.plot(*zip(*points, strict=True), marker="o", color=COLORS[contender], label=contender)
+        if points[-1][0] < last:
+            text = f"{last:,} left out: compiles\nfor over {growth.PATIENCE // 60} minutes"
+            near = {"textcoords": "offset points", "xytext": (0, -8), "ha": "center", "va": "top", "fontsize": 8}
+            ax.annotate(text, points[-1], **near, color=COLORS[contender])
     ax.axhline(1, color="black", linewidth=0.8)
     ax.set(xscale="log", xlabel=axis, ylabel="step with clip / the same step without")
     fixed = "1 M parameters in all" if axis == "leaves" else "20 leaves"

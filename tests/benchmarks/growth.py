@@ -14,7 +14,7 @@ LEAVES = 20  # of the trees that grow in parameters
 #: Rounds for each one asked for, of trees up to `ENTRIES`: their steps take milliseconds, and vary more.
 _MORE = 20
 #: Seconds of compiling, at most. They grow at least with the square of the number of leaves.
-_PATIENCE = 300
+PATIENCE = 300
 
 
 def measured(
@@ -24,7 +24,7 @@ def measured(
     by_leaves: list[dict[str, Any]] = []
     rows: list[dict[str, Any]] = []
     for count in leaves:
-        slow = {row["contender"] for row in rows if row["compile_seconds"] * (count / row["leaves"]) ** 2 > _PATIENCE}
+        slow = {row["contender"] for row in rows if row["compile_seconds"] * (count / row["leaves"]) ** 2 > PATIENCE}
         names = [name for name in NAMES if name not in slow or name in (REFERENCE, OURS)]  # the others are compared with them
         title, shapes = f"{count:,} leaves", ((ENTRIES // count,),) * count
         rows = [{"leaves": count, **row} for row in _step(title, shapes, rounds, progress, names)]

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import pytest
+from matplotlib.figure import Figure
 
 from tests.benchmarks import __main__ as command
 from tests.benchmarks import figure, growth, jax_steps, machine, report
@@ -130,10 +131,13 @@ def test_growth_is_measured_on_both_axes_and_drawn(monkeypatch: pytest.MonkeyPat
 
 def test_growth_leaves_out_what_would_compile_for_too_long(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(growth, "NAMES", (*TWO, jax_steps.OPTAX))
-    monkeypatch.setattr(growth, "_PATIENCE", 0)
+    monkeypatch.setattr(growth, "PATIENCE", 0)
     grown = growth.measured((2, 3), (), 1, quiet)
     assert [row["leaves"] for row in grown["leaves"] if row["contender"] == jax_steps.OPTAX] == [2]
     assert [row["leaves"] for row in grown["leaves"] if row["contender"] == jax_steps.OURS] == [2, 3]
+    ax = Figure().subplots()
+    figure.draw_growth(ax, "leaves", grown["leaves"])
+    assert [text.get_text() for text in ax.texts] == ["3 left out: compiles\nfor over 0 minutes"]
 
 
 @pytest.mark.usefixtures("without_others")
