@@ -147,24 +147,22 @@ def bounds(draw: st.DrawFn, tree: Tree) -> float:
     return bound if bound == 0 or bound >= float(info.tiny) else 0.0
 
 
-@functools.cache
-def program(structure: int, nonfinite: str) -> Any:
-    """Everything that is asked of a tree, in one compiled program."""
+@jax.jit
+def program(tree: Any, bound: Any) -> Any:
+    """Everything that is asked of a tree, compiled once for each structure."""
 
-    @jax.jit
-    def run(tree: Any, bound: Any) -> Any:
-        transformation = wc.clip_by_global_norm(bound, nonfinite=nonfinite)  # pyright: ignore[reportArgumentType]
-        clipped, state = transformation.update(tree, transformation.init(tree))
-        again, _ = wc.clip_tree(clipped, bound)
-        return wc.global_norm(tree), clipped, state, again, wc.clip_tree(tree, bound)
+    def clip(nonfinite: Any) -> Any:
+        transformation = wc.clip_by_global_norm(bound, nonfinite=nonfinite)
+        return transformation.update(tree, transformation.init(tree))
 
-    return run
+    clipped, state = clip("propagate")
+    again, _ = wc.clip_tree(clipped, bound)
+    return wc.global_norm(tree), clipped, state, again, wc.clip_tree(tree, bound), clip("zero")
 
 
-def run(tree: Tree, bound: float, leaves: list[Any] | None = None, nonfinite: str = "propagate") -> Any:
+def run(tree: Tree, bound: float, leaves: list[Any] | None = None) -> Any:
     with tree.precision:
-        results = program(tree.structure, nonfinite)(tree.grow(leaves or tree.leaves), tree.dtype(bound))
-        return jax.tree.map(np.asarray, results)
+        return jax.tree.map(np.asarray, program(tree.grow(leaves or tree.leaves), tree.dtype(bound)))
 
 
 def gradients(tree: Any) -> list[np.ndarray]:
@@ -184,12 +182,12 @@ def rounding(leaf: np.ndarray) -> float:
     return float(reference.limits(leaf).eps) / 2
 
 
-@settings(max_examples=2000)
+@settings(max_examples=1000)
 @given(st.data())
 def test_the_norm_and_the_clip_are_right_for_every_finite_tree(data):
     tree = data.draw(trees())
     bound = data.draw(bounds(tree))
-    norm, clipped, state, again, (by_function, norm_by_function) = run(tree, bound)
+    norm, clipped, state, again, (by_function, norm_by_function), zeroed = run(tree, bound)
     expected_norm = reference.global_norm(tree.leaves)
     largest = float(np.finfo(tree.dtype).max)
 
@@ -201,9 +199,11 @@ def test_the_norm_and_the_clip_are_right_for_every_finite_tree(data):
     if expected_norm * (1 - tree.error) > largest:
         assert norm == math.inf
 
-    # The same tree, whichever function clips; the same structure, shapes and dtypes; what is no gradient untouched.
+    # The same tree, whichever function clips and under whichever policy; the same structure, shapes and dtypes; what is no
+    # gradient untouched.
     assert jax.tree.structure(clipped) == jax.tree.structure(tree.tree)
     assert_same_bits(gradients(by_function), gradients(clipped))
+    assert_same_bits(gradients(zeroed), gradients((clipped, state)))
     assert_same_bits(others(clipped), others(tree.tree))
     over = reference.is_over(tree.leaves, bound)
     assert [int(state.clip_calls), int(state.clipped_count), int(state.nonfinite_count)] == [1, int(over), 0]
@@ -236,7 +236,7 @@ def test_the_norm_and_the_clip_are_right_for_every_finite_tree(data):
             assert np.all(np.abs(a - b) <= allowed)
 
 
-@settings(max_examples=400)
+@settings(max_examples=200)
 @given(st.data())
 def test_one_bad_entry_anywhere_is_always_seen_and_handled(data):
     tree = data.draw(trees())
@@ -248,7 +248,7 @@ def test_one_bad_entry_anywhere_is_always_seen_and_handled(data):
     position = data.draw(st.integers(0, leaf.size - 1))
     leaf.reshape(-1)[position : position + 1] = complex(1, bad) if leaf.dtype.kind == "c" else bad
 
-    norm, clipped, state, _, _ = run(tree, bound, leaves)
+    norm, clipped, state, _, _, (zeroed, state_zeroed) = run(tree, bound, leaves)
     assert not np.isfinite(norm)
     assert [int(state.clipped_count), int(state.nonfinite_count)] == [0, 1]
     if bound == math.inf:
@@ -258,10 +258,9 @@ def test_one_bad_entry_anywhere_is_always_seen_and_handled(data):
         assert all(np.all(np.isnan(part)) for leaf in gradients(clipped) for part in reference.real_parts(leaf))
     assert_same_bits(others(clipped), others(tree.tree))
 
-    _, clipped, state, _, _ = run(tree, bound, leaves, "zero")
-    assert [int(state.clipped_count), int(state.nonfinite_count)] == [0, 1]
-    assert all(np.all(part == 0) for leaf in gradients(clipped) for part in reference.real_parts(leaf))
-    assert_same_bits(others(clipped), others(tree.tree))
+    assert [int(state_zeroed.clipped_count), int(state_zeroed.nonfinite_count)] == [0, 1]
+    assert all(np.all(part == 0) for leaf in gradients(zeroed) for part in reference.real_parts(leaf))
+    assert_same_bits(others(zeroed), others(tree.tree))
 
 
 @functools.cache
@@ -286,10 +285,10 @@ def training(structure: int) -> Any:
     return {name: functools.partial(steps, each) for name, each in step.items()}
 
 
-@settings(max_examples=150)
+@settings(max_examples=60)
 @given(st.data())
 def test_one_bad_step_costs_exactly_one_step(data):
-    structure = data.draw(st.sampled_from([2, 3, 6]))
+    structure = data.draw(st.sampled_from([3, 6]))
     leaves = len(STRUCTURES[structure][0])
     first, bad, last = (
         Tree(structure, tuple(data.draw(st.sampled_from(KINDS)) for _ in range(leaves)), data.draw(st.integers(0, 2**32 - 1)))
@@ -329,7 +328,7 @@ def gradient_leaves(tree: Any) -> list[Any]:
     return [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)]
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(st.data())
 def test_derivatives_are_those_of_the_formula_on_both_sides_of_the_bound(data):
     structure = data.draw(st.sampled_from([0, 3, 7, 8]))
@@ -352,7 +351,7 @@ def test_derivatives_are_those_of_the_formula_on_both_sides_of_the_bound(data):
 
 
 def test_the_judge_passes_the_formula_and_catches_each_planted_corruption():
-    for case in robustness.stream(300, seed=1):
+    for case in robustness.stream(6 * len(robustness.KINDS), seed=1):
         exact = robustness.exact(case)
         assert robustness.verdict(case, exact) is None, case.kind
         for name, planted in robustness.planted(case, exact):

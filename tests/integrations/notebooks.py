@@ -71,8 +71,9 @@ def executed(notebook: Any) -> Any:
     first, last = nbformat.v4.new_code_cell(_RECORD), nbformat.v4.new_code_cell(_TELL)
     fresh.cells = [first, *fresh.cells, last]
     client = nbclient.NotebookClient(fresh, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(COLABS)}})
-    # As a reader's: the eight devices of the tests would change roundings.
-    client.execute(env={name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | {"JAX_PLATFORMS": "cpu"})
+    # As a reader's: the eight devices of the tests would change roundings. And with the package of this checkout.
+    env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    client.execute(env=env | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(COLABS.parent)})
     fresh.cells = fresh.cells[1:-1]
     recorded = json.loads(last.outputs[0]["text"])
     for number, cell in enumerate(codes(fresh), start=1):

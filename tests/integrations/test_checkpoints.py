@@ -76,12 +76,16 @@ EXACT_PARAMS = {"x": jnp.array([8.0]), "y": jnp.array([4.0])}
 EXACT_GRADS = {"x": jnp.array([3.0]), "y": jnp.array([4.0])}
 
 
+@functools.cache
+def jitted_step(optimizer: Any) -> Any:
+    return jax.jit(functools.partial(wc.apply_gradients, optimizer))
+
+
 def exact_run(optimizer: Any, steps: int, params: Any = None, state: Any = None) -> tuple[Any, Any]:
     if params is None:
         params, state = EXACT_PARAMS, optimizer.init(EXACT_PARAMS)
-    step = jax.jit(functools.partial(wc.apply_gradients, optimizer))
     for _ in range(steps):
-        params, state = step(params, state, EXACT_GRADS)
+        params, state = jitted_step(optimizer)(params, state, EXACT_GRADS)
     return params, state
 
 
