@@ -12,8 +12,8 @@ PACKAGE = TESTS.parent / "warmclip_jax"
 
 #: From the front door down. A module imports from its own layer or from those below; what is not named here is ground floor.
 FRONT = {"__init__", "__main__"}
-GALLERY = {"_metrics", "_report", "_adopting", "_pictures"}
-HALL = {"_pipeline"}
+GALLERY = {"_metrics", "_records", "_report", "_finding", "_adopting", "_pictures"}
+HALL = {"_pipeline", "_rates"}
 WINGS = {"_schedules", "_gradients"}
 LAYERS = (FRONT, GALLERY, HALL, WINGS)
 
