@@ -72,6 +72,8 @@ def as_number(value: Any) -> Any:
     scalar = np.asarray(value)[()]
     if jnp.issubdtype(scalar.dtype, jnp.integer):
         return int(scalar)
+    if not jnp.issubdtype(scalar.dtype, jnp.floating):
+        return value
     if np.issubdtype(scalar.dtype, np.floating):
         return float(str(scalar))
     # bfloat16 and its like print six digits, needed or not.

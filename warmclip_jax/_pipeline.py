@@ -21,10 +21,11 @@ from warmclip_jax._gradients._selecting import choose
 from warmclip_jax._gradients._skipping import Guard
 from warmclip_jax._gradients._states import UNKNOWN, like, own
 from warmclip_jax._rates import Rate
+from warmclip_jax._schedules._schedule import Schedule
+from warmclip_jax._values import Function
 
-_LEARNING_RATE = Number(
-    "a schedule or a finite number", "Pass warmclip_jax.linear_warmup(...), any optax schedule, or 1e-3.", np.isfinite
-)
+_RATE_RULE, _RATE_REMEDY = "a schedule or a finite number", "Pass warmclip_jax.linear_warmup(...), any optax schedule, or 1e-3."
+_LEARNING_RATE = Function(_RATE_RULE, _RATE_REMEDY, Number(_RATE_RULE, _RATE_REMEDY, np.isfinite))
 _NONFINITE = Choice(("skip", "propagate", "zero"))
 
 
@@ -109,14 +110,15 @@ def pipeline(
         )
     clip = Clip("pipeline", max_norm, groups, axis_name=axis_name, record_leaves=record_leaves)
     guard, length = Guard("pipeline: skip_above", skip_above), check_record("pipeline", record)
-    if isinstance(optimizer, optax.GradientTransformation) or not callable(optimizer):
+    is_built = isinstance(optimizer, optax.GradientTransformation)
+    if is_built or isinstance(optimizer, Schedule) or not callable(optimizer):
         raise TypeError(
-            f"optimizer must be a function from a learning rate to a GradientTransformation; got {optimizer!r} "
-            f"({type(optimizer).__name__}). Pass optax.adamw, or functools.partial(optax.adamw, weight_decay=0.01), not "
-            "optax.adamw(1e-3)."
+            "pipeline: optimizer must be a function from a learning rate to a GradientTransformation; got "
+            f"{'one that is built already' if is_built else repr(optimizer)} ({type(optimizer).__name__}). Pass optax.adamw, "
+            "or functools.partial(optax.adamw, weight_decay=0.01), not optax.adamw(1e-3); the schedule comes second."
         )
-    asked = Rate(schedule if callable(schedule) else _LEARNING_RATE.check("schedule", schedule))
-    inner = as_transformation("what optimizer returns", optimizer(asked.handed()))
+    asked = Rate(_LEARNING_RATE.check("pipeline: schedule", schedule))
+    inner = as_transformation("pipeline: what optimizer returns", optimizer(asked.handed()))
     becomes = "propagate" if nonfinite == "propagate" else "zero"
 
     def init(params: optax.Params) -> PipelineState:
@@ -175,6 +177,6 @@ def _check_no_multi_steps(inner_state: optax.OptState) -> None:
 
     if any(map(is_multi_steps, jax.tree.leaves(inner_state, is_leaf=is_multi_steps))):
         raise TypeError(
-            "optimizer must not hold an optax.MultiSteps: each micro-batch would be clipped, and the learning rate would not "
-            "be known. Put it outside: skip_nonfinite(optax.MultiSteps(pipeline(...), every_k_schedule=k))."
+            "pipeline: optimizer must not hold an optax.MultiSteps: each micro-batch would be clipped, and the learning "
+            "rate would not be known. Put it outside: skip_nonfinite(optax.MultiSteps(pipeline(...), every_k_schedule=k))."
         )

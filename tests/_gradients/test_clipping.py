@@ -97,7 +97,7 @@ def test_none_and_inf_measure_only(clip, max_norm):
     assert float(norm) == pytest.approx(reference.global_norm(gradients(tree)), rel=4 * 2.0**-23)
 
 
-@pytest.mark.parametrize("value", [None, math.inf, jnp.inf, np.float32(np.inf)])
+@pytest.mark.parametrize("value", [math.inf, jnp.inf, np.float32(np.inf)])
 def test_a_schedule_may_measure_only(value):
     tree = [odd_entries(np.float32), np.full(3, 1e30, np.float32)]
     assert_same_bits(through_transformation(tree, lambda count: value)[0], tree)

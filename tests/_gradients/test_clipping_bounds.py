@@ -213,7 +213,8 @@ def test_a_bound_that_breaks_its_rule_is_named_and_quoted(build, max_norm, error
         build(max_norm)
     message = str(raised.value)
     shown = max_norm.item() if isinstance(max_norm, np.generic) and error is ValueError else max_norm
-    assert message.startswith("max_norm must be a non-negative number, a schedule, or None")
+    rule = "max_norm must be a non-negative number, a schedule, running_bound(...) or None"
+    assert message.startswith((f"clip_by_global_norm: {rule}", f"clip_tree: {rule}"))
     assert repr(shown) in message
     if error is TypeError:
         assert type(max_norm).__name__ in message
@@ -234,7 +235,9 @@ def test_a_traced_bound_of_the_wrong_shape_or_dtype_is_an_error():
 
 
 def test_a_schedule_needs_a_step_that_clip_tree_does_not_have():
-    with pytest.raises(TypeError, match=r"max_norm must be a number or None in clip_tree.*Call it first"):
+    with pytest.raises(
+        TypeError, match=r"clip_tree: max_norm must be a number or None, since it has no step.*Call a schedule with the step"
+    ):
         wc.clip_tree([np.ones(1, np.float32)], wc.constant(value=1.0))  # pyright: ignore[reportArgumentType]
 
 

@@ -41,7 +41,7 @@ def apply_gradients(
     >>> params.tolist()
     [0.5, 0.5]
     """
-    updates, opt_state = as_transformation("optimizer", optimizer).update(grads, opt_state, params, **extra)
+    updates, opt_state = as_transformation("apply_gradients: optimizer", optimizer).update(grads, opt_state, params, **extra)
 
     def applied(param: Any, update: Any) -> Any:
         return param if update is None else optax.apply_updates(param, update)

@@ -66,12 +66,12 @@ class Clip:
         labels = sorted(set(self._labels(params, params)))
         limit = self._limit(labels)
         shape = () if self._groups is None else (len(labels),)
-        norm, bound, coef = (jnp.zeros(shape, dtype) for _ in range(3))
+        norm, bound = jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)
         return ClipState(
             clip_calls=counter(),
             grad_norm=norm,
             norm_bound=bound,
-            clip_coef=coef,
+            clip_coef=jnp.ones(shape, dtype),
             clipped_count=counter(),
             nonfinite_count=counter(),
             clip_history=limit.init(shape, dtype),

@@ -85,7 +85,7 @@ def skip_nonfinite(
     guard = Guard("skip_nonfinite: above", above)
     length = check_record("skip_nonfinite", record)
     Choice((False, True)).check("skip_nonfinite: record_leaves", record_leaves)
-    guarded = as_transformation("inner", inner)
+    guarded = as_transformation("skip_nonfinite: inner", inner)
 
     def init(params: optax.Params) -> SkipState:
         dtype = accumulation_dtype(params)

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from warmclip_jax._checks import default_float
+
 #: How a state writes a bound that is never reached, and a number that is not known: past every rate, and short of inf in
 #: bfloat16 too. It holds no inf or NaN of its own, which `jax_debug_infs` and `jax_debug_nans` would stop at.
 NEVER, UNKNOWN = -1.0, 3e38
@@ -49,7 +51,11 @@ def like(old: jax.Array, new: Any) -> jax.Array:
 
 def stored(bound: Any) -> Any:
     """A bound as a state holds it."""
-    return NEVER if bound is None else jnp.where(jnp.asarray(bound) == jnp.inf, NEVER, jnp.maximum(bound, 0))
+    if bound is None:
+        return NEVER
+    number = jnp.asarray(bound)
+    number = number if jnp.issubdtype(number.dtype, jnp.inexact) else number.astype(default_float())
+    return jnp.where(number == jnp.inf, NEVER, jnp.maximum(number, 0))
 
 
 def shown(number: Any) -> jax.Array:
