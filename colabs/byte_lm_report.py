@@ -1,5 +1,6 @@
 """What a training run leaves behind: a table and a figure."""
 
+import io
 import math
 import os
 import pathlib
@@ -49,9 +50,15 @@ def table(runs: dict[str, Run], entropy: float) -> str:
 
 def prepare_figure(path: pathlib.Path) -> None:
     """Finds out before the training, not after it, that nothing can be drawn there."""
-    kinds = Figure().canvas.get_supported_filetypes()
-    if path.suffix[1:] not in kinds:
+    figure, kind = Figure(), path.suffix[1:].lower()
+    kinds = figure.canvas.get_supported_filetypes()
+    if kind not in kinds:
         raise ValueError(f"--figure {path} must end in one of {', '.join(kinds)}")
+    figure.text(0, 0, "text")
+    try:
+        figure.savefig(io.BytesIO(), format=kind)
+    except Exception as error:  # Each backend fails in its own way: .pgf needs LaTeX.
+        raise ValueError(f"cannot draw in {path}: {error}") from error
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         fits = not path.is_dir() and os.access(path if path.exists() else path.parent, os.W_OK)
@@ -91,4 +98,4 @@ def draw(runs: dict[str, Run], entropy: float, path: pathlib.Path) -> None:
     for axes in (loss, rate, norm):
         axes.grid(alpha=0.3)
         axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, frameon=False, fontsize="small", borderaxespad=0.2)
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=120, format=path.suffix[1:].lower())

@@ -4,59 +4,38 @@
     python colabs/train_byte_lm.py --text FOLDER --compare   # your text; and again without warm-up and clipping
     python colabs/train_byte_lm.py --checkpoint runs/mine    # stop it whenever you like, the same command goes on
 
-The part to take home is short: `make_optimizer` and `make_step`, just below. The rest is a model, some text and bookkeeping.
+The part to take home is short: `make_optimizer` and `make_step`, just below. The model, the text and the bookkeeping
+are in the files beside this one.
 """
 
 import argparse
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import math
+import os
 import pathlib
 import signal
 import sys
-import sysconfig
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, NoReturn
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
-import orbax.checkpoint as ocp
 import tqdm
+from byte_lm_checkpoints import open_checkpoints, prepare_checkpoints, resume, save
+from byte_lm_model import ByteLM
 from byte_lm_report import Run, draw, prepare_figure, table
+from byte_lm_settings import HEAD_WIDTH, RECORDED, Settings, UsageError, command_line
+from byte_lm_text import Corpus, read_corpus, training_batch, windows_at
 from flax import nnx
 
 import warmclip_jax as wc
 
-HEAD_WIDTH = 32
-HELD_OUT = 0.1  # the share of the text that training never sees
 EVALUATED_BATCHES = 32
 RECIPE, BARE = "warm-up and clipping", "neither"
-RECORDED = ("bits_per_byte", "learning_rate", "grad_norm", "clipped_count", "skipped_count")
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """All that decides what a run computes. A checkpoint keeps it, and goes on with nothing else."""
-
-    steps: int
-    batch: int
-    length: int
-    width: int
-    layers: int
-    peak: float
-    warmup: float
-    max_norm: float
-    seed: int
-    text: str = ""  # a fingerprint
-
-
-class UsageError(Exception):
-    """What the person at the keyboard can put right; the message is one line."""
 
 
 # The recipe
@@ -77,118 +56,6 @@ def make_step(optimizer: optax.GradientTransformation, loss_of: Callable[..., ja
         return params, opt_state, {"bits_per_byte": loss / math.log(2), **wc.metrics(opt_state)}
 
     return step
-
-
-# The model
-
-
-class Block(nnx.Module):
-    """Causal self-attention and a perceptron, each added to the stream."""
-
-    def __init__(self, width: int, rngs: nnx.Rngs):
-        self.attention_norm = nnx.LayerNorm(width, rngs=rngs)
-        self.queries_keys_values = nnx.Linear(width, 3 * width, use_bias=False, rngs=rngs)
-        self.mix = nnx.Linear(width, width, use_bias=False, rngs=rngs)
-        self.perceptron_norm = nnx.LayerNorm(width, rngs=rngs)
-        self.expand = nnx.Linear(width, 4 * width, rngs=rngs)
-        self.contract = nnx.Linear(4 * width, width, rngs=rngs)
-
-    def __call__(self, stream: jax.Array) -> jax.Array:
-        batch, length, width = stream.shape
-        heads = self.queries_keys_values(self.attention_norm(stream)).reshape(batch, length, -1, HEAD_WIDTH)
-        queries, keys, values = jnp.split(heads, 3, axis=2)
-        seen = jax.nn.dot_product_attention(rotated(queries), rotated(keys), values, is_causal=True)
-        stream = stream + self.mix(seen.reshape(batch, length, width))
-        return stream + self.contract(jax.nn.gelu(self.expand(self.perceptron_norm(stream))))
-
-
-class ByteLM(nnx.Module):
-    """Bytes in, the logits of each next byte out."""
-
-    def __init__(self, width: int, layers: int, rngs: nnx.Rngs):
-        self.embed = nnx.Embed(256, width, rngs=rngs)
-        self.blocks = nnx.List([Block(width, rngs) for _ in range(layers)])
-        self.norm = nnx.LayerNorm(width, rngs=rngs)
-        self.unembed = nnx.Linear(width, 256, rngs=rngs)
-
-    def __call__(self, text: jax.Array) -> jax.Array:
-        stream = self.embed(text)
-        for block in self.blocks:
-            stream = block(stream)
-        return self.unembed(self.norm(stream))
-
-
-def rotated(heads: jax.Array) -> jax.Array:
-    """Rotary positions (Su et al. 2021): attention sees how far apart two bytes are."""
-    length, half = heads.shape[1], HEAD_WIDTH // 2
-    angles = np.outer(np.arange(length), 10_000.0 ** -(np.arange(half) / half)).astype(np.float32)[None, :, None, :]
-    even, odd = jnp.split(heads, 2, axis=-1)
-    turned = even * np.cos(angles) - odd * np.sin(angles), even * np.sin(angles) + odd * np.cos(angles)
-    return jnp.concatenate(turned, axis=-1)
-
-
-# The text
-
-
-class Corpus(NamedTuple):
-    train: np.ndarray
-    held_out: np.ndarray
-    fingerprint: str
-
-    def unigram_entropy(self) -> float:
-        """Bits per byte of the held-out text for the best model that looks at no context."""
-        counts = np.bincount(self.held_out)
-        shares = counts[counts > 0] / len(self.held_out)
-        return float(-(shares * np.log2(shares)).sum())
-
-
-def read_corpus(path: pathlib.Path | None, settings: Settings) -> Corpus:
-    try:
-        texts = read_texts(path)
-    except OSError as error:
-        raise UsageError(f"cannot read {error.filename or path}: {error.strerror or error}") from error
-    # Shuffled by file, so that the end, which is held out, is like the rest.
-    order = np.random.default_rng(0).permutation(len(texts))
-    text = np.frombuffer(b"\n".join(texts[index] for index in order), np.uint8)
-    cut = len(text) - int(HELD_OUT * len(text))
-    corpus = Corpus(text[:cut], text[cut:], hashlib.sha256(text.tobytes()).hexdigest()[:16])
-    if len(corpus.held_out) <= settings.length:
-        least = math.ceil((settings.length + 1) / HELD_OUT)
-        raise UsageError(f"--length {settings.length} needs a text of {least} bytes or more; this one has {len(text)}")
-    if settings.batch * settings.length > len(corpus.train):
-        most = len(corpus.train) // settings.length
-        raise UsageError(f"--batch {settings.batch} is more text than there is: {most} at most with --length {settings.length}")
-    return corpus
-
-
-def read_texts(path: pathlib.Path | None) -> list[bytes]:
-    if path is None:
-        root, pattern, left_out = pathlib.Path(sysconfig.get_path("stdlib")), "*.py", {"site-packages", "test", "tests"}
-    else:
-        root, pattern, left_out = path, "*", set[str]()
-    if root.is_file():
-        files = [root]
-    elif root.is_dir():
-        parts = {file: file.relative_to(root).parts for file in sorted(root.rglob(pattern)) if file.is_file()}
-        files = [file for file, at in parts.items() if not left_out & set(at) and not any(part[0] == "." for part in at)]
-    else:
-        raise UsageError(f"--text {root} is neither a file nor a folder")
-    # Text is what has no zero byte in it: git's rule.
-    texts = [text for text in (file.read_bytes() for file in files) if text and b"\0" not in text]
-    if not texts:
-        raise UsageError(f"no text in {root}" + ("; say where there is some with --text" if path is None else ""))
-    return texts
-
-
-def windows_at(text: np.ndarray, starts: np.ndarray, length: int) -> np.ndarray:
-    return text[starts[..., None] + np.arange(length + 1)].astype(np.int32)
-
-
-def training_batch(corpus: Corpus, settings: Settings, step: int) -> np.ndarray:
-    """A pure function of the seed and the step, so that a resumed run sees what the interrupted one would have."""
-    rng = np.random.default_rng((settings.seed, step))
-    starts = rng.integers(len(corpus.train) - settings.length, size=settings.batch)
-    return windows_at(corpus.train, starts, settings.length)
 
 
 # Training
@@ -271,89 +138,11 @@ def postponed_signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-# Checkpoints
-
-
-def open_checkpoints(
-    folder: pathlib.Path | None, save_every: int
-) -> contextlib.AbstractContextManager[ocp.CheckpointManager | None]:
-    if folder is None:
-        return contextlib.nullcontext()
-    options = ocp.CheckpointManagerOptions(
-        save_interval_steps=save_every,
-        preservation_policy=ocp.checkpoint_managers.LatestN(2),
-        # The next step takes the memory of what is being saved.
-        enable_async_checkpointing=False,
-    )
-    try:
-        return ocp.CheckpointManager(folder.absolute(), options=options)
-    except OSError as error:
-        raise UsageError(f"cannot keep checkpoints in {folder}: {error.strerror or error}") from error
-
-
-def save(checkpoints: ocp.CheckpointManager, step: int, settings: Settings, state: Any, *, force: bool) -> None:
-    parts = {"settings": ocp.args.JsonSave(dataclasses.asdict(settings)), "state": ocp.args.StandardSave(state)}
-    checkpoints.save(step, args=ocp.args.Composite(**parts), force=force)
-
-
-def resume(checkpoints: ocp.CheckpointManager | None, settings: Settings, state: Any) -> tuple[int, Any]:
-    """The steps done and the state after them: those of the last checkpoint, or 0 and `state` as it is."""
-    step = checkpoints.latest_step() if checkpoints else None
-    if checkpoints is None or step is None:
-        return 0, state
-    saved = restore(checkpoints, step, settings=ocp.args.JsonRestore())
-    for name, value in dataclasses.asdict(settings).items():
-        if saved.get(name) != value:
-            other = "another text" if name == "text" else f"--{name.replace('_', '-')} {saved.get(name)}, not {value}"
-            raise UsageError(f"the checkpoint in {checkpoints.directory} is of a run with {other}: take another folder")
-    return step, restore(checkpoints, step, state=ocp.args.StandardRestore(state))
-
-
-def restore(checkpoints: ocp.CheckpointManager, step: int, **part: Any) -> Any:
-    (name,) = part
-    try:
-        return checkpoints.restore(step, args=ocp.args.Composite(**part))[name]
-    except Exception as error:  # Orbax and what it is built on have many words for a damaged file.
-        folder = checkpoints.directory
-        raise UsageError(f"cannot read the checkpoint of step {step} in {folder}: move it away, or take another") from error
-
-
 # The command line
 
 
-class OneLineParser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
-
-
-def positive(text: str) -> int:
-    if not text.strip().isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number, 1 or more; got {text!r}")
-    return int(text)
-
-
-def command_line() -> OneLineParser:
-    text = argparse.ArgumentDefaultsHelpFormatter
-    parser = OneLineParser(description=(__doc__ or "").split("\n", 1)[0], formatter_class=text)
-    parser.add_argument("--text", type=pathlib.Path, help="a file or a folder (default: the standard library's own source)")
-    parser.add_argument("--steps", type=positive, default=500, help="optimizer steps, the warm-up included")
-    parser.add_argument("--batch", type=positive, default=8, help="windows of text in a step")
-    parser.add_argument("--length", type=positive, default=128, help="bytes in a window")
-    parser.add_argument("--width", type=positive, default=160, help=f"of the model, a multiple of {HEAD_WIDTH}")
-    parser.add_argument("--layers", type=positive, default=3, help="of the model")
-    parser.add_argument("--peak", type=float, default=3e-3, help="learning rate at the end of the warm-up")
-    parser.add_argument("--warmup", type=float, default=0.1, help="its share of the steps")
-    parser.add_argument("--max-norm", type=float, default=1.0, help="threshold of the clip; inf only measures")
-    parser.add_argument("--seed", type=positive, default=1, help="of the parameters and of the order of the text")
-    parser.add_argument("--compare", action="store_true", help="train again, at the same peak, without warm-up and clipping")
-    parser.add_argument("--checkpoint", type=pathlib.Path, metavar="DIR", help="save there, and go on from what is there")
-    parser.add_argument("--save-every", type=positive, default=100, metavar="STEPS", help="between two checkpoints")
-    parser.add_argument("--figure", type=pathlib.Path, default=pathlib.Path("runs/byte_lm.png"), help="where it is drawn")
-    return parser
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = command_line()
+    parser = command_line((__doc__ or "").split("\n", 1)[0])
     options = parser.parse_args(argv)
     try:
         return run(options)
@@ -364,10 +153,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         sizes = f"--batch {options.batch}, --length {options.length} and --width {options.width}"
         parser.error(f"a step with {sizes} does not fit into memory")
+    except BrokenPipeError:  # `| head` has read enough. Without this Python complains on its way out.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except StoppedError as error:
         number, step = error.args
-        left = f"{options.checkpoint} has all of it: the same command goes on" if options.checkpoint else "nothing is saved"
-        print(f"stopped after step {step}; {left}", file=sys.stderr)
+        print(f"stopped after step {step}; the parameters are {kept(options)}", file=sys.stderr)
         return 128 + number
 
 
@@ -375,6 +166,10 @@ def run(options: argparse.Namespace) -> int:
     settings = Settings(**{name: getattr(options, name) for name in Settings.__dataclass_fields__ if name != "text"})
     if settings.width % HEAD_WIDTH:
         raise UsageError(f"--width must be a multiple of {HEAD_WIDTH}; got {settings.width}")
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else math.inf
+    if settings.bytes > memory:
+        sizes = f"--width {settings.width}, --layers {settings.layers} and --steps {settings.steps}"
+        raise UsageError(f"{sizes} need {settings.bytes / 1e9:.3g} GB of memory; this machine has {memory / 1e9:.3g}")
     try:
         prepare_figure(options.figure)
     except ValueError as error:
@@ -384,15 +179,23 @@ def run(options: argparse.Namespace) -> int:
     chosen = {RECIPE: settings}
     if options.compare:
         chosen[BARE] = dataclasses.replace(settings, warmup=0.0, max_norm=math.inf)
-    runs: dict[str, Run] = {}
+    folders = {name: options.checkpoint and options.checkpoint / name.replace(" ", "-") for name in chosen}
     for name, each in chosen.items():
-        folder = options.checkpoint and options.checkpoint / name.replace(" ", "-")
-        runs[name] = train(name, each, corpus, folder, options.save_every)
+        prepare_checkpoints(folders[name], options.save_every, each)
+    runs = {name: train(name, each, corpus, folders[name], options.save_every) for name, each in chosen.items()}
     entropy = corpus.unigram_entropy()
-    print(table(runs, entropy))
-    draw(runs, entropy, options.figure)
-    print(f"figure: {options.figure}")
+    try:
+        draw(runs, entropy, options.figure)
+    except OSError as error:
+        print(table(runs, entropy))
+        reason = error.strerror or error
+        raise UsageError(f"cannot draw in {options.figure}: {reason}; the parameters are {kept(options)}") from error
+    print(f"{table(runs, entropy)}\nfigure: {options.figure}", flush=True)
     return 0
+
+
+def kept(options: argparse.Namespace) -> str:
+    return f"in {options.checkpoint}: the same command goes on" if options.checkpoint else "not kept: no --checkpoint was given"
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import pathlib
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ import warmclip_jax as wc
 # As python does for a script: what lies beside it can be imported.
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "colabs"))
 from colabs import byte_lm_report as report
+from colabs import byte_lm_text
 from colabs import train_byte_lm as script
 
 TINY = ["--steps=12", "--batch=4", "--length=16", "--width=32", "--layers=1", "--save-every=5"]
@@ -110,7 +112,7 @@ def test_a_run_that_was_interrupted_and_crashed_has_the_bits_of_an_uninterrupted
     during_step(4, lambda: signal.raise_signal(signal.SIGINT))
     status, out, err = start("--checkpoint", tmp_path / "parts")
     assert (status, out) == (130, "")
-    assert err.splitlines()[-1] == f"stopped after step 4; {tmp_path / 'parts'} has all of it: the same command goes on"
+    assert err.splitlines()[-1] == f"stopped after step 4; the parameters are in {tmp_path / 'parts'}: the same command goes on"
     during_step(8, crash)
     with pytest.raises(RuntimeError, match="the power is gone"):
         start("--checkpoint", tmp_path / "parts")
@@ -247,15 +249,23 @@ def test_the_unigram_entropy_of_two_bytes_in_equal_shares_is_one_bit():
 
 
 def test_the_default_text_is_the_standard_library():
-    texts = script.read_texts(None)
+    texts = byte_lm_text.read_texts(None)
     assert pathlib.Path(argparse.__file__).read_bytes() in texts
     assert sum(map(len, texts)) > 1_000_000
 
 
 def test_the_default_model_has_one_to_three_million_parameters():
-    defaults = script.command_line().parse_args([])
+    defaults = script.command_line("").parse_args([])
     model = nnx.eval_shape(lambda: script.ByteLM(defaults.width, defaults.layers, nnx.Rngs(0)))
     assert 1e6 <= sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model))) <= 3e6
+
+
+@pytest.mark.parametrize(("width", "layers"), [(32, 1), (160, 3)])
+def test_the_size_that_is_checked_is_the_size_of_what_is_kept(width, layers):
+    settings = script.Settings(50, 1, 1, width, layers, peak=0.5, warmup=0.0, max_norm=1.0, seed=1)
+    model = nnx.eval_shape(lambda: script.ByteLM(width, layers, nnx.Rngs(0)))
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model)))
+    assert settings.bytes == 3 * 4 * parameters + 5 * 4 * 50
 
 
 def test_a_byte_changes_no_earlier_prediction_and_every_later_one():
@@ -331,15 +341,28 @@ BAD = {
     "a folder without text": (["--text", "{tmp}/empty"], "no text in {tmp}/empty"),
     "a file that is no text": (["--text", "{text}/binary"], "no text in {text}/binary"),
     "a text too short": (["--length", "100000"], "--length 100000 needs a text of 1000010 bytes or more"),
-    "a batch of nothing": (["--batch", "0"], "argument --batch: must be a whole number, 1 or more; got '0'"),
+    "a batch of nothing": (["--batch", "0"], "argument --batch: must be a whole number from 1 to 2147483647; got '0'"),
     "a negative batch": (["--batch=-3"], "got '-3'"),
     "a batch that is no number": (["--batch", "many"], "got 'many'"),
     "a batch larger than the text": (["--batch", "1000000"], "--batch 1000000 is more text than there is"),
     "a width that heads do not divide": (["--width", "33"], "--width must be a multiple of 32; got 33"),
-    "a negative threshold": (["--max-norm=-1"], "max_norm must be a non-negative number"),
-    "a rate that is no number": (["--peak", "nan"], "peak_value must be"),
+    "a seed past int32": (["--seed", "1" + 23 * "0"], "--seed: must be a whole number from 1 to 2147483647"),
+    "a seed of thousands of digits": (["--seed", 9999 * "1"], "--seed: must be a whole number"),
+    "a number of steps past int32": (["--steps", "2147483648"], "--steps: must be a whole number"),
+    "more steps than memory": (["--width=1048576", "--steps=2147483647"], "--steps 2147483647 need 1"),
+    "more layers than memory": (["--layers", "2147483647"], "--layers 2147483647 and --steps 12 need 3.24e+05 GB of memory"),
+    "a negative threshold": (["--max-norm=-1"], "--max-norm: must be a number above 0; got '-1'"),
+    "a threshold that stops all": (["--max-norm", "0"], "--max-norm: must be a number above 0; got '0'"),
+    "a rate that is no number": (["--peak", "nan"], "--peak: must be a number above 0; got 'nan'"),
+    "a rate in words": (["--peak", "high"], "--peak: must be a number above 0; got 'high'"),
+    "a rate that goes uphill": (["--peak", "-1"], "--peak: must be a number above 0; got '-1'"),
+    "a rate that goes nowhere": (["--peak", "0"], "--peak: must be a number above 0; got '0'"),
+    "a rate without end": (["--peak", "inf"], "peak_value must be"),
     "a warm-up as long as the run": (["--warmup", "1"], "warmup_fraction must be"),
+    "a negative warm-up": (["--warmup", "-0.1"], "warmup_fraction must be"),
     "a figure in no known format": (["--figure", "{tmp}/figure.doc"], "must end in one of"),
+    "a figure without a suffix": (["--figure", "{tmp}/figure"], "must end in one of"),
+    "a figure that needs what is not here": (["--figure", "{tmp}/figure.pgf"], "cannot draw in {tmp}/figure.pgf: 'xelatex'"),
     "a figure under a file": (["--figure", "{text}/binary/figure.png"], "cannot draw in {text}/binary/figure.png"),
     "a figure that is a folder": (["--figure", "{tmp}/folder.png"], "cannot draw in {tmp}/folder.png"),
     "checkpoints under a file": (["--checkpoint", "{text}/binary"], "cannot keep checkpoints in {text}/binary"),
@@ -348,7 +371,8 @@ BAD = {
 
 
 @pytest.mark.parametrize(("arguments", "said"), BAD.values(), ids=BAD.keys())
-def test_bad_input_is_one_clear_line_and_exit_status_2(start, text, tmp_path, arguments, said):
+def test_bad_input_is_one_clear_line_and_exit_status_2(start, text, tmp_path, monkeypatch, arguments, said):
+    monkeypatch.setenv("PATH", "")  # Here is no LaTeX.
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "image").write_bytes(b"\x89PNG\0")
     (tmp_path / "folder.png").mkdir()
@@ -376,6 +400,57 @@ def test_a_batch_that_fills_the_memory_is_one_clear_line_and_exit_status_2(start
     status, out, err = start()
     assert (status, out) == (2, "")
     assert err.splitlines()[-1].endswith("error: a step with --batch 4, --length 16 and --width 32 does not fit into memory")
+
+
+@pytest.fixture
+def nearly_full():
+    """Lets no file grow past a size, as a full disk does."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.parametrize("arguments", [[], ["--compare"]])
+def test_a_folder_too_full_for_the_checkpoints_is_one_clear_line_before_the_training(
+    start, tmp_path, nearly_full, monkeypatch, arguments
+):
+    monkeypatch.setattr(script, "train", lambda *_: pytest.fail("trained"))
+    nearly_full(100_000)
+    status, out, err = start("--checkpoint", tmp_path / "runs", *arguments)
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert f"error: cannot keep checkpoints in {tmp_path / 'runs' / 'warm-up-and-clipping'}: File too large" in err
+
+
+def test_both_folders_of_a_comparison_are_looked_at_before_the_training(start, tmp_path, monkeypatch):
+    monkeypatch.setattr(script, "train", lambda *_: pytest.fail("trained"))
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "neither").write_text("a file")
+    status, out, err = start("--compare", "--checkpoint", tmp_path / "runs")
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert f"cannot keep checkpoints in {tmp_path / 'runs' / 'neither'}" in err
+
+
+def test_a_disk_that_fills_during_the_training_is_one_clear_line_that_says_what_is_left(
+    start, during_step, tmp_path, nearly_full
+):
+    during_step(8, lambda: nearly_full(100_000))
+    status, out, err = start("--checkpoint", tmp_path / "runs")
+    folder = tmp_path / "runs" / "warm-up-and-clipping"
+    said = f"cannot save step 10 in {folder}: File too large; the checkpoint of step 5 is whole"
+    assert (status, out) == (2, "")
+    assert err.splitlines()[-1].endswith(f"error: {said}")
+    assert "Traceback" not in err
+
+
+def test_a_figure_that_fails_after_the_training_costs_neither_the_table_nor_the_parameters(start, whole, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(script, "draw", full)
+    status, out, err = start("--checkpoint", whole[0])
+    assert status == 2
+    assert "held-out loss" in out
+    assert err.splitlines()[-1].endswith(f"No space left on device; the parameters are in {whole[0]}: the same command goes on")
 
 
 def test_the_script_starts_as_a_command_without_a_warning_or_a_traceback(text, tmp_path):
