@@ -66,7 +66,21 @@ def test_a_factory_says_at_run_time_too_that_it_returns_a_schedule():
 
 
 def test_options_are_keyword_only():
-    operands = {"b2", "text", "schedule", "schedules", "tree", "max_norm", "optimizer", "inner", "params", "opt_state", "grads"}
+    operands = {
+        "b2",
+        "text",
+        "schedule",
+        "schedules",
+        "tree",
+        "max_norm",
+        "optimizer",
+        "inner",
+        "params",
+        "opt_state",
+        "grads",
+        "groups",
+        "patterns",
+    }
     for function in FUNCTIONS:
         for name, parameter in inspect.signature(function).parameters.items():
             if parameter.kind is parameter.POSITIONAL_OR_KEYWORD:

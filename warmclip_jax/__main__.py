@@ -13,6 +13,7 @@ from warmclip_jax._parsing import parse
 from warmclip_jax._pictures._chart import chart
 from warmclip_jax._pictures._plot import plot
 from warmclip_jax._pictures._sampling import sampled
+from warmclip_jax._schedules._schedule import Schedule
 from warmclip_jax._values import factories
 
 
@@ -46,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         elif schedules:
             _print(chart(sampled(schedules, given.steps), log_scale=given.log))
         else:
-            _print("\n".join(_signature(factory) for factory in factories().values()))
+            _print("\n".join(map(_signature, factories(Schedule).values())))
     except (ValueError, TypeError, OSError, ModuleNotFoundError) as error:
         parser.error(str(error))
     return 0

@@ -195,9 +195,10 @@ def makes(
     return decorate
 
 
-def factories() -> dict[str, Callable[..., Any]]:
-    """Every factory by its name."""
-    return {name: kind.factory for name, kind in Kind.registry.items() if kind.factory is not None}
+def factories(made: type[Value] = Value) -> dict[str, Callable[..., Any]]:
+    """Every factory of such values by its name."""
+    kinds = Kind.registry.items()
+    return {name: kind.factory for name, kind in kinds if kind.factory is not None and issubclass(kind.made, made)}
 
 
 def _rule_of(parameter: inspect.Parameter, hint: Any) -> Any:

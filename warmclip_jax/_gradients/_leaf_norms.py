@@ -56,8 +56,8 @@ def combined(norms: ScaledNorm, members: np.ndarray | None = None, number: int =
         inside = members == np.arange(number)[:, None]
     largest = Range.of(mantissas.dtype).up
     # The scale of the largest norm of a group: what is small beside it may vanish. A NaN counts as large.
-    scale = jnp.min(jnp.where(inside & (mantissas != 0), scales, largest), axis=1)
-    aligned = jnp.where(inside, mantissas * (jnp.minimum(scale[:, None] / scales, 1)), 0)
+    scale = jnp.min(jnp.where(inside & (mantissas != 0)[None], scales[None], largest), axis=1)
+    aligned = jnp.where(inside, mantissas[None] * jnp.minimum(scale[:, None] / scales[None], 1), 0)
     top = lax.stop_gradient(jnp.max(aligned, axis=1))
     top = jnp.where((top > 0) & (top < jnp.inf), top, 1)
     squares = jnp.sum(jnp.square(aligned / top[:, None]), axis=1)

@@ -73,8 +73,9 @@ def sample(schedule: Drawable, steps: int, name: str = "schedule") -> Sampled:
     while (more := _between(at, _outstanding(values))).size:
         order = np.argsort(both := np.concatenate([at, more]))
         at, values = both[order], np.concatenate([values, _values_at(schedule, more, name)])[order]
-    rise, peak, end = (None if place is None else int(at[place]) for place in _outstanding(values))
-    assert peak is not None
+    places = _outstanding(values)
+    rise, end = (None if place is None else int(at[place]) for place in (places[0], places[2]))
+    peak = int(at[places[1]])
     seams = [seam for seam in told.seams if seam <= steps]
     line = Sampled(name, at, values, None, peak, end)
     if told.warmup is not None:
