@@ -258,32 +258,6 @@ def test_a_docstring_says_what_comes_in_and_out_and_runs(name: str):
         assert f"{argument}:" in doc, argument
 
 
-# With schedules of other libraries inside.
-
-
-def test_a_schedule_of_optax_works_inside_each_transform():
-    theirs = optax.linear_schedule(1.0, 0.0, 10)
-    warmed = wc.with_warmup(theirs, warmup_steps=2)
-    assert [float(warmed(count)) for count in (0, 1, 2, 7)] == [0.0, 0.5, 1.0, 0.5]
-    assert [float(wc.shift(theirs, by=5)(count)) for count in (0, 2)] == [0.5, pytest.approx(0.3)]
-    assert [float(wc.repeat(theirs, period=5)(count)) for count in (0, 5, 10)] == [1.0, 1.0, 1.0]
-    joined = wc.join([theirs, lambda count: 0.25], boundaries=[5])
-    assert joined(jnp.array([4, 5, 9])).tolist() == [pytest.approx(0.6), 0.25, 0.25]
-
-
-def test_a_function_inside_never_sees_a_negative_or_fractional_count():
-    def value(scale: jax.Array, warmup: jax.Array) -> jax.Array:
-        def square_root(count: jax.Array) -> jax.Array:
-            assert count.dtype == jnp.int32
-            return scale * jnp.sqrt(count.astype(jnp.float32) + 1)
-
-        return wc.with_warmup(square_root, warmup_steps=warmup)(4)
-
-    # The root of a negative number would be NaN: not in the value, which is not taken from it, but in the derivative.
-    assert float(jax.grad(value)(1.0, 10)) == pytest.approx(0.4)
-    assert float(jax.jit(jax.grad(value))(1.0, 10.5)) == pytest.approx(4 / 10.5)
-
-
 def test_ours_goes_wherever_optax_takes_a_schedule():
     optimizer = optax.chain(optax.scale_by_adam(), optax.scale_by_schedule(linear()), optax.scale(-1.0))
     injected = optax.inject_hyperparams(optax.sgd)(learning_rate=linear())

@@ -40,7 +40,14 @@ def schedules(rate: jax.Array, counts: jax.Array) -> list[jax.Array]:
         wc.join([wc.constant(value=1e-3), optax.constant_schedule(1e-4)], boundaries=[100]),
         wc.repeat(wc.cosine_decay(init_value=1e-3, decay_steps=100), period=100),
         wc.shift(wc.cosine_decay(init_value=1e-3, decay_steps=100), by=-10),
+        wc.stretch(optax.constant_schedule(1e-4), factor=4),
+        wc.piecewise_constant(values=[1e-3, 1e-4], boundaries=np.array([100])),
+        wc.product(wc.constant(value=1e-3), optax.constant_schedule(0.1), rate, 2),
+        wc.maximum(wc.minimum(wc.constant(value=rate), 1e-3), 1e-5),
+        2 * wc.constant(value=1e-3) * np.float32(0.1) / 2 * wc.constant(value=rate) * optax.constant_schedule(0.1),
     ]
+    assert_type(built[-1], wc.Schedule)
+    assert_type(wc.cosine_decay(init_value=1e-3, decay_steps=100), wc.Schedule)
     assert_type(built[0], wc.Schedule)
     assert_type(built[0](3), jax.Array)
     as_optax: optax.Schedule = built[1]
@@ -49,7 +56,7 @@ def schedules(rate: jax.Array, counts: jax.Array) -> list[jax.Array]:
 
 
 def units(b2: float) -> int:
-    schedule_length = wc.steps(epochs=3, dataset_size=50_000, batch_size=32)
+    schedule_length = wc.steps(epochs=3, dataset_size=50_000, batch_size=32, drop_remainder=True)
     assert_type(schedule_length, int)
     return schedule_length + int(wc.untuned_warmup_steps(b2))
 
@@ -120,6 +127,11 @@ def mistakes(grads: Params, schedule: wc.Schedule) -> None:
     wc.join(schedule, boundaries=[1])  # pyright: ignore[reportArgumentType]
     wc.metrics(grads)["grad_norm"] = 1.0  # pyright: ignore[reportArgumentType]
     wc.global_norm(grads, axis="data")  # pyright: ignore[reportCallIssue]
+    wc.product(schedule, "2")  # pyright: ignore[reportArgumentType]
+    schedule + 1  # pyright: ignore[reportOperatorIssue, reportUnusedExpression]
+    2 / schedule  # pyright: ignore[reportOperatorIssue, reportUnusedExpression]
+    schedule / schedule  # pyright: ignore[reportOperatorIssue, reportUnusedExpression]
+    wc.cosine_decay(init_value=1e-3, transition_steps=100)  # pyright: ignore[reportCallIssue]
     wc.Schedule(1e-3)  # pyright: ignore[reportCallIssue]
     schedule.kind = "constant"  # pyright: ignore[reportAttributeAccessIssue]
     wc.steps(32, 3)  # pyright: ignore[reportCallIssue]

@@ -138,6 +138,51 @@ def minicpm(step: int) -> float:
     return PEAK if step < T else PEAK * 0.5 ** ((step - T) / 20)
 
 
+def big_vision_cooldown(step: int, cooldown: int) -> float:
+    return big_vision(step, "rsqrt") * min(1.0, (T - step) / cooldown)
+
+
+def levanter_inverse_sqrt(step: int, timescale: int) -> float:
+    if step < W:
+        return PEAK * step / W
+    decay = min(1.0, 1.0 / math.sqrt(max(step - W + W, 1) / timescale))  # Their count begins after the warm-up.
+    return max(PEAK * decay, END)
+
+
+def maxtext(step: int) -> float:
+    if step < W:
+        return PEAK * min(step, W - 1) / (W - 1)
+    if step >= T:
+        return 0.0
+    share = 0.5 * (math.cos(math.pi * (step - W) / (T - W - 1)) + 1)
+    return PEAK * share + END * (1 - share)
+
+
+def easylm_rate(step: int) -> float:
+    return PEAK / 0.01 / math.sqrt(max(step, W))
+
+
+def easylm_weight_decay(step: int) -> float:
+    return 1e-2 / 1e-4 * easylm_rate(step) ** 2
+
+
+def purejaxrl(step: int, minibatches: int, epochs: int, updates: int) -> float:
+    return PEAK * (1.0 - (step // (minibatches * epochs)) / updates)
+
+
+def flax_stepped(step: int, per_epoch: int) -> float:
+    boundaries = [30 * per_epoch, 60 * per_epoch, 80 * per_epoch]
+    value = [PEAK * decay for decay in (1.0, 0.1, 0.01, 0.001)][sum(boundary < step for boundary in boundaries)]
+    return value * min(1.0, step / 5.0 / per_epoch)
+
+
+def sgdr(step: int, first: int) -> float:
+    length, start = first, 0
+    while step >= start + length:
+        start, length = start + length, 2 * length
+    return END + 0.5 * (PEAK - END) * (1 + math.cos(math.pi * (step - start) / length))
+
+
 # Clipping, of the numbers of one gradient
 
 

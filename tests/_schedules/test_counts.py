@@ -4,6 +4,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import warmclip_jax as wc
@@ -50,3 +51,13 @@ def test_a_uint32_array_past_int32_does_not_wrap_around():
 def test_a_count_that_is_no_number_is_refused(count: Any):
     with pytest.raises(TypeError, match=r"count must be a step number"):
         wc.constant(value=1.0)(count)
+
+
+def test_a_count_may_be_what_holds_an_array_in_a_trace_too():
+    nnx = pytest.importorskip("flax.nnx")
+    schedule = wc.linear_warmup(peak_value=1.0, warmup_steps=10)
+    counter = nnx.Variable(jnp.int32(3))
+    inner = optax.linear_schedule(0.0, 1.0, 10)
+    for called in (schedule, wc.shift(inner, by=0), 2 * schedule / 2):
+        assert float(called(counter)) == pytest.approx(0.3)
+        assert float(nnx.jit(lambda count, called=called: called(count))(counter)) == pytest.approx(0.3)

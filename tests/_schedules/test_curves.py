@@ -128,6 +128,32 @@ def test_a_length_beyond_int32_is_the_formula_to_4_ulp_of_the_peak(length: float
         np.testing.assert_allclose(schedule(counts), value, rtol=0, atol=4 * ulp(1.0), err_msg=repr(schedule))
 
 
+@pytest.mark.parametrize("total", [2**31, 10**12, 10**15])
+def test_a_length_that_a_fraction_makes_may_be_past_int32(total: int):
+    run: Any = {"peak_value": 1.0, "total_steps": total, "warmup_fraction": 0.75}
+    for schedule in (
+        wc.warmup_cosine_decay(**run),
+        wc.warmup_polynomial_decay(**run, decay_from="zero"),
+        wc.warmup_stable_decay(**run, decay_fraction=0.25),
+    ):
+        assert schedule.arguments["warmup_steps"] == total * 3 // 4
+        for count in (5, 2**30):
+            assert float(schedule(count)) == pytest.approx(count / (0.75 * total), rel=1e-6)
+        assert wc.parse(repr(schedule)) == schedule
+
+
+@pytest.mark.parametrize("kind", [list, tuple, np.array, jnp.asarray])
+def test_boundaries_values_and_schedules_may_be_any_sequence(kind: Any):
+    steps = wc.piecewise_constant(values=kind([1.0, 0.5, 0.25]), boundaries=kind([3, 5]))
+    assert steps == wc.piecewise_constant(values=[1.0, 0.5, 0.25], boundaries=[3, 5])
+    assert steps(np.arange(7)).tolist() == [1, 1, 1, 0.5, 0.5, 0.25, 0.25]
+    levels: Any = [wc.constant(value=value) for value in (1.0, 0.5, 0.25)]
+    schedules = np.array(levels) if kind in (np.array, jnp.asarray) else kind(levels)
+    assert wc.join(schedules, boundaries=kind([3, 5])) == wc.join(levels, boundaries=[3, 5])
+    traced = jax.jit(lambda at: wc.piecewise_constant(values=kind([1.0, 0.5, 0.25]), boundaries=at)(jnp.arange(7)))
+    assert traced(jnp.array([3, 5])).tolist() == [1, 1, 1, 0.5, 0.5, 0.25, 0.25]
+
+
 @pytest.mark.parametrize("rate", [0.9999, 0.999999, 1 - 1e-9])
 def test_a_decay_rate_near_1_keeps_the_digits_that_float32_cannot_hold(rate: float):
     schedule = wc.join([wc.exponential_decay(init_value=1.0, decay_steps=1, decay_rate=rate)], boundaries=[])

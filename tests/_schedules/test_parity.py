@@ -31,6 +31,8 @@ class Row(NamedTuple):
 RUN: Any = {"peak_value": PEAK, "total_steps": T, "warmup_steps": W}
 HF = "transformers/optimization.py"
 MEGATRON = "megatron/core/optimizer_param_scheduler.py, get_lr"
+#: Flat for W steps, then the inverse square root of the step.
+EASYLM = wc.shift(wc.inverse_sqrt_decay(init_value=PEAK / 0.01 / math.sqrt(W), timescale=W), by=-W)
 RSQRT = wc.inverse_sqrt_decay(init_value=PEAK, timescale=W)
 WSD: dict[str, Any] = {"linear": "linear", "cosine": "cosine", "exponential": "exponential", "minus_sqrt": "one_minus_sqrt"}
 
@@ -197,6 +199,66 @@ TABLE = [
                 wc.exponential_decay(init_value=PEAK, decay_steps=20, decay_rate=0.5),
             ],
             boundaries=[T],
+        ),
+    ),
+    Row(
+        "big_vision, rsqrt with a cooldown",
+        "big_vision/utils.py, create_learning_rate_schedule",
+        lambda step: elsewhere.big_vision_cooldown(step, 20),
+        wc.with_warmup(wc.inverse_sqrt_decay(init_value=PEAK, timescale=50), warmup_steps=W)
+        * wc.shift(wc.polynomial_decay(init_value=1.0, decay_steps=20), by=-(T - 20)),
+        T + 1,
+        "theirs goes below zero after T",
+    ),
+    Row(
+        "Levanter, inv_sqrt with min_lr_ratio",
+        "levanter/optim/config.py, _inv_sqrt_decay_schedule",
+        lambda step: elsewhere.levanter_inverse_sqrt(step, W),
+        wc.maximum(
+            wc.with_warmup(wc.inverse_sqrt_decay(init_value=PEAK, timescale=W), warmup_steps=W),
+            wc.minimum(END, wc.linear_warmup(peak_value=PEAK, warmup_steps=W)),
+        ),
+    ),
+    Row(
+        "MaxText, cosine to T - 1",
+        "MaxText/maxtext_utils.py, create_learning_rate_schedule",
+        elsewhere.maxtext,
+        wc.join(
+            [
+                wc.linear_warmup(peak_value=PEAK, warmup_steps=W - 1),
+                wc.cosine_decay(init_value=PEAK, decay_steps=D - 1, end_value=END),
+                wc.constant(value=0.0),
+            ],
+            boundaries=[W, T],
+        ),
+    ),
+    Row(
+        "EasyLM, PaLM's weight decay of the square of the rate",
+        "EasyLM/optimizers.py, PalmOptimizerFactory",
+        elsewhere.easylm_weight_decay,
+        1e-2 / 1e-4 * EASYLM * EASYLM,
+    ),
+    Row(
+        "purejaxrl, count // (minibatches * epochs)",
+        "purejaxrl/ppo.py, linear_schedule",
+        lambda step: max(0.0, elsewhere.purejaxrl(step, 4, 3, T // 12)),
+        wc.stretch(wc.polynomial_decay(init_value=PEAK, decay_steps=T // 12), factor=4 * 3),
+    ),
+    Row(
+        "flax, stepped schedule of ImageNet",
+        "flax/training/lr_schedule.py, create_stepped_learning_rate_schedule",
+        lambda step: elsewhere.flax_stepped(step, 2),
+        # Theirs moves one step after a boundary.
+        wc.piecewise_constant(values=PEAK * np.array([1.0, 0.1, 0.01, 0.001]), boundaries=2 * np.array([30, 60, 80]) + 1)
+        * wc.linear_warmup(peak_value=1.0, warmup_steps=10),
+    ),
+    Row(
+        "SGDR, restarts that grow by T_mult = 2",
+        "Loshchilov & Hutter 2017, section 3",
+        lambda step: elsewhere.sgdr(step, 20),
+        wc.join(
+            [wc.cosine_decay(init_value=PEAK, decay_steps=20 * 2**k, end_value=END) for k in range(4)],
+            boundaries=[20, 60, 140],
         ),
     ),
 ]

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 
@@ -29,6 +30,17 @@ import warmclip_jax as wc
         ({"fraction": 0.1, "total_steps": 25}, 3),
         ({"fraction": 1, "total_steps": 25}, 25),
         ({"fraction": 0.06, "total_steps": 10**10}, 600_000_000),
+        ({"fraction": 0.145, "total_steps": 100}, 15),
+        ({"fraction": np.float32(0.145), "total_steps": np.int32(100)}, 15),
+        ({"fraction": 0.1, "total_steps": 10**15}, 10**14),
+        # Data loaders that drop the last batch of every epoch.
+        ({"epochs": 3, "dataset_size": 1000, "batch_size": 32, "drop_remainder": True}, 3 * 31),
+        ({"epochs": 2.5, "dataset_size": 1000, "batch_size": 32, "drop_remainder": True}, 2 * 31 + 15),
+        ({"epochs": 3, "dataset_size": 1000, "batch_size": 32, "accumulation": 4, "drop_remainder": True}, 93 // 4),
+        ({"epochs": 2, "dataset_size": 1000, "batch_size": 32, "updates_per_batch": 6, "drop_remainder": True}, 62 * 6),
+        ({"epochs": 9, "dataset_size": 31, "batch_size": 32, "drop_remainder": True}, 0),
+        ({"examples": 1001, "batch_size": 100, "drop_remainder": True}, 10),
+        ({"tokens": 2 * 512 * 2048 - 1, "batch_size": 512, "sequence_length": 2048, "drop_remainder": True}, 1),
     ],
 )
 def test_steps_are_what_the_arithmetic_says(arguments: dict[str, Any], expected: int):
@@ -36,10 +48,18 @@ def test_steps_are_what_the_arithmetic_says(arguments: dict[str, Any], expected:
     assert (result, type(result)) == (expected, int)
 
 
-@pytest.mark.parametrize("fraction", [0.0, 0.06, 0.1, 0.3, 0.5])
+def test_a_fraction_is_its_decimal_and_rounds_halves_up_for_every_thousandth_of_every_length():
+    for total in (7, 100, 250, 1000, 1235):
+        for thousandths in range(1001):
+            exact = (2 * thousandths * total + 1000) // 2000
+            assert wc.steps(fraction=thousandths / 1000, total_steps=total) == exact
+            assert wc.steps(fraction=np.float32(thousandths / 1000), total_steps=total) == exact
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.06, 0.1, 0.3, 0.5, 0.145])
 def test_a_fraction_is_the_warm_up_of_the_same_fraction(fraction: float):
-    schedule = wc.warmup_polynomial_decay(peak_value=1.0, total_steps=1235, warmup_fraction=fraction)
-    assert schedule.arguments["warmup_steps"] == wc.steps(fraction=fraction, total_steps=1235)
+    schedule = wc.warmup_polynomial_decay(peak_value=1.0, total_steps=1300, warmup_fraction=fraction)
+    assert schedule.arguments["warmup_steps"] == wc.steps(fraction=fraction, total_steps=1300)
 
 
 @pytest.mark.parametrize(
@@ -58,7 +78,9 @@ def test_a_fraction_is_the_warm_up_of_the_same_fraction(fraction: float):
         ({"examples": 1, "batch_size": 2.5}, ValueError, ["batch_size", "2.5"]),
         ({"examples": 1, "batch_size": 2, "accumulation": 0}, ValueError, ["accumulation", "0"]),
         ({"examples": 1, "batch_size": 2, "updates_per_batch": True}, TypeError, ["updates_per_batch", "bool"]),
-        ({"examples": "1", "batch_size": 2}, TypeError, ["examples", "str"]),
+        ({"examples": "1", "batch_size": 2}, TypeError, ["steps", "examples", "str"]),
+        ({"examples": 1, "batch_size": 2, "drop_remainder": 1}, TypeError, ["steps", "drop_remainder"]),
+        ({"fraction": 0.1, "total_steps": 3, "drop_remainder": True}, ValueError, ["drop_remainder", "fraction"]),
     ],
 )
 def test_what_does_not_add_up_is_refused(arguments: dict[str, Any], error: type[Exception], words: list[str]):

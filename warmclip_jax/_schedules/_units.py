@@ -98,6 +98,8 @@ def steps(
     updates = int(_known("updates_per_batch", updates_per_batch, _SIZE))
     Choice((False, True)).check("drop_remainder", drop_remainder)
     if unit == "fraction":
+        if drop_remainder:
+            raise broken_rule("drop_remainder", "False with fraction, which counts no batches", True, "Leave it out.")
         return share_of(amount, int(needed["total_steps"]))
     # By way of its digits: as a float, 0.1 is more than a tenth, and rounding up would show it.
     passes, rest = (0, Fraction(str(amount))) if unit != "epochs" else divmod(Fraction(str(amount)), 1)

@@ -1,0 +1,44 @@
+"""The exponential that grows: its ceiling, its range, and its precision over many factors of e."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import warmclip_jax as wc
+from tests import reference
+
+pytestmark = pytest.mark.usefixtures("strict_dtypes")
+
+
+@pytest.mark.parametrize(("init", "end"), [(1e-7, 10.0), (1e-30, 1e30), (1.0, 1.5)])
+@pytest.mark.parametrize("staircase", [False, True])
+def test_growth_is_the_formula_and_stops_at_its_ceiling(init: float, end: float, staircase: bool):
+    schedule = wc.exponential_decay(init_value=init, decay_steps=100, decay_rate=2.0, end_value=end, staircase=staircase)
+    numbers = schedule.arguments
+    reached = int(100 * np.log2(end / init)) + 1
+    counts = np.unique(np.concatenate([np.arange(0, reached + 200, 7), [reached - 1, reached, 2**31 - 1]]))
+    values, exact = np.asarray(schedule(counts), np.float64), reference.exponential_decay(counts, **numbers)
+    # An ulp more for each factor of e: the exponent itself is rounded to float32.
+    ulps = 4 + 2 * np.abs(np.log(exact / init))
+    assert np.all(np.abs(values - exact) <= ulps * 2.0**-24 * exact)
+    assert values.min() == np.float32(init) == values[0]
+    assert values.max() == np.float32(end) == values[-1]
+    assert np.all(np.diff(values) >= 0)
+
+
+def test_its_derivative_is_finite_before_and_past_the_ceiling():
+    schedule = wc.exponential_decay(init_value=1e-3, decay_steps=10, decay_rate=2.0, end_value=1.0)
+    floats = jax.tree.map(float, schedule)
+    for count in (0, 5, 99, 100, 10**6, 2**31 - 1):
+        slopes = jax.grad(lambda schedule, count=count: schedule(count))(floats)
+        assert all(np.isfinite(leaf) for leaf in jax.tree.leaves(slopes)), count
+    assert float(slopes.arguments["end_value"]) == 1.0
+
+
+def test_a_traced_rate_decides_by_its_value_which_way_it_goes():
+    def value(rate: jax.Array, end: jax.Array) -> jax.Array:
+        return wc.exponential_decay(init_value=1.0, decay_steps=1, decay_rate=rate, end_value=end)(jnp.array([0, 1, 2, 50]))
+
+    for rate, end, values in ((2.0, 3.0, [1, 2, 3, 3]), (0.5, 0.3, [1, 0.5, 0.3, 0.3]), (1.0, 1.0, [1, 1, 1, 1])):
+        np.testing.assert_allclose(jax.jit(value)(rate, end), values, rtol=1e-6)
