@@ -1,5 +1,6 @@
 """Learning-rate schedules, global-norm gradient clipping, and one call that chains them into an optimizer."""
 
+from warmclip_jax._adopting import adopt_state
 from warmclip_jax._gradients._applying import apply_gradients
 from warmclip_jax._gradients._bounds import running_bound
 from warmclip_jax._gradients._clip import ClipState
@@ -36,6 +37,7 @@ __all__ = [
     "PipelineState",
     "Schedule",
     "SkipState",
+    "adopt_state",
     "apply_gradients",
     "clip_by_global_norm",
     "clip_by_group_norm",
