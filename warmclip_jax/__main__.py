@@ -6,7 +6,7 @@ import io
 import os
 import pathlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 from warmclip_jax._parsing import parse
@@ -47,17 +47,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         elif schedules:
             _print(chart(sampled(schedules, given.steps), log_scale=given.log))
         else:
-            _print("\n".join(map(_signature, factories(Schedule).values())))
+            _print("\n".join(_signatures()))
     except (ValueError, TypeError, OSError, ModuleNotFoundError) as error:
         parser.error(str(error))
     return 0
 
 
-def _signature(factory: Callable[..., Any]) -> str:
-    """The name of a factory with its arguments and their defaults."""
-    signature = inspect.signature(factory)
-    named = [parameter.replace(annotation=inspect.Parameter.empty) for parameter in signature.parameters.values()]
-    return f"{factory.__name__}{signature.replace(parameters=named, return_annotation=inspect.Signature.empty)}"
+def _signatures() -> Iterator[str]:
+    """Each factory of schedules with its arguments and their defaults."""
+    for name, factory in factories(Schedule).items():
+        yield f"{name}{inspect.signature(factory).replace(return_annotation=inspect.Signature.empty)}"
 
 
 def _picture_path(text: str) -> pathlib.Path:

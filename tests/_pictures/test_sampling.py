@@ -42,9 +42,22 @@ BILLION = 10**9
         (optax.warmup_cosine_decay_schedule(0.0, 1.0, 20, 90), (20, 20, 90)),
         (lambda count: float(np.interp(int(count), [0, 10, 50], [0.0, 1.0, 0.5])), (10, 10, 50)),
         (lambda count: [0.0, 1.0, 0.5][min(count, 2)], (1, 1, 2)),
+        (2 * RUN, (10, 10, 100)),
+        (wc.stretch(RUN, factor=4), (40, 40, 400)),
+        (wc.product(WARMUP, wc.cosine_decay(init_value=1.0, decay_steps=200), 0.5), (50, 50, 200)),
+        (wc.product(WARMUP, wc.exponential_decay(init_value=1.0, decay_steps=10, decay_rate=0.5)), (50, 14, None)),
+        (wc.minimum(WARMUP, 0.5), (25, 25, 25)),
+        (wc.minimum(WARMUP, wc.polynomial_decay(init_value=1.0, decay_steps=75)), (30, 30, 75)),
+        (wc.maximum(RUN, 0.3), (10, 10, 55)),
+        (wc.maximum(wc.constant(value=0.1), wc.shift(RUN, by=-20)), (30, 30, 120)),
+        (wc.piecewise_constant(values=[0.1, 0.5, 0.05], boundaries=[10, 50]), (10, 10, 50)),
+        (wc.exponential_decay(init_value=1e-4, decay_steps=100, decay_rate=10.0, end_value=1.0), (400, 400, 400)),
+        (wc.shift(optax.cosine_onecycle_schedule(100, 0.1), by=0), (30, 30, 100)),
+        (wc.product(2.0, lambda count: float(np.interp(int(count), [0, 10, 50], [0.0, 1.0, 0.5]))), (10, 10, 50)),
         # Nothing is the same for ever that has another stair or restart to come.
         (wc.exponential_decay(init_value=1.0, decay_steps=50, decay_rate=0.5, staircase=True), (None, 0, None)),
         (wc.repeat(wc.linear_warmup(peak_value=1.0, warmup_steps=10), period=10**6), (10, 10, None)),
+        (wc.stretch(wc.cosine_decay(init_value=1.0, decay_steps=100), factor=300), (None, 0, None)),
     ],
 )
 def test_the_end_of_the_warm_up_the_peak_and_the_end_are_those_of_the_formula(schedule: Any, marks: tuple[int | None, ...]):
@@ -108,6 +121,9 @@ DECAY = wc.cosine_decay(init_value=1.0, decay_steps=3 * BILLION)
         wc.warmup_cosine_decay(peak_value=1.0, total_steps=10**12, warmup_steps=10**11),
         wc.inverse_sqrt_decay(init_value=1.0, timescale=1e30),
         wc.polynomial_decay(init_value=1.0, decay_steps=BILLION, cycle=True),
+        wc.stretch(wc.cosine_decay(init_value=1.0, decay_steps=100), factor=BILLION),
+        wc.maximum(wc.product(DECAY, wc.repeat(DECAY, period=BILLION)), wc.stretch(DECAY, factor=2), 0.1),
+        wc.piecewise_constant(values=[0.1, 0.5, 0.05], boundaries=[BILLION, 4 * BILLION]),
     ],
 )
 def test_a_length_past_the_largest_count_is_drawn_up_to_that(schedule: wc.Schedule):
@@ -164,6 +180,8 @@ def test_schedules_are_named_by_key_or_by_kind_with_numbers_where_a_kind_comes_t
         ([RUN, wc.constant], TypeError, "constant itself.*[Cc]all it with its arguments"),
         ({"a": wc.repeat}, TypeError, "repeat itself.*[Cc]all it with its arguments"),
         (optax.sgd(0.1), TypeError, "schedules must be a schedule"),
+        (wc.running_bound(), TypeError, "schedules must be a schedule"),
+        (optax.constant_schedule, TypeError, "returned another function.*Call it with its arguments"),
         (lambda count: jnp.stack([count, count]), ValueError, "one number"),
         (lambda count: jnp.nan * count, ValueError, "nothing to draw"),
     ],

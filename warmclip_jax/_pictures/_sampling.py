@@ -4,9 +4,11 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from warmclip_jax._checks import MAX_COUNT, Number, as_number, broken_rule
+from warmclip_jax._foreign import Foreign
 from warmclip_jax._pictures._structure import structure
 from warmclip_jax._schedules._schedule import Schedule
 from warmclip_jax._values import Function
@@ -134,9 +136,9 @@ def _entries(name: str, schedule: Drawable) -> Iterable[tuple[str, Drawable]]:
 def _values_at(schedule: Drawable, steps: np.ndarray, name: str) -> np.ndarray:
     """The values as float64. A function of another library is called with one count at a time, traced where it can be."""
     # Few lengths, so that few programs are compiled.
-    padded = np.pad(steps, (0, (1 << (steps.size - 1).bit_length()) - steps.size), mode="edge").astype(np.int32)
+    padded = jnp.asarray(np.pad(steps, (0, (1 << (steps.size - 1).bit_length()) - steps.size), mode="edge"), np.int32)
     try:
-        values = schedule(padded) if isinstance(schedule, Schedule) else jax.vmap(schedule)(padded)
+        values = (schedule if isinstance(schedule, Schedule) else Foreign(schedule))(padded)
     except _UNTRACEABLE:
         values = [schedule(step) for step in steps]
     values = np.asarray(values, np.float64)
