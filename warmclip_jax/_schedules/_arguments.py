@@ -1,4 +1,4 @@
-"""What the arguments of a schedule may be, each an annotation that carries its rule."""
+"""What the arguments of a schedule may be: annotations that carry rules."""
 
 import dataclasses
 from collections.abc import Callable, Sequence

@@ -1,6 +1,7 @@
-"""The curves: pure functions from a count to a value. They know no trees and no optimizers.
+"""The curves that know nothing but their own length: constants, warm-ups and decays.
 
-Each function below is written for arrays, in the order of its plot; `curve` makes a factory of it.
+The function of each is called with arrays, one for each argument, and returns the value at a count, written in the order of
+its plot.
 """
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""Schedules made from schedules, this package's or any other's. They move the count; the curve is someone else's."""
+"""Schedules made from other schedules, of this package or any other, by moving their count."""
 
 from typing import Any
 

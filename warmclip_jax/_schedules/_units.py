@@ -1,4 +1,7 @@
-"""Optimizer steps from the units in which people plan a run. On the host, exactly, before anything is traced."""
+"""Optimizer steps from the units in which people plan a run.
+
+They are worked out on the host, exactly, before anything is traced.
+"""
 
 import math
 from fractions import Fraction
