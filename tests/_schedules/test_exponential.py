@@ -42,3 +42,11 @@ def test_a_traced_rate_decides_by_its_value_which_way_it_goes():
 
     for rate, end, values in ((2.0, 3.0, [1, 2, 3, 3]), (0.5, 0.3, [1, 0.5, 0.3, 0.3]), (1.0, 1.0, [1, 1, 1, 1])):
         np.testing.assert_allclose(jax.jit(value)(rate, end), values, rtol=1e-6)
+
+
+def test_it_ends_exactly_at_its_ceiling_and_never_passes_it():
+    rng = np.random.default_rng(0)
+    for init, factor in zip(10.0 ** rng.uniform(-8, 0, 200), 10.0 ** rng.uniform(0.1, 8, 200), strict=True):
+        schedule = wc.exponential_decay(init_value=init, decay_steps=10, decay_rate=1.3, end_value=init * factor)
+        values = np.asarray(schedule(np.array([0, 10**4, 10**9])))
+        assert values.tolist() == [np.float32(init), np.float32(init * factor), np.float32(init * factor)]
