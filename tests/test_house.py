@@ -22,18 +22,13 @@ LONGEST = 250
 #: Modules whose tests stand in the file of the neighbour that they are a part of.
 TESTED_BY = {
     "_finding": "test_metrics.py",
-    "_foreign": "test_values.py",
-    "_parsing": "test_values.py",
     "_rates": "test_pipeline.py",
     "_gradients/_applying": "_gradients/test_skipping.py",
     "_gradients/_coefficient": "_gradients/test_clipping.py",
     "_gradients/_leaves": "_gradients/test_norm.py",
     "_gradients/_states": "_gradients/test_clipping_state.py",
     "_schedules/_arguments": "test_checks.py",
-    "_schedules/_exponential": "_schedules/test_curves.py",
-    "_schedules/_pointwise": "_schedules/test_curves.py",
     "_schedules/_recipes": "_schedules/test_curves.py",
-    "_schedules/_schedule": "test_values.py",
     "_schedules/_transforms": "_schedules/test_curves.py",
 }
 #: Test files whose subject is the package as a whole.
