@@ -37,13 +37,15 @@ def sgd(max_norm: float | None) -> Any:
     return wc.pipeline(optax.sgd, SCHEDULE, max_norm=max_norm)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def jitted_step(optimizer: Any, params: Any, state: Any, grads: Any) -> Any:
+def eager_step(optimizer: Any, params: Any, state: Any, grads: Any) -> Any:
     return wc.apply_gradients(optimizer, params, state, grads=grads)
 
 
+jitted_step = jax.jit(eager_step, static_argnums=0)
+
+
 def train(optimizer: Any, stream: Any, params: Any = PARAMS, *, jit: bool = True) -> tuple[Any, Any]:
-    step = functools.partial(jitted_step if jit else jitted_step.__wrapped__, optimizer)
+    step = functools.partial(jitted_step if jit else eager_step, optimizer)
     state = optimizer.init(params)
     for grads in stream:
         params, state = step(params, state, grads)
