@@ -12,7 +12,10 @@ from warmclip_jax._gradients._skipping import SkipState, skip_nonfinite
 from warmclip_jax._metrics import metrics
 from warmclip_jax._parsing import parse
 from warmclip_jax._pictures._plot import plot
+from warmclip_jax._pictures._recorded import plot_records
 from warmclip_jax._pipeline import PipelineState, pipeline
+from warmclip_jax._records import records
+from warmclip_jax._report import report
 from warmclip_jax._schedules._curves import (
     constant,
     cosine_decay,
@@ -59,10 +62,13 @@ __all__ = [
     "piecewise_constant",
     "pipeline",
     "plot",
+    "plot_records",
     "polynomial_decay",
     "polynomial_warmup",
     "product",
+    "records",
     "repeat",
+    "report",
     "running_bound",
     "shift",
     "skip_nonfinite",

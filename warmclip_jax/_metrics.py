@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from warmclip_jax._checks import is_traced
-from warmclip_jax._finding import Path, found
+from warmclip_jax._finding import Path, found, of_this_process
 from warmclip_jax._gradients._clip import ClipState
 from warmclip_jax._gradients._history import History
 from warmclip_jax._gradients._skipping import SkipState
@@ -64,19 +64,13 @@ def metrics(opt_state: optax.OptState) -> dict[str, jax.Array]:
     if any(map(is_traced, jax.tree.leaves(states))):
         return _merged(states, paths, guards)
     # One compiled call for all: as single copies they take twenty times as long.
-    return _copies(jax.tree.map(_of_this_process, states), paths, guards)
+    return _copies(jax.tree.map(of_this_process, states), paths, guards)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def _copies(states: tuple[Any, ...], paths: tuple[Path, ...], guards: tuple[int | None, ...]) -> dict[str, jax.Array]:
     # Copied, since a number handed through would die with the state that it came from.
     return {name: jnp.copy(value) for name, value in _merged(states, paths, guards).items()}
-
-
-def _of_this_process(leaf: Any) -> Any:
-    """A copy that this process holds of an array that is the same on all, so that it need not ask the others."""
-    is_spread = isinstance(leaf, jax.Array) and not leaf.is_fully_addressable and leaf.is_fully_replicated
-    return leaf.addressable_data(0) if is_spread else leaf
 
 
 def _merged(states: tuple[Any, ...], paths: tuple[Path, ...], guards: tuple[int | None, ...]) -> dict[str, jax.Array]:

@@ -72,6 +72,13 @@ def taught(history: History, log_norm: jax.Array, usable: jax.Array, rule: Rule)
     return jax.tree.map(lambda after, before: jnp.where(usable, after.astype(before.dtype), before), new, history)
 
 
+def deviations_above(history: History, log_norm: jax.Array, usable: jax.Array) -> jax.Array:
+    """By how many deviations a norm is above the usual one; 0 where it is below, or nothing is usual yet."""
+    dtype = _dtype_of(history)
+    mean, variance, seen = (field.astype(dtype) for field in history)
+    return jnp.where(usable & (seen > 0), jnp.maximum((log_norm.astype(dtype) - mean) / _deviation(variance), 0), 0)
+
+
 def log_of(norm: ScaledNorm) -> tuple[jax.Array, jax.Array]:
     """The natural logarithm of a norm, also of one that its dtype cannot hold; and whether it is finite and above 0.
 

@@ -9,7 +9,7 @@ import optax
 
 from warmclip_jax._checks import Number
 from warmclip_jax._gradients._bounds import running_bound
-from warmclip_jax._gradients._history import History, init_history, log_of, taught
+from warmclip_jax._gradients._history import History, deviations_above, init_history, log_of, taught
 from warmclip_jax._gradients._leaves import paths
 from warmclip_jax._gradients._norm import ScaledNorm
 from warmclip_jax._gradients._states import UNKNOWN, counter, like, stored
@@ -17,6 +17,9 @@ from warmclip_jax._gradients._states import UNKNOWN, counter, like, stored
 #: The columns of a ring, in order.
 COUNTS = ("call", "step", "skipped")
 NUMBERS = ("grad_norm", "max_norm", "skip_bound", "clip_coef", "learning_rate")
+
+#: A leaf whose norm is this many of its own deviations above what is usual for it stands out.
+STANDS_OUT = 6.0
 
 _LENGTH = Number("a whole number, 0 or more", "It is how many calls are kept; 0 keeps none.", lambda n: n >= 0, whole=True)
 
@@ -29,14 +32,19 @@ class Ring(NamedTuple):
 
 
 class LeafRecord(NamedTuple):
-    """The norms of leaves, in leaf order: of the last call, of the last bad one, of the last large one, and the usual ones."""
+    """The norms of leaves, in leaf order: of the last call, of the last bad one, of the last large one, and the usual ones.
+
+    A large call is a finite one that was clipped or skipped. One in which a leaf stood out is kept until the next of its kind:
+    under a bound that clips often, the last clipped call would otherwise soon take the place of a spike.
+    """
 
     leaf_names: jax.Array  # uint8: their paths, joined by line feeds
     leaf_norms: jax.Array  # float32 [leaves]: of the last call
     bad_leaf_norms: jax.Array  # float32 [leaves]: of the last call with a NaN or inf entry
     bad_call: jax.Array  # int32: its number; -1 before there is one
-    spike_leaf_norms: jax.Array  # float32 [leaves]: of the last finite call that was clipped or skipped
+    spike_leaf_norms: jax.Array  # float32 [leaves]: of the last large call
     spike_call: jax.Array  # int32: its number; -1 before there is one
+    spike_deviations: jax.Array  # float32: by how many of its own deviations a leaf was above its usual norm then, at most
     leaf_history: History  # [leaves]: what is usual for each leaf
 
 
@@ -77,8 +85,14 @@ def init_leaf_record(params: optax.Params) -> LeafRecord:
         bad_call=counter(-1),
         spike_leaf_norms=spike,
         spike_call=counter(-1),
+        spike_deviations=jnp.zeros((), jnp.float32),
         leaf_history=init_history((len(names),), jnp.float32),
     )
+
+
+def names_of(record: LeafRecord) -> list[str]:
+    """The paths of the leaves, from a record on the host."""
+    return bytes(record.leaf_names).decode().split("\n")
 
 
 def with_leaves(
@@ -96,6 +110,9 @@ def with_leaves(
     largest = jnp.finfo(jnp.float32).max
     values = jnp.where(norms.is_finite, jnp.minimum(norms.value, largest), norms.value)
     is_bad = ~is_finite
+    logarithms = log_of(norms)
+    deviations = jnp.max(deviations_above(record.leaf_history, *logarithms), initial=0.0)
+    is_kept = is_finite & is_large & ((deviations >= STANDS_OUT) | (record.spike_deviations < STANDS_OUT))
 
     def kept(old: jax.Array, new: Any, condition: Any) -> jax.Array:
         return jnp.where(condition, like(old, new), old)
@@ -105,7 +122,8 @@ def with_leaves(
         leaf_norms=like(record.leaf_norms, values),
         bad_leaf_norms=kept(record.bad_leaf_norms, values, is_bad),
         bad_call=kept(record.bad_call, call, is_bad),
-        spike_leaf_norms=kept(record.spike_leaf_norms, values, is_finite & is_large),
-        spike_call=kept(record.spike_call, call, is_finite & is_large),
-        leaf_history=taught(record.leaf_history, *log_of(norms), running_bound().rule),
+        spike_leaf_norms=kept(record.spike_leaf_norms, values, is_kept),
+        spike_call=kept(record.spike_call, call, is_kept),
+        spike_deviations=kept(record.spike_deviations, deviations, is_kept),
+        leaf_history=taught(record.leaf_history, *logarithms, running_bound().rule),
     )

@@ -49,7 +49,7 @@ def plot(
     lines = sampled(schedules, steps)
     Choice((False, True)).check("log_scale", log_scale)
     if ax is None:
-        figure = _matplotlib_figure().Figure(figsize=(8, 4.5), layout="constrained")
+        figure = matplotlib_figure().Figure(figsize=(8, 4.5), layout="constrained")
         ax = figure.subplots()
     ax.set(xlabel="step", ylabel="learning rate", yscale="log" if log_scale else "linear")
     ax.set_xmargin(0)
@@ -109,11 +109,12 @@ def _scale(share: float) -> Any:
     return matplotlib.colormaps["viridis"](share)
 
 
-def _matplotlib_figure() -> Any:
+def matplotlib_figure(function: str = "plot") -> Any:
+    """The module `matplotlib.figure`. Raises ModuleNotFoundError with the command that installs it."""
     try:
         import matplotlib.figure
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            "plot needs matplotlib, which is not installed; run: pip install 'warmclip-jax[plot]'", name=error.name
+            f"{function} needs matplotlib, which is not installed; run: pip install 'warmclip-jax[plot]'", name=error.name
         ) from error
     return matplotlib.figure

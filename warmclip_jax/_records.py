@@ -1,0 +1,136 @@
+"""The last calls that an optimizer state recorded, as NumPy arrays."""
+
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from warmclip_jax._checks import is_traced, naming
+from warmclip_jax._finding import Found, found, of_this_process
+from warmclip_jax._gradients._clip import ClipState
+from warmclip_jax._gradients._recorder import COUNTS, NUMBERS, Ring
+from warmclip_jax._gradients._states import shown, shown_bound
+from warmclip_jax._pipeline import PipelineState
+
+
+@naming("records")
+def records(opt_state: optax.OptState) -> dict[str, np.ndarray]:
+    """The last calls of an optimizer built with `record=N`, in order of time: at most N, the newest last.
+
+    Args:
+      opt_state: any optimizer state, however nested, or a raw checkpoint of one, as in `metrics`. It must hold one recorder. A
+        guard's recorder stands for those of the clips and pipelines inside; give that part of the state to read those.
+
+    Returns:
+      Arrays of one length, ready for a DataFrame; for vmapped states they have the run axes before the axis of time.
+      `call`: int32, its number, from 0. `step`: int32, updates made after it. `skipped`: bool. And float32: `grad_norm`, before
+      clipping; `max_norm` and `skip_bound`, the bounds in force, inf for none; `clip_coef`, what gradients were multiplied by,
+      0 where skipped; `learning_rate`, NaN where skipped.
+      What is not known is NaN: under a guard's recorder `max_norm`, `clip_coef` and `learning_rate`; under groups `max_norm`,
+      while `grad_norm` is the global norm and `clip_coef` the smallest.
+
+    Raises:
+      ValueError: for a state without a recorder, or with several of which none guards the others. TypeError: for a traced
+        state, since records are read on the host. In several processes each may ask by itself.
+
+    >>> import jax.numpy as jnp, optax
+    >>> import warmclip_jax as wc
+    >>> optimizer = wc.pipeline(optax.sgd, 0.1, record=2)
+    >>> state = optimizer.init(jnp.zeros(2))
+    >>> for size in (1.0, jnp.nan, 3.0):
+    ...     _, state = optimizer.update(jnp.array([size, 0.0]), state)
+    >>> known = wc.records(state)
+    >>> known["call"].tolist(), known["step"].tolist(), known["skipped"].tolist(), known["grad_norm"].tolist()
+    ([1, 2], [1, 2], [True, False], [nan, 3.0])
+    """
+    return recorded(on_host(opt_state))
+
+
+def recorded(seen: list[Found]) -> dict[str, np.ndarray]:
+    """What the one recorder in a state kept. Raises ValueError where there is none, or there are several."""
+    holders = holders_of_rings(seen)
+    if not holders:
+        raise ValueError(
+            "opt_state must hold a recorder; got one without. Build the optimizer with record=256, in pipeline or skip_nonfinite, "
+            "and take the state over with adopt_state."
+        )
+    if len(holders) > 1:
+        places = " and ".join(repr(jax.tree_util.keystr(holder.path)) for holder in holders)
+        raise ValueError(
+            f"opt_state must hold one recorder, or one that guards the others; got {len(holders)}, at {places}. Pass one of "
+            "these parts of the state."
+        )
+    return in_order_of_time(holders[0].state.ring)
+
+
+def on_host(opt_state: Any) -> list[Found]:
+    """Our states in an optimizer state, with NumPy arrays in them. Raises as `found`, and TypeError for a traced state."""
+    seen = found(opt_state)
+    paths, states, guards = zip(*seen, strict=True)
+    if any(map(is_traced, jax.tree.leaves(states))):
+        raise TypeError(
+            "opt_state must hold arrays, since it is read on the host; got a traced state. Return the state from the compiled "
+            "function and read it outside."
+        )
+    states = jax.tree.map(np.asarray, jax.device_get(jax.tree.map(of_this_process, states)))
+    return [Found(*each) for each in zip(paths, states, guards, strict=True)]
+
+
+def check_one_run(seen: list[Found]) -> None:
+    """Raises ValueError for the states of several runs."""
+    for each in seen:
+        shape = np.shape(calls_of(each.state))
+        if shape:
+            raise ValueError(
+                f"opt_state must be of one run; got a state with the axes {shape} in front, as vmap and pmap make it. Pass one "
+                "run: jax.tree.map(lambda leaf: leaf[0], opt_state)."
+            )
+
+
+def calls_of(state: Any) -> Any:
+    """How many calls a state of ours has seen."""
+    if isinstance(state, PipelineState):
+        return state.clip_state.clip_calls
+    return state.clip_calls if isinstance(state, ClipState) else state.skip_calls
+
+
+def holders_of_rings(seen: list[Found]) -> list[Found]:
+    """The states with a recorder, but for those inside of a guard with one."""
+
+    def is_guarded(each: Found) -> bool:
+        return each.guard is not None and (_has_ring(seen[each.guard]) or is_guarded(seen[each.guard]))
+
+    return [each for each in seen if _has_ring(each) and not is_guarded(each)]
+
+
+def _has_ring(each: Found) -> bool:
+    return isinstance(getattr(each.state, "ring", ()), Ring)
+
+
+def in_order_of_time(ring: Ring) -> dict[str, np.ndarray]:
+    """The rows of a ring on the host that are written, as `records` gives them."""
+    order = np.argsort(ring.ring_counts[..., :1], axis=-2)
+    counts = np.take_along_axis(ring.ring_counts, order, axis=-2)
+    numbers = np.take_along_axis(ring.ring_numbers, order, axis=-2).astype(np.float32)
+    # Of vmapped runs one may have made fewer calls than another: its first rows then have the call -1 and know nothing.
+    numbers = np.where(counts[..., :1] >= 0, numbers, np.float32(np.nan))
+    is_written = np.any(counts[..., 0] >= 0, axis=tuple(range(counts.ndim - 2)))
+    columns = dict(zip(COUNTS, np.moveaxis(counts[..., is_written, :], -1, 0), strict=True))
+    columns |= dict(zip(NUMBERS, np.moveaxis(numbers[..., is_written, :], -1, 0), strict=True))
+    told = {"max_norm": shown_bound, "skip_bound": shown_bound, "clip_coef": shown, "learning_rate": shown}
+    names = ("call", "step", "grad_norm", "max_norm", "skip_bound", "clip_coef", "learning_rate", "skipped")
+    known = {name: np.asarray(told[name](columns[name]) if name in told else columns[name]) for name in names}
+    return known | {"skipped": known["skipped"] > 0}
+
+
+def row_of(rows: dict[str, np.ndarray] | None, call: int) -> dict[str, Any] | None:
+    """What was recorded of one call; None where it is not among the last."""
+    places = np.flatnonzero(rows["call"] == call) if rows is not None else np.empty(0, int)
+    return {name: column[places[0]] for name, column in rows.items()} if rows is not None and places.size else None
+
+
+def runs(calls: np.ndarray) -> list[tuple[int, int]]:
+    """The first and the last of each run of calls that follow one another."""
+    parts = np.split(calls, np.flatnonzero(np.diff(calls) > 1) + 1) if calls.size else []
+    return [(int(part[0]), int(part[-1])) for part in parts]

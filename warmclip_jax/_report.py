@@ -1,0 +1,242 @@
+"""A report for a person: when a run went wrong, in which leaves, what was done about it and how often."""
+
+import itertools
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from warmclip_jax._checks import naming
+from warmclip_jax._gradients._clip import ClipState
+from warmclip_jax._gradients._history import History
+from warmclip_jax._gradients._recorder import STANDS_OUT, LeafRecord, Ring, names_of
+from warmclip_jax._gradients._skipping import SkipState
+from warmclip_jax._gradients._states import shown
+from warmclip_jax._pipeline import PipelineState
+from warmclip_jax._records import calls_of, check_one_run, in_order_of_time, on_host, row_of, runs
+
+#: How many leaves, groups, or runs of skips are listed; the others are counted.
+_LISTED = 5
+
+
+@naming("report")
+def report(opt_state: optax.OptState) -> str:
+    """What an optimizer state knows of the run, for a person: a few lines of text.
+
+    The last call with a NaN or inf and the leaves that held one; the last spike and its leaves, ranked by the ratio of their
+    norm to what is usual for each; skips, clips, the learning rate; and what would have to be recorded to know more.
+
+    Args:
+      opt_state: any optimizer state, however nested, or a raw checkpoint of one, as in `metrics`: without the code that trained
+        it, `wc.report(ocp.StandardCheckpointer().restore(path))`.
+
+    Returns:
+      Lines of text. A state with several clips or guards has a section for each. The usual norm of a leaf is that of the calls
+      before the report, not before the spike.
+
+    Raises:
+      ValueError: for a state that holds nothing of this package, that another version wrote, or of several runs. TypeError: for
+        a traced state. In several processes each may ask by itself.
+
+    >>> import jax.numpy as jnp
+    >>> import warmclip_jax as wc
+    >>> optimizer = wc.skip_nonfinite(wc.clip_by_global_norm(1.0), record=8, record_leaves=True)
+    >>> params = {"head": jnp.ones(2), "trunk": jnp.ones(3)}
+    >>> state = optimizer.init(params)
+    >>> _, state = optimizer.update(params, state)
+    >>> _, state = optimizer.update(params | {"head": jnp.array([1.0, jnp.nan])}, state)
+    >>> for line in wc.report(state).splitlines()[2:5]:
+    ...     print(line)
+    Last call with NaN or inf: call 1, step 1, skipped.
+      Leaves with NaN, 1 of 2: head
+      Finite leaves: 1.
+    """
+    seen = on_host(opt_state)
+    check_one_run(seen)
+    lines: list[str] = []
+    for each in seen:
+        if len(seen) > 1:
+            place = jax.tree_util.keystr(each.path, simple=True, separator="/")
+            lines.append(f"{type(each.state).__name__}{place and f' at {place}'}:")
+        lines += _Account(each.state).lines()
+    return "\n".join([*lines, *_wishes([each.state for each in seen])])
+
+
+class _Account:
+    """What one state knows."""
+
+    def __init__(self, state: Any) -> None:
+        clip = state.clip_state if isinstance(state, PipelineState) else state
+        self.state = state
+        self.clip: ClipState | None = clip if isinstance(clip, ClipState) else None
+        self.counts: ClipState | SkipState = clip
+        self.guard: SkipState | PipelineState | None = None if isinstance(state, ClipState) else state
+        self.calls = int(calls_of(state))
+        self.leaves: LeafRecord | None = clip.leaves if isinstance(clip.leaves, LeafRecord) else None
+        ring = getattr(state, "ring", ())
+        self.rows = in_order_of_time(ring) if isinstance(ring, Ring) else None
+
+    def lines(self) -> Iterator[str]:
+        yield self._calls()
+        if not self.calls:
+            return
+        if self.guard is not None and self.guard.consecutive_skips > 1:
+            yield f"All of the last {int(self.guard.consecutive_skips)} calls were skipped: nothing is being learnt."
+        yield from self._bad_call()
+        yield from self._spike()
+        yield from self._clips()
+        yield self._last_call()
+        yield from self._record()
+
+    def _calls(self) -> str:
+        text = f"Calls: {self.calls}, numbered from 0."
+        if self.guard is None:
+            return text
+        skipped = int(self.guard.skipped_count)
+        last = f", the last at call {int(self.guard.last_skipped_call)}" if skipped else ""
+        return f"{text} Updates: {self.calls - skipped}. Skipped: {skipped}{last}."
+
+    def _bad_call(self) -> Iterator[str]:
+        count = int(self.counts.nonfinite_count)
+        if not count:
+            yield "No call had a NaN or inf."
+            return
+        call = self._last_bad_call()
+        if call is None:
+            yield f"Calls with NaN or inf: {count}. When they came is not known."
+            return
+        others = f" There were {count} such calls in all." if count > 1 else ""
+        yield f"Last call with NaN or inf: {self._place(call)}.{others}"
+        if self.leaves is None or self.leaves.bad_call != call:
+            return
+        names, norms = names_of(self.leaves), self.leaves.bad_leaf_norms
+        for kind, held in (("NaN", np.isnan(norms)), ("inf", np.isinf(norms))):
+            if held.any():
+                yield f"  Leaves with {kind}, {held.sum()} of {held.size}: {_listed(itertools.compress(names, held))}"
+        finite = int(np.isfinite(norms).sum())
+        yield f"  Finite leaves: {finite}." if finite else "  No leaf was finite: look at the loss and its inputs first."
+        yield "  NaN spreads backwards: these leaves show where it was seen, not where it began."
+        yield '  To find the operation, repeat the step under jax.config.update("jax_debug_nans", True).'
+
+    def _last_bad_call(self) -> int | None:
+        if self.leaves is not None and self.leaves.bad_call >= 0:
+            return int(self.leaves.bad_call)
+        if self.rows is not None:
+            bad = self.rows["call"][~np.isfinite(self.rows["grad_norm"])]
+            if bad.size:
+                return int(bad[-1])
+        if self.guard is not None and self.guard.skipped_count == self.counts.nonfinite_count:
+            return int(self.guard.last_skipped_call)
+        return None
+
+    def _spike(self) -> Iterator[str]:
+        leaves = self.leaves
+        if leaves is None or leaves.spike_call < 0:
+            yield from self._large_row()
+            return
+        call, norms = int(leaves.spike_call), leaves.spike_leaf_norms.astype(np.float64)
+        stood_out = leaves.spike_deviations >= STANDS_OUT
+        what = "Last spike" if stood_out else "Last call over a bound"
+        yield f"{what}: {self._place(call)}. Norm {np.sqrt(np.sum(norms**2)):.3g}{self._bound_at(call)}."
+        if not stood_out:
+            yield "  No leaf stood out from what is usual for it."
+            return
+        history = leaves.leaf_history
+        usual = np.where(history.norms_taught > 0, np.exp(history.log_mean.astype(np.float64)), np.nan)
+        ratios, names = norms / usual, names_of(leaves)
+        yield "  times usual       norm  leaf"
+        for place in np.argsort(np.where(np.isnan(ratios), -1, ratios))[::-1][:_LISTED]:
+            yield f"  {ratios[place]:11.3g}  {norms[place]:9.3g}  {names[place]}"
+
+    def _large_row(self) -> Iterator[str]:
+        """The last call over a bound, where leaves are not recorded but calls are."""
+        if self.rows is None:
+            return
+        is_large = np.isfinite(self.rows["grad_norm"]) & (self.rows["skipped"] | (self.rows["clip_coef"] < 1))
+        if is_large.any():
+            call, norm = (self.rows[name][is_large][-1] for name in ("call", "grad_norm"))
+            yield f"Last call over a bound: {self._place(int(call))}. Norm {norm:.3g}{self._bound_at(int(call))}."
+
+    def _bound_at(self, call: int) -> str:
+        row = row_of(self.rows, call)
+        if row is None:
+            return ""
+        bound, name = (row["skip_bound"], "bound of skipping") if row["skipped"] else (row["max_norm"], "bound")
+        return f", over the {name} of {bound:.3g}" if np.isfinite(bound) else ""
+
+    def _place(self, call: int) -> str:
+        """When a call was, and what became of it, as far as it is known."""
+        row = row_of(self.rows, call)
+        if row is not None:
+            clipped = f", multiplied by {row['clip_coef']:.3g}" if row["clip_coef"] < 1 else ""
+            return f"call {call}, step {row['step']}{', skipped' if row['skipped'] else clipped}"
+        if self.guard is not None and call == self.guard.last_skipped_call:
+            return f"call {call}, step {call + 1 - int(self.guard.skipped_count)}, skipped"
+        return f"call {call}"
+
+    def _clips(self) -> Iterator[str]:
+        if self.clip is None:
+            return
+        clipped, labels = int(self.clip.clipped_count), sorted(self.clip.group_labels)
+        yield f"Clipped: {clipped} calls, {clipped / self.calls:.1%}."
+        if not labels:
+            return
+        norms, bounds, counts = self.clip.grad_norm, self.clip.norm_bound, self.clip.group_clipped_count
+        yield f"  Groups: {len(labels)}. Of each, calls clipped; norm and bound at the last call:"
+        for place in np.argsort(-counts, kind="stable")[:_LISTED]:
+            yield f"  {counts[place]:11d}  norm {norms[place]:.3g}, {_bound('bound', bounds[place])}  {labels[place]}"
+        if len(labels) > _LISTED:
+            yield f"  {'':11}  and {len(labels) - _LISTED} that were clipped less or as often"
+
+    def _last_call(self) -> str:
+        facts = [f"norm {np.linalg.norm(self.counts.grad_norm.astype(np.float64)):.3g}"]
+        histories = [getattr(self.clip, "clip_history", ()), getattr(self.guard, "skip_history", ())]
+        history = next((each for each in histories if isinstance(each, History) and np.ndim(each.log_mean) == 0), None)
+        if history is not None and history.norms_taught > 0:
+            facts.append(f"usual norm {np.exp(history.log_mean):.3g}")
+        if self.clip is not None and not self.clip.group_labels:
+            facts.append(_bound("bound", self.clip.norm_bound))
+        if self.guard is not None and self.guard.above_bound >= 0:
+            facts.append(_bound("bound of skipping", self.guard.above_bound))
+        if isinstance(self.state, PipelineState):
+            rate = shown(self.state.last_learning_rate)
+            facts.append(f"learning rate {'not known' if np.isnan(rate) else f'{rate:.3g}'}")
+        return f"Last call: {', '.join(facts)}."
+
+    def _record(self) -> Iterator[str]:
+        if self.rows is None or not self.rows["call"].size:
+            return
+        calls, norms, skipped = (self.rows[name] for name in ("call", "grad_norm", "skipped"))
+        yield f"Record: calls {calls[0]} to {calls[-1]}."
+        finite = np.isfinite(norms)
+        if finite.any():
+            largest = np.argmax(np.where(finite, norms, -1))
+            yield f"  Norm: median {np.median(norms[finite]):.3g}, largest {norms[largest]:.3g} at call {calls[largest]}."
+        skips = runs(calls[skipped])
+        if skips:
+            texts = [str(first) if first == last else f"{first} to {last}" for first, last in skips]
+            longest = max(last - first + 1 for first, last in skips)
+            yield f"  Skipped: {_listed(texts)}." + (f" Longest run: {longest} calls." if longest > 1 else "")
+
+
+def _listed(texts: Iterable[str]) -> str:
+    texts = list(texts)
+    more = len(texts) - _LISTED
+    return ", ".join(texts[:_LISTED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _bound(name: str, bound: Any) -> str:
+    return f"{name} {bound:.3g}" if bound >= 0 else f"no {name}"
+
+
+def _wishes(states: list[Any]) -> Iterator[str]:
+    """What to record to know more."""
+    wishes = []
+    if not any(isinstance(getattr(state, "ring", ()), Ring) for state in states):
+        wishes.append("record=256 keeps the last calls (pipeline, skip_nonfinite)")
+    if not any(isinstance(getattr(state, "clip_state", state).leaves, LeafRecord) for state in states):
+        wishes.append("record_leaves=True keeps which leaves")
+    if wishes:
+        yield f"To know more next time: {'; '.join(wishes)}."
