@@ -52,8 +52,8 @@ def recorded(seen: list[Found]) -> dict[str, np.ndarray]:
     holders = holders_of_rings(seen)
     if not holders:
         raise ValueError(
-            "opt_state must hold a recorder; got one without. Build the optimizer with record=256, in pipeline or skip_nonfinite, "
-            "and take the state over with adopt_state."
+            "opt_state must hold a recorder; got one without. Build the optimizer with record=256, in pipeline or "
+            "skip_nonfinite, and take the state over with adopt_state."
         )
     if len(holders) > 1:
         places = " and ".join(repr(jax.tree_util.keystr(holder.path)) for holder in holders)
@@ -110,9 +110,9 @@ def _has_ring(each: Found) -> bool:
 
 def in_order_of_time(ring: Ring) -> dict[str, np.ndarray]:
     """The rows of a ring on the host that are written, as `records` gives them."""
-    order = np.argsort(ring.ring_counts[..., :1], axis=-2)
-    counts = np.take_along_axis(ring.ring_counts, order, axis=-2)
-    numbers = np.take_along_axis(ring.ring_numbers, order, axis=-2).astype(np.float32)
+    order = np.argsort(np.asarray(ring.ring_counts)[..., :1], axis=-2)
+    counts = np.take_along_axis(np.asarray(ring.ring_counts), order, axis=-2)
+    numbers = np.take_along_axis(np.asarray(ring.ring_numbers), order, axis=-2).astype(np.float32)
     # Of vmapped runs one may have made fewer calls than another: its first rows then have the call -1 and know nothing.
     numbers = np.where(counts[..., :1] >= 0, numbers, np.float32(np.nan))
     is_written = np.any(counts[..., 0] >= 0, axis=tuple(range(counts.ndim - 2)))

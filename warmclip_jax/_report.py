@@ -183,7 +183,7 @@ class _Account:
         yield f"Clipped: {clipped} calls, {clipped / self.calls:.1%}."
         if not labels:
             return
-        norms, bounds, counts = self.clip.grad_norm, self.clip.norm_bound, self.clip.group_clipped_count
+        norms, bounds, counts = self.clip.grad_norm, self.clip.norm_bound, np.asarray(self.clip.group_clipped_count)
         yield f"  Groups: {len(labels)}. Of each, calls clipped; norm and bound at the last call:"
         for place in np.argsort(-counts, kind="stable")[:_LISTED]:
             yield f"  {counts[place]:11d}  norm {norms[place]:.3g}, {_bound('bound', bounds[place])}  {labels[place]}"
