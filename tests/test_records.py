@@ -1,0 +1,134 @@
+"""`records`: the last calls in order of time, each with what is known of it."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import warmclip_jax as wc
+
+COLUMNS = ["call", "step", "grad_norm", "max_norm", "skip_bound", "clip_coef", "learning_rate", "skipped"]
+SCHEDULE = wc.linear_warmup(peak_value=1.0, warmup_steps=8)
+
+
+def after(optimizer: Any, norms: list[float], state: Any = None) -> Any:
+    update = jax.jit(optimizer.update)
+    state = optimizer.init(jnp.zeros(2)) if state is None else state
+    for norm in norms:
+        _, state = update(jnp.array([norm, 0.0]), state)
+    return state
+
+
+def columns(known: dict[str, np.ndarray]) -> dict[str, list[Any]]:
+    return {name: values.tolist() for name, values in known.items()}
+
+
+def test_each_call_has_a_row_with_what_was_done_at_it():
+    state = after(wc.pipeline(optax.sgd, SCHEDULE, max_norm=2.0, skip_above=10.0, record=8), [1.0, 4.0, np.nan, 1.0, 20.0, 8.0])
+    known = wc.records(state)
+    assert list(known) == COLUMNS
+    np.testing.assert_equal(
+        columns(known),
+        {
+            "call": [0, 1, 2, 3, 4, 5],
+            "step": [1, 2, 2, 3, 3, 4],
+            "grad_norm": [1.0, 4.0, np.nan, 1.0, 20.0, 8.0],
+            "max_norm": [2.0] * 6,
+            "skip_bound": [10.0] * 6,
+            "clip_coef": [1.0, 0.5, 0.0, 1.0, 0.0, 0.25],
+            "learning_rate": [0.0, 0.125, np.nan, 0.25, np.nan, 0.375],
+            "skipped": [False, False, True, False, True, False],
+        },
+    )
+    assert {name: values.dtype.name for name, values in known.items()} == {
+        **dict.fromkeys(COLUMNS, "float32"),
+        "call": "int32",
+        "step": "int32",
+        "skipped": "bool",
+    }
+
+
+def test_the_last_calls_are_in_order_of_time_and_a_resumed_run_goes_on():
+    optimizer = wc.pipeline(optax.sgd, SCHEDULE, max_norm=None, record=3)
+    state = after(optimizer, [1.0, 2.0])
+    assert wc.records(state)["call"].tolist() == [0, 1]
+    state = after(optimizer, [3.0, 4.0, 5.0], jax.tree.map(jnp.asarray, jax.device_get(state)))
+    known = wc.records(state)
+    assert (known["call"].tolist(), known["grad_norm"].tolist()) == ([2, 3, 4], [3.0, 4.0, 5.0])
+    assert known["max_norm"].tolist() == known["skip_bound"].tolist() == [np.inf] * 3
+    assert wc.records(optimizer.init(jnp.zeros(2)))["call"].shape == (0,)
+
+
+def test_a_rate_that_is_not_known_is_nan():
+    optimizer = wc.pipeline(lambda rate: optax.inject_hyperparams(optax.sgd)(learning_rate=rate), 0.5, record=2)
+    assert wc.records(after(optimizer, [1.0]))["learning_rate"].tolist() == [0.5]
+    unknown = wc.pipeline(lambda rate: optax.identity(), SCHEDULE, record=2)
+    np.testing.assert_equal(wc.records(after(unknown, [1.0]))["learning_rate"], [np.nan])
+
+
+def test_a_recording_guard_stands_for_the_pipeline_inside():
+    inner: Any = wc.pipeline(optax.sgd, 0.5, max_norm=2.0, record=8)
+    state = after(wc.skip_nonfinite(optax.MultiSteps(inner, 2), record=3), [1.0, 3.0, np.nan, 5.0, 5.0])
+    known = wc.records(state)
+    assert (known["call"].tolist(), known["step"].tolist()) == ([2, 3, 4], [2, 3, 4])
+    np.testing.assert_equal(known["grad_norm"], [np.nan, 5.0, 5.0])
+    for name in ("max_norm", "clip_coef", "learning_rate"):
+        assert np.isnan(known[name]).all()
+    inside = wc.records(state.inner_state)
+    assert (inside["grad_norm"].tolist(), inside["clip_coef"].tolist()) == ([2.0, 5.0], [1.0, np.float32(0.4)])
+    np.testing.assert_equal(wc.records(after(wc.skip_nonfinite(inner), [2.0, 5.0])), inside)
+
+
+def test_groups_have_the_global_norm_and_the_smallest_coefficient():
+    rules = {"a": 1.5, "b": 1.0}
+    optimizer = wc.pipeline(optax.sgd, 0.5, max_norm=rules, groups=wc.label_by_path(), record=2)
+    grads = {"a": jnp.array([3.0]), "b": jnp.array([4.0])}
+    _, state = jax.jit(optimizer.update)(grads, optimizer.init(grads))
+    known = wc.records(state)
+    assert (known["grad_norm"].tolist(), known["clip_coef"].tolist()) == ([5.0], [0.25])
+    assert np.isnan(known["max_norm"]).all()
+
+
+def test_vmapped_runs_have_an_axis_in_front_of_time():
+    optimizer = wc.pipeline(optax.sgd, SCHEDULE, max_norm=2.0, record=3)
+    sizes = jnp.array([1.0, 4.0])
+    state = jax.vmap(lambda size: optimizer.init(jnp.full(2, size)))(sizes)
+    update = jax.jit(jax.vmap(optimizer.update))
+    for call in range(4):
+        _, state = update(sizes[:, None] * jnp.array([[1.0 + call, 0.0]]), state)
+    known = wc.records(state)
+    assert {values.shape for values in known.values()} == {(2, 3)}
+    assert known["call"].tolist() == [[1, 2, 3]] * 2
+    assert known["grad_norm"].tolist() == [[2.0, 3.0, 4.0], [8.0, 12.0, 16.0]]
+
+
+def test_a_state_without_a_recorder_or_with_several_is_an_error_in_words():
+    with pytest.raises(ValueError, match=r"records: opt_state must hold a recorder; got one without\..*record=256"):
+        wc.records(wc.pipeline(optax.sgd, 0.1).init(jnp.zeros(2)))
+    each: Any = {name: wc.pipeline(optax.sgd, 0.1, record=2) for name in ("old", "new")}
+    state: Any = optax.partition(each, {"a": "old", "b": "new"}).init({"a": jnp.zeros(2), "b": jnp.zeros(2)})
+    with pytest.raises(ValueError, match=r"records: .*got 2, at .*\['new'\].*\['old'\].* Pass one of these parts"):
+        wc.records(state)
+    assert wc.records(state.inner_states["old"])["call"].size == 0
+
+
+def test_a_traced_state_is_an_error_in_words():
+    state = wc.pipeline(optax.sgd, 0.1, record=2).init(jnp.zeros(2))
+    with pytest.raises(
+        TypeError, match=r"records: opt_state must hold arrays, since it is read on the host; got a traced state\."
+    ):
+        jax.jit(wc.records)(state)
+
+
+@pytest.mark.parametrize(
+    "build", [lambda n: wc.pipeline(optax.sgd, 0.1, record=n), lambda n: wc.skip_nonfinite(optax.sgd(0.1), record=n)]
+)
+@pytest.mark.parametrize(
+    ("record", "error"), [(-1, ValueError), (2.5, ValueError), (True, TypeError), ("9", TypeError), (None, TypeError)]
+)
+def test_a_length_that_is_no_whole_number_is_an_error_that_names_it(build: Any, record: Any, error: type[Exception]):
+    with pytest.raises(error, match=r"(pipeline|skip_nonfinite): record must be a whole number, 0 or more; got"):
+        build(record)
