@@ -1,21 +1,22 @@
-"""What a training run leaves behind: a table and a figure."""
+"""What a training run leaves behind: a table, a report and a figure."""
 
 import io
-import math
 import os
 import pathlib
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
+import warmclip_jax as wc
+
 
 class Run(NamedTuple):
     """A finished training run. `history` has an entry per step for each of `RECORDED` in `train_byte_lm`."""
 
-    max_norm: float
+    opt_state: Any
     history: dict[str, np.ndarray]
     train_loss: float
     held_out_loss: float
@@ -24,9 +25,6 @@ class Run(NamedTuple):
     @property
     def steps(self) -> int:
         return len(self.history["grad_norm"])
-
-    def steps_where_grew(self, count: str) -> np.ndarray:
-        return np.flatnonzero(np.diff(self.history[count], prepend=0)) + 1
 
 
 def table(runs: dict[str, Run], entropy: float) -> str:
@@ -46,6 +44,11 @@ def table(runs: dict[str, Run], entropy: float) -> str:
             row("steps per second", lambda run: f"{run.steps_per_second:.2f}" if run.steps_per_second else "-"),
         ]
     )
+
+
+def summary(runs: dict[str, Run], entropy: float) -> str:
+    reports = (f"\n{name}: the report\n{wc.report(run.opt_state)}\n" for name, run in runs.items())
+    return "\n".join([table(runs, entropy), *reports])
 
 
 def prepare_figure(path: pathlib.Path) -> None:
@@ -69,10 +72,10 @@ def prepare_figure(path: pathlib.Path) -> None:
 
 
 def draw(runs: dict[str, Run], entropy: float, path: pathlib.Path) -> None:
-    figure = Figure(figsize=(9, 10), layout="constrained")
-    loss, rate, norm = figure.subplots(3, sharex=True, height_ratios=(3, 2, 3))
+    figure = Figure(figsize=(9, 7 + 3 * len(runs)), layout="constrained")
+    loss, rate, *norms = figure.subplots(2 + len(runs), sharex=True, height_ratios=(3, 2, *(3 for _ in runs)))
     for colour, (name, run) in zip(("C0", "C1"), runs.items(), strict=False):
-        steps = np.arange(1, run.steps + 1)
+        steps = np.arange(run.steps)  # numbered as `wc.records` numbers calls, from 0
         batch_loss, window = run.history["bits_per_byte"], max(run.steps // 25, 1)
         mean = np.convolve(batch_loss, np.full(window, 1 / window), "valid")
         loss.plot(steps, batch_loss, color=colour, linewidth=0.6, alpha=0.3, label=f"{name}: training batch")
@@ -80,22 +83,18 @@ def draw(runs: dict[str, Run], entropy: float, path: pathlib.Path) -> None:
         held_out = {"color": colour, "markeredgecolor": "black", "label": f"{name}: held out, at the end"}
         loss.plot(steps[-1], run.held_out_loss, "D", **held_out)
         rate.plot(steps, run.history["learning_rate"], color=colour, label=name)
-        norm.plot(steps, run.history["grad_norm"], color=colour, linewidth=0.8, alpha=0.8, label=name)
-        clipped, skipped = run.steps_where_grew("clipped_count"), run.steps_where_grew("skipped_count")
-        if math.isfinite(run.max_norm):
-            norm.axhline(run.max_norm, color="black", linestyle="--", linewidth=1, label="threshold")
-            marks = {"color": "C3", "s": 9, "zorder": 3, "label": f"{name}: {len(clipped)} clipped steps"}
-            norm.scatter(clipped, run.history["grad_norm"][clipped - 1], **marks)
-        for step in skipped:
-            norm.axvline(step, color=colour, linestyle=":", label=f"{name}: skipped steps" if step == skipped[0] else None)
     loss.axhline(entropy, color="grey", linestyle="--", linewidth=1, label="unigram entropy")
     loss.set(ylabel="loss (bits per byte)")
     rate.set(ylabel="learning rate")
-    norm.set(ylabel="gradient norm before clipping", yscale="log", xlabel="step")
-    norm.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    norm.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    norm.yaxis.set_minor_formatter(NullFormatter())
-    for axes in (loss, rate, norm):
+    above = {"loc": "lower right", "bbox_to_anchor": (1, 1), "ncols": 3, "frameon": False, "fontsize": "small"}
+    for axes in (loss, rate):
         axes.grid(alpha=0.3)
-        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, frameon=False, fontsize="small", borderaxespad=0.2)
+        axes.legend(**above, borderaxespad=0.2)
+    for axes, (name, run) in zip(norms, runs.items(), strict=True):
+        wc.plot_records(run.opt_state, ax=axes)
+        axes.set(ylabel=f"gradient norm\n{name}", xlabel="")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    norms[-1].set_xlabel("call")
     figure.savefig(path, dpi=120, format=path.suffix[1:].lower())

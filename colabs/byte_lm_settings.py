@@ -23,6 +23,7 @@ class Settings:
     warmup: float
     max_norm: float
     seed: int
+    inject: bool = False
     text: str = ""  # a fingerprint
 
     @property
@@ -32,8 +33,8 @@ class Settings:
 
     @property
     def bytes(self) -> int:
-        """The size of a checkpoint: the parameters, their two moments and the history."""
-        return 12 * self.parameters + 4 * len(RECORDED) * self.steps
+        """The size of a checkpoint: the parameters, their two moments, the history and the record of every step."""
+        return 12 * self.parameters + (4 * len(RECORDED) + 32) * self.steps
 
 
 class UsageError(Exception):
@@ -76,6 +77,7 @@ def command_line(description: str) -> OneLineParser:
     parser.add_argument("--max-norm", type=positive, default=1.0, help="threshold of the clip; inf only measures")
     parser.add_argument("--seed", type=whole, default=1, help="of the parameters and of the order of the text")
     parser.add_argument("--compare", action="store_true", help="train again, at the same peak, without warm-up and clipping")
+    parser.add_argument("--inject", action="store_true", help="a NaN into one gradient, a spike into another, for the report")
     parser.add_argument("--checkpoint", type=pathlib.Path, metavar="DIR", help="save there, and go on from what is there")
     parser.add_argument("--save-every", type=whole, default=100, metavar="STEPS", help="between two checkpoints")
     parser.add_argument("--figure", type=pathlib.Path, default=pathlib.Path("runs/byte_lm.png"), help="where it is drawn")

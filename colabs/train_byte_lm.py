@@ -22,12 +22,13 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import tqdm
 from byte_lm_checkpoints import open_checkpoints, prepare_checkpoints, resume, save
 from byte_lm_model import ByteLM
-from byte_lm_report import Run, draw, prepare_figure, table
+from byte_lm_report import Run, draw, prepare_figure, summary
 from byte_lm_settings import HEAD_WIDTH, RECORDED, Settings, UsageError, command_line
 from byte_lm_text import Corpus, read_corpus, training_batch, windows_at
 from flax import nnx
@@ -42,20 +43,41 @@ RECIPE, BARE = "warm-up and clipping", "neither"
 
 
 def make_optimizer(settings: Settings) -> optax.GradientTransformationExtraArgs:
-    """AdamW behind a clip, at a rate that warms up and then decays to zero. A bad step (NaN or inf) is skipped and counted."""
+    """AdamW behind a clip, at a rate that warms up and then decays to zero.
+
+    A bad step (NaN or inf) is skipped. What every step did is recorded for `wc.report` and `wc.plot_records`.
+    """
     schedule = wc.warmup_polynomial_decay(peak_value=settings.peak, total_steps=settings.steps, warmup_fraction=settings.warmup)
-    return wc.pipeline(optax.adamw, schedule, max_norm=settings.max_norm)
+    recorded = {"record": settings.steps, "record_leaves": True}
+    return wc.pipeline(optax.adamw, schedule, max_norm=settings.max_norm, **recorded)
 
 
-def make_step(optimizer: optax.GradientTransformation, loss_of: Callable[..., jax.Array]) -> Callable[..., Any]:
+def make_step(
+    optimizer: optax.GradientTransformation, loss_of: Callable[..., jax.Array], inject_at: dict[str, Any] | None = None
+) -> Callable[..., Any]:
     # The parameters and the state come out in the place of those that went in, so they can have their memory.
     @functools.partial(jax.jit, donate_argnums=(0, 1))
     def step(params: Any, opt_state: Any, windows: jax.Array) -> tuple[Any, Any, dict[str, jax.Array]]:
         loss, grads = jax.value_and_grad(loss_of)(params, windows)
+        if inject_at:
+            grads = injected(grads, wc.metrics(opt_state)["calls"], inject_at)
         params, opt_state = wc.apply_gradients(optimizer, params, opt_state, grads=grads)
         return params, opt_state, {"bits_per_byte": loss / math.log(2), **wc.metrics(opt_state)}
 
     return step
+
+
+def injected(grads: Any, call: jax.Array, at: dict[str, Any]) -> Any:
+    """The gradients with some leaves multiplied at some calls: `at` has the call and the factor by path."""
+
+    def changed(path: Any, grad: jax.Array) -> jax.Array:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        for start, (when, factor) in at.items():
+            if name.startswith(start):
+                return jnp.where(call == when, grad * factor, grad)
+        return grad
+
+    return jax.tree.map_with_path(changed, grads)
 
 
 # Training
@@ -76,7 +98,8 @@ def train(name: str, settings: Settings, corpus: Corpus, folder: pathlib.Path | 
         logits = nnx.merge(graph, params)(windows[:, :-1])
         return optax.softmax_cross_entropy_with_integer_labels(logits, windows[:, 1:]).mean()
 
-    step = make_step(optimizer, loss_of)
+    at = {"unembed/kernel": (settings.steps // 3, math.nan), "blocks/0/mix/kernel": (settings.steps * 2 // 3, 300.0)}
+    step = make_step(optimizer, loss_of, at if settings.inject else None)
     opt_state = optimizer.init(params)
     history = {key: np.full(settings.steps, np.nan, np.float32) for key in RECORDED}
     began, before = 0.0, 0
@@ -104,7 +127,7 @@ def train(name: str, settings: Settings, corpus: Corpus, folder: pathlib.Path | 
         return float(np.mean([evaluate(params, batch) for batch in batches])) / math.log(2)
 
     speed = (settings.steps - before) / seconds if 0 < before < settings.steps else None
-    return Run(settings.max_norm, history, bits_per_byte(corpus.train), bits_per_byte(corpus.held_out), speed)
+    return Run(opt_state, history, bits_per_byte(corpus.train), bits_per_byte(corpus.held_out), speed)
 
 
 def show(bar: tqdm.tqdm, count: int, history: dict[str, np.ndarray]) -> None:
@@ -187,10 +210,10 @@ def run(options: argparse.Namespace) -> int:
     try:
         draw(runs, entropy, options.figure)
     except OSError as error:
-        print(table(runs, entropy))
+        print(summary(runs, entropy))
         reason = error.strerror or error
         raise UsageError(f"cannot draw in {options.figure}: {reason}; the parameters are {kept(options)}") from error
-    print(f"{table(runs, entropy)}\nfigure: {options.figure}", flush=True)
+    print(f"{summary(runs, entropy)}\nfigure: {options.figure}", flush=True)
     return 0
 
 
