@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from warmclip_jax._gradients._entries import entries
 from warmclip_jax._gradients._leaves import is_gradient
 from warmclip_jax._gradients._norm import ScaledNorm
 from warmclip_jax._gradients._rounding import unless
@@ -87,11 +88,16 @@ def scale_tree(tree: Any, coef: Coefficient, nonfinite: str, members: Sequence[i
     """Every gradient times the coefficient of its group, rounded once to its dtype, and untouched where that is 1."""
     leaves, structure = jax.tree.flatten(tree)
     places = [place for place, leaf in enumerate(leaves) if is_gradient(leaf)]
-    numbers = coef.factor, coef.rest, coef.value == 1
-    for place, group in zip(places, [None] * len(places) if members is None else members, strict=True):
-        of_group = numbers if group is None else tuple(number[group] for number in numbers)
-        leaves[place] = _scaled(jnp.asarray(leaves[place]), coef, nonfinite, *of_group)
+    each = [(coef.factor, coef.rest, coef.value == 1)] * len(places) if members is None else _numbers_of(coef, members)
+    for place, numbers in zip(places, each, strict=True):
+        leaves[place] = _scaled(jnp.asarray(leaves[place]), coef, nonfinite, *numbers)
     return structure.unflatten(leaves)
+
+
+def _numbers_of(coef: Coefficient, members: Sequence[int]) -> list[tuple[jax.Array, jax.Array, jax.Array]]:
+    """What multiplies each leaf, from arrays over groups."""
+    rows = entries(jnp.stack([coef.factor, coef.rest, coef.value], axis=1))
+    return [(row[0], row[1], row[2] == 1) for row in (rows[group] for group in members)]
 
 
 def _scaled(

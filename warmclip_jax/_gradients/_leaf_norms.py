@@ -9,9 +9,10 @@ import numpy as np
 from jax import lax
 
 from warmclip_jax._gradients._axes import AxisName, Reduction, reductions
+from warmclip_jax._gradients._entries import entries
 from warmclip_jax._gradients._leaves import accumulation_dtype, gradients, paths
 from warmclip_jax._gradients._norm import Range, ScaledNorm
-from warmclip_jax._gradients._sums import MIDDLE, SMALL, Rows, Summands, one_by_one, real_parts, rows, summed_rows, sums_of_rows
+from warmclip_jax._gradients._sums import MIDDLE, SMALL, Rows, Summands, of_leaf, real_parts, rows, summed_rows, sums_of_rows
 
 
 def leaf_norms(tree: Any, *, axis_name: AxisName = None) -> dict[str, jax.Array]:
@@ -36,7 +37,7 @@ def leaf_norms(tree: Any, *, axis_name: AxisName = None) -> dict[str, jax.Array]
     {'a/w': 5.0, 'b': 2.0}
     """
     value = scaled_leaf_norms(tree, axis_name=axis_name).value
-    return {path: value[place] for place, path in enumerate(paths(tree))}
+    return dict(zip(paths(tree), entries(value) if value.size else (), strict=True))
 
 
 def scaled_leaf_norms(tree: Any, *, axis_name: AxisName = None) -> ScaledNorm:
@@ -48,16 +49,17 @@ def scaled_leaf_norms(tree: Any, *, axis_name: AxisName = None) -> ScaledNorm:
 def combined(norms: ScaledNorm, members: np.ndarray | None = None, number: int = 1) -> ScaledNorm:
     """The norm of each group of some norms: `members` has the group of each. Without it a scalar, of all of them."""
     mantissas, scales = norms
-    if members is None:
-        inside = np.ones((1, mantissas.shape[0]), bool)
-    elif np.array_equal(members, np.arange(mantissas.shape[0])):
-        return norms
-    else:
-        inside = members == np.arange(number)[:, None]
+    leaves = mantissas.shape[0]
+    of_groups = [np.arange(leaves)] if members is None else [np.flatnonzero(members == group) for group in range(number)]
+    # The places of the leaves of each group, filled up with that of a zero.
+    places = np.full((len(of_groups), max(map(len, of_groups))), leaves)
+    for group, of_group in enumerate(of_groups):
+        places[group, : len(of_group)] = of_group
     largest = Range.of(mantissas.dtype).up
+    mantissas, scales = jnp.pad(mantissas, (0, 1))[places], jnp.pad(scales, (0, 1), constant_values=largest)[places]
     # The scale of the largest norm of a group: what is small beside it may vanish. A NaN counts as large.
-    scale = jnp.min(jnp.where(inside & (mantissas != 0)[None], scales[None], largest), axis=1)
-    aligned = jnp.where(inside, mantissas[None] * jnp.minimum(scale[:, None] / scales[None], 1), 0)
+    scale = jnp.min(jnp.where(mantissas != 0, scales, largest), axis=1)
+    aligned = mantissas * jnp.minimum(scale[:, None] / scales, 1)
     top = lax.stop_gradient(jnp.max(aligned, axis=1))
     top = jnp.where((top > 0) & (top < jnp.inf), top, 1)
     squares = jnp.sum(jnp.square(aligned / top[:, None]), axis=1)
@@ -120,13 +122,14 @@ def _each_with_a_second_pass(pairs: Summands, dtype: np.dtype) -> tuple[jax.Arra
     limits = Range.of(dtype)
     up, down = lax.optimization_barrier((jnp.asarray(limits.up), jnp.asarray(limits.down)))
 
-    def sums_and_scales(row: Rows) -> tuple[jax.Array, jax.Array]:
+    def sums_and_scales(row: Rows) -> jax.Array:
         if len(row.places) > 1:
-            return limits.chosen(*sums_of_rows(row, (None, up, down), dtype))
-        plain = sums_of_rows(row, (None,), dtype)[0]
+            return jnp.stack(limits.chosen(*sums_of_rows(row, (None, up, down), dtype)))
+        # Scalars of its own for each leaf, not places of a vector: equal programs are compiled once.
+        (plain,) = of_leaf(row.leaf, (None,), dtype)
         fits, scale = limits.fitting(plain)
-        return lax.cond(fits[0], lambda: plain, lambda: one_by_one([(row.reduction, row.leaf)], scale[0]).reshape(1)), scale
+        total = lax.cond(fits, lambda: plain, lambda: of_leaf(row.leaf, (scale,), dtype)[0])
+        return jnp.stack([total, scale])[:, None]
 
-    made = [(row.reduction, row.places, jnp.stack(sums_and_scales(row))) for row in rows(pairs, SMALL)]
-    totals, scales = summed_rows(made, len(pairs))
+    totals, scales = summed_rows([(row.reduction, row.places, sums_and_scales(row)) for row in rows(pairs, SMALL)], len(pairs))
     return totals, scales

@@ -30,7 +30,7 @@ def sums_of_squares(leaves: Summands, scales: tuple[jax.Array | None, ...], dtyp
         # Leaves of one shape are mostly sharded in one way. Added first, they are one number to communicate; and sorted, those
         # of two shapes more often are.
         shape = leaf.shape if _may_be_sharded(leaf) else ()
-        alike.setdefault((reduction, shape), []).append(_of_leaf(leaf, scales, dtype))
+        alike.setdefault((reduction, shape), []).append(of_leaf(leaf, scales, dtype))
     by_shape = sorted(alike.items(), key=lambda item: [size if isinstance(size, int) else -1 for size in item[0][1]])
     return [
         summed([(reduction, _added([sums[index] for sums in of_leaves])) for (reduction, _), of_leaves in by_shape])
@@ -45,7 +45,7 @@ def one_by_one(leaves: Summands, scale: jax.Array) -> jax.Array:
         if len(group) > 1 and sums and sums[-1][0] == reduction:
             # A zero that has to wait for the group before. Otherwise all groups would be put together before one is read.
             group = [jnp.minimum(sums[-1][1], 0).astype(group[0].dtype), *group]
-        sums.append((reduction, *_of_leaf(_joined(group), (scale,), scale.dtype)))
+        sums.append((reduction, *of_leaf(_joined(group), (scale,), scale.dtype)))
     return summed(sums)
 
 
@@ -76,7 +76,7 @@ def rows(leaves: Summands, size: int) -> list[Rows]:
 def sums_of_rows(row: Rows, scales: tuple[jax.Array | None, ...], dtype: np.dtype) -> jax.Array:
     """The sums of squares of each leaf of `row`, `[len(scales), len(row.places)]`."""
     axes = tuple(range(1, row.leaf.ndim)) if len(row.places) > 1 else None
-    return jnp.stack(_of_leaf(row.leaf, scales, dtype, axes)).reshape(len(scales), len(row.places))
+    return jnp.stack(of_leaf(row.leaf, scales, dtype, axes)).reshape(len(scales), len(row.places))
 
 
 def summed_rows(sums: list[tuple[Reduction, tuple[int, ...], jax.Array]], number: int) -> jax.Array:
@@ -98,7 +98,7 @@ def summed_rows(sums: list[tuple[Reduction, tuple[int, ...], jax.Array]], number
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))
-def _of_leaf(
+def of_leaf(
     leaf: jax.Array, scales: tuple[jax.Array | None, ...], dtype: np.dtype, axes: tuple[int, ...] | None = None
 ) -> list[jax.Array]:
     """The sums of one leaf, or of each of some stacked ones, one for each scale. Traced once for all leaves of a shape."""

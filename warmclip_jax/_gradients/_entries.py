@@ -1,0 +1,26 @@
+"""The entries of a small array, one by one, at little time to compile."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+@functools.partial(jax.jit, inline=True)
+def entries(array: jax.Array) -> list[jax.Array]:
+    """`array[0]`, `array[1]` and so on, of an array that is not empty.
+
+    XLA puts a slice into the loops that read it. On CPU each loop then is a program of its own, for the place is part of it;
+    loops that differ in an operand alone are compiled once. So the places come out of a branch, where XLA does not see that
+    they are constants.
+    """
+
+    def hidden() -> list[jax.Array]:
+        def places() -> list[jax.Array]:
+            return [jnp.asarray(place, jnp.int32) for place in range(array.shape[0])]
+
+        hidden_places = lax.cond(array[(0,) * array.ndim] >= 0, places, places)
+        return [lax.dynamic_index_in_dim(array, place, keepdims=False) for place in hidden_places]
+
+    return lax.platform_dependent(cpu=hidden, default=lambda: list(array))
