@@ -185,7 +185,7 @@ CLIENTS = {
     "skip_nonfinite": Client(wc.skip_nonfinite(optax.adam(0.1)), rate=None, max_norm=None),
     "pipeline": Client(wc.pipeline(optax.adamw, SCHEDULE)),
     "pipeline, a function": Client(wc.pipeline(momentum, lambda count: PEAK * (count + 1) / WARMUP)),
-    "apply_gradients": Client(wc.pipeline(optax.lion, SCHEDULE), host=Ours()),
+    "apply_gradients": Client(PIPELINE, host=Ours()),
     "MultiSteps": Client(wc.skip_nonfinite(optax.MultiSteps(PIPELINE, 2)), calls_per_update=2),
     # Optax injects what a schedule returns in the dtype that it has, which is float64 there.
     "inject_hyperparams inside": Client(wc.pipeline(injected, SCHEDULE), keeps_float32_under_x64=False),
@@ -195,7 +195,8 @@ CLIENTS = {
     ),
     "partition": Client(wc.pipeline(partitioned, SCHEDULE)),
     "masked": Client(
-        optax.chain(optax.masked(PIPELINE, ONLY_B), optax.masked(optax.set_to_zero(), ONLY_W)), measured=lambda grads: grads["b"]
+        optax.chain(optax.masked(PIPELINE, ONLY_B), optax.masked(optax.set_to_zero(), ONLY_W)),
+        measured=lambda grads: grads["b"],
     ),
     "apply_if_finite": Client(optax.apply_if_finite(PIPELINE, 5), sees_bad_steps=False),
     "flax linen": Client(PIPELINE, host=Linen()),
