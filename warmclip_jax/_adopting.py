@@ -1,5 +1,6 @@
 """Take over the state of another optimizer, so that a running project changes over without losing moments."""
 
+import functools
 import itertools
 from collections.abc import Iterator
 from typing import Any
@@ -11,7 +12,7 @@ import optax
 
 from warmclip_jax._checks import MAX_COUNT, Number, Scalar, naming
 from warmclip_jax._gradients._applying import as_transformation
-from warmclip_jax._gradients._clipping import ClipState
+from warmclip_jax._gradients._clip import ClipState
 from warmclip_jax._gradients._skipping import SkipState
 from warmclip_jax._links import (
     GUARDS,
@@ -27,12 +28,15 @@ from warmclip_jax._links import (
     known,
     names,
     peeled,
+    place,
+    sort_of,
 )
 from warmclip_jax._pipeline import PipelineState
 
 _STEP = Number("a whole number, 0 or more", "Count the updates made.", lambda step: 0 <= step <= MAX_COUNT, whole=True)
 #: What nobody knows where no state of this package measured the last call: NaN.
-_OF_THE_LAST_CALL = ("grad_norm", "norm_bound", "clip_coef")
+_OF_THE_LAST_CALL = ("grad_norm", "norm_bound", "clip_coef", "above_bound")
+_OF_EACH_GROUP = ("grad_norm", "norm_bound", "clip_coef", "clip_history", "group_clipped_count")
 
 
 class _MisfitError(Exception):
@@ -91,7 +95,7 @@ def adopt_state(
             "params and opt_state of one run; restore a checkpoint with the optimizer that wrote it."
         )
     if len(fitting) > 1:
-        places = " and ".join(_place(path) for path, _, _ in fitting)
+        places = " and ".join(place(path) for path, _, _ in fitting)
         raise TypeError(
             f"opt_state must hold one state that fits optimizer; got {places} (ambiguous). Pass the one that is meant."
         )
@@ -99,7 +103,7 @@ def adopt_state(
     lost = next(arrays_beside(opt_state, path), None)
     if lost is not None:
         raise TypeError(
-            f"opt_state must hold nothing that optimizer has no place for, beside {names(target)}; got {_place(lost)}. Pass "
+            f"opt_state must hold nothing that optimizer has no place for, beside {names(target)}; got {place(lost)}. Pass "
             "only the part to keep, or an optimizer with that link."
         )
     return adopted
@@ -187,7 +191,7 @@ def _fitted(target: Any, given: Any, step: Any = 0, at: str = "") -> Any:
             skip_state=_kept_or(target.skip_state, given.skip_state),
         )
     wanted, have = children(target), children(given)
-    if _sort(target) != _sort(given) or [*wanted] != [*have]:
+    if sort_of(target) != sort_of(given) or [*wanted] != [*have]:
         raise _MisfitError(f"{at} is {described(given)}, not {described(target)}")
     if not wanted:
         return jnp.array(given, dtype=jnp.result_type(target), copy=True)
@@ -204,19 +208,31 @@ def _kept_or(fresh: Any, given: Any) -> Any:
         return fresh
 
 
-def _measured(state: Any, known: dict[str, Any]) -> Any:
-    """A clip or guard with what is known and fits. The rest is as `init` made it or, of the last call, NaN."""
+def _measured(state: Any, theirs: dict[str, Any]) -> Any:
+    """A clip or guard with what `theirs` knows and fits. The rest is as `init` made it or, of the last call, NaN."""
     fields = {name: value for name, value in state._asdict().items() if name not in ("clip_state", "inner_state")}
-    for name, value in fields.items():
-        fresh = jnp.array(np.full(value.shape, np.nan, value.dtype)) if name in _OF_THE_LAST_CALL else value
-        fields[name] = _kept_or(fresh, known.get(name))
+    labels, their_labels = (sorted(known.get("group_labels", ())) for known in (fields, theirs))
+    for name, fresh in fields.items():
+        if name in _OF_THE_LAST_CALL:
+            fresh = jnp.array(np.full(fresh.shape, np.nan, fresh.dtype))
+        given = theirs.get(name)
+        if labels and their_labels and name in _OF_EACH_GROUP and jax.tree.structure(fresh) == jax.tree.structure(given):
+            given = jax.tree.map(functools.partial(_by_label, labels, their_labels), fresh, given)
+        fields[name] = _kept_or(fresh, given)
     return state._replace(**fields)
+
+
+def _by_label(labels: list[str], their_labels: list[str], fresh: Any, given: Any) -> jax.Array:
+    """The entry of each label in an array over `their_labels`; that of `fresh` for a new label."""
+    place_of = {label: place for place, label in enumerate(their_labels)}
+    places = np.array([place_of.get(label, 0) for label in labels])
+    return jnp.where(np.array([label in place_of for label in labels]), jnp.asarray(given)[places], fresh)
 
 
 def _taken(frames: Frames, kind: type) -> dict[str, Any]:
     """The fields of the first frame of a kind, which no other one gets then."""
-    place = next((place for place, frame in enumerate(frames) if frame[0] is kind), None)
-    return {} if place is None else frames.pop(place)[1]
+    index = next((index for index, frame in enumerate(frames) if frame[0] is kind), None)
+    return {} if index is None else frames.pop(index)[1]
 
 
 def _clock(like: Any, step: Any) -> jax.Array:
@@ -232,16 +248,3 @@ def _timed(name: str, fresh: Any, step: Any) -> Any:
         return node._replace(count=_clock(node.count, step)) if is_clock(node) else node
 
     return jax.tree.map(at_step, fresh, is_leaf=is_clock)
-
-
-def _sort(node: Any) -> Any:
-    """What must be the same of two nodes: their type, or the shape and sort of number of two arrays."""
-    if not isinstance(node, (jax.Array, np.ndarray, np.generic, int, float, complex)):
-        return type(node)
-    dtype = jnp.result_type(node)
-    sorts = (jnp.integer, jnp.floating, jnp.complexfloating)
-    return np.shape(node), next((sort for sort in sorts if jnp.issubdtype(dtype, sort)), dtype)
-
-
-def _place(path: Path) -> str:
-    return f"opt_state{jax.tree_util.keystr(path)}"

@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
-from warmclip_jax._gradients._clipping import ClipState
+from warmclip_jax._gradients._clip import ClipState
 from warmclip_jax._gradients._skipping import SkipState
 from warmclip_jax._pipeline import PipelineState
 
@@ -89,6 +90,15 @@ def arrays_beside(state: Any, path: Path) -> Iterator[Path]:
         state = below[key]
 
 
+def sort_of(node: Any) -> Any:
+    """What must be the same of two nodes: their type, or the shape and sort of number of two arrays."""
+    if not isinstance(node, (jax.Array, np.ndarray, np.generic, int, float, complex)):
+        return type(node)
+    dtype = jnp.result_type(node)
+    sorts = (jnp.integer, jnp.floating, jnp.complexfloating)
+    return np.shape(node), next((sort for sort in sorts if jnp.issubdtype(dtype, sort)), dtype)
+
+
 def names(state: Any) -> str:
     """The names of a state's links, for messages."""
     return ", ".join(type(link).__name__ for link in peeled(state)[0]) or "no moments"
@@ -100,3 +110,8 @@ def described(node: Any) -> str:
         return f"{node.dtype}{list(node.shape)}"
     keys = ", ".join(jax.tree_util.keystr((key,)) for key in children(node))
     return f"a {type(node).__name__} of {keys or 'nothing'}"
+
+
+def place(path: Path) -> str:
+    """Where a part of `opt_state` is, for messages."""
+    return f"opt_state{jax.tree_util.keystr(path)}"
