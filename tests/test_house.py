@@ -12,7 +12,7 @@ PACKAGE = TESTS.parent / "warmclip_jax"
 
 #: From the front door down. A module imports from its own layer or from those below; what is not named here is ground floor.
 FRONT = {"__init__", "__main__"}
-GALLERY = {"_metrics", "_records", "_report", "_finding", "_adopting", "_pictures"}
+GALLERY = {"_metrics", "_records", "_report", "_finding", "_links", "_adopting", "_pictures"}
 HALL = {"_pipeline", "_rates"}
 WINGS = {"_schedules", "_gradients"}
 LAYERS = (FRONT, GALLERY, HALL, WINGS)
@@ -21,8 +21,10 @@ LONGEST = 250
 
 #: Modules whose tests stand in the file of the neighbour that they are a part of.
 TESTED_BY = {
-    "_finding": "test_metrics.py",
     "_rates": "test_pipeline.py",
+    "_links": "test_adopting.py",
+    "_gradients/_clip": "_gradients/test_clipping_state.py",
+    "_gradients/_limits": "_gradients/test_clipping_bounds.py",
     "_gradients/_applying": "_gradients/test_skipping.py",
     "_gradients/_coefficient": "_gradients/test_clipping.py",
     "_gradients/_leaves": "_gradients/test_norm.py",

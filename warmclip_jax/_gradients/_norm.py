@@ -1,4 +1,4 @@
-"""The L2 norm of a gradient tree, right for every finite input. It knows no thresholds and no steps.
+"""The L2 norm of a gradient tree, right for every finite input, without thresholds and steps.
 
 `sqrt(sum(x * x))` fails where `x * x` leaves the range of its dtype: float32 entries of 1e20 give inf, of 1e-30 give 0. So a
 norm is kept as a mantissa and a power-of-two scale, and the entries are scaled before they are squared whenever the plain sum
