@@ -24,7 +24,7 @@ class Run(NamedTuple):
 
     @property
     def steps(self) -> int:
-        return len(self.history["grad_norm"])
+        return len(self.history["bits_per_byte"])
 
 
 def table(runs: dict[str, Run], entropy: float) -> str:

@@ -65,7 +65,7 @@ def repainted(before: np.ndarray, after: np.ndarray, reach: int = 2) -> float:
 
 
 def test_there_are_notebooks():
-    assert {"quickstart", "scaling", "schedules"} <= {path.stem for path in NOTEBOOKS}
+    assert {"diagnosis", "quickstart", "scaling", "schedules"} <= {path.stem for path in NOTEBOOKS}
 
 
 @every_notebook

@@ -12,6 +12,7 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
@@ -170,7 +171,7 @@ def test_the_table_compares_both_runs_and_the_loss_ends_below_the_unigram_entrop
     assert status == 0
     assert "Traceback" not in err
     lines = out.splitlines()
-    rows = {line[:32].strip(): [float(cell) for cell in line[32:].split()] for line in lines[1:-1]}
+    rows = {line[:32].strip(): [float(cell) for cell in line[32:].split()] for line in lines[1:8]}
     assert lines[0].split() == [*script.RECIPE.split(), *script.BARE.split()]
     assert lines[-1] == f"figure: {tmp_path / 'figure.png'}"
     assert list(rows) == [
@@ -194,6 +195,14 @@ def test_the_table_compares_both_runs_and_the_loss_ends_below_the_unigram_entrop
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
     for shown in ("bits/byte=", "rate=", "norm=", "clipped="):
         assert shown in err
+
+
+def test_the_report_finds_what_was_injected(start, tmp_path):
+    status, out, _ = start("--inject", "--steps=40", "--warmup=0")
+    assert status == 0
+    assert "Last call with NaN or inf: call 13, step 13, skipped.\n  Leaves with NaN, 1 of 15: unembed/kernel\n" in out
+    ranked = out.partition("Last spike: call 26, step 26,")[2].splitlines()
+    assert ranked[2].endswith(" blocks/0/mix/kernel")
 
 
 def test_one_trace_makes_the_whole_run(whole):
@@ -265,7 +274,8 @@ def test_the_size_that_is_checked_is_the_size_of_what_is_kept(width, layers):
     settings = script.Settings(50, 1, 1, width, layers, peak=0.5, warmup=0.0, max_norm=1.0, seed=1)
     model = nnx.eval_shape(lambda: script.ByteLM(width, layers, nnx.Rngs(0)))
     parameters = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model)))
-    assert settings.bytes == 3 * 4 * parameters + 5 * 4 * 50
+    # Of each step five numbers of history, and a row of eight in the record.
+    assert settings.bytes == 3 * 4 * parameters + (5 + 8) * 4 * 50
 
 
 def test_a_byte_changes_no_earlier_prediction_and_every_later_one():
@@ -279,19 +289,12 @@ def test_a_byte_changes_no_earlier_prediction_and_every_later_one():
 
 @pytest.fixture
 def drawing(monkeypatch, tmp_path):
-    """The figure of two made-up runs: one clipped at steps 2 and 4, the other skipped at step 3."""
-    history = {
-        "bits_per_byte": np.array([8.0, 6.0, 5.0, 4.0]),
-        "learning_rate": np.array([0.0, 0.05, 0.1, 0.05]),
-        "grad_norm": np.array([1.0, 3.0, 2.0, 5.0]),
-        "clipped_count": np.array([0.0, 1.0, 1.0, 2.0]),
-        "skipped_count": np.zeros(4),
-    }
-    skipped = {"skipped_count": np.array([0.0, 0.0, 1.0, 1.0]), "clipped_count": np.zeros(4)}
-    bare = {**history, **skipped, "grad_norm": np.array([1.0, 3.0, np.nan, 9.0])}
+    """The figure of two made-up runs: one clipped at calls 1 and 3, the other skipped at call 2."""
+    history = {"bits_per_byte": np.array([8.0, 6.0, 5.0, 4.0]), "learning_rate": np.array([0.0, 0.05, 0.1, 0.05])}
+    clipped, skipped = (wc.pipeline(optax.sgd, 0.1, max_norm=max_norm, record=4) for max_norm in (2.0, np.inf))
     runs = {
-        "first": report.Run(2.0, history, 4.0, 4.25, 10.0),
-        "second": report.Run(np.inf, bare, 4.5, 4.75, 10.0),
+        "first": report.Run(opt_state_after(clipped, [1.0, 3.0, 2.0, 5.0]), history, 4.0, 4.25, 10.0),
+        "second": report.Run(opt_state_after(skipped, [1.0, 3.0, np.nan, 9.0]), history, 4.5, 4.75, 10.0),
     }
     figures = []
     monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
@@ -300,38 +303,45 @@ def drawing(monkeypatch, tmp_path):
     return figures[0]
 
 
+def opt_state_after(optimizer, norms):
+    update, state = jax.jit(optimizer.update), optimizer.init(jnp.zeros(1))
+    for norm in norms:
+        _, state = update(jnp.full(1, norm), state)
+    return state
+
+
 def lines_of(axes):
     return {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in axes.get_lines()}
 
 
-def test_the_figure_shows_loss_rate_and_norm_of_each_run_at_each_step(drawing):
-    loss, rate, norm = drawing.axes
-    steps = [1, 2, 3, 4]
+def test_the_figure_shows_loss_rate_and_norm_of_each_run_at_each_call(drawing):
+    loss, rate, first, second = drawing.axes
+    calls = [0, 1, 2, 3]
     for name in ("first", "second"):
-        assert lines_of(loss)[f"{name}: training batch"] == (steps, [8.0, 6.0, 5.0, 4.0])
-        assert lines_of(rate)[name] == (steps, [0.0, 0.05, 0.1, 0.05])
-    assert lines_of(norm)["first"] == (steps, [1.0, 3.0, 2.0, 5.0])
-    assert lines_of(loss)["first: held out, at the end"] == ([4], [4.25])
+        assert lines_of(loss)[f"{name}: training batch"] == (calls, [8.0, 6.0, 5.0, 4.0])
+        assert lines_of(rate)[name] == (calls, [0.0, 0.05, 0.1, 0.05])
+    assert lines_of(first)["norm"] == (calls, [1.0, 3.0, 2.0, 5.0])
+    np.testing.assert_equal(lines_of(second)["norm"], (calls, [1.0, 3.0, np.nan, 9.0]))
+    assert lines_of(loss)["first: held out, at the end"] == ([3], [4.25])
     assert lines_of(loss)["unigram entropy"][1] == [4.5, 4.5]
 
 
-def test_the_figure_marks_the_threshold_the_clipped_and_the_skipped_steps(drawing):
-    norm = drawing.axes[2]
-    (marks,) = norm.collections
-    assert marks.get_label() == "first: 2 clipped steps"
-    np.testing.assert_array_equal(marks.get_offsets(), [[2, 3.0], [4, 5.0]])
-    assert lines_of(norm)["threshold"][1] == [2.0, 2.0]
-    assert lines_of(norm)["second: skipped steps"][0] == [3, 3]
-    assert [line.get_label() for line in norm.get_lines()].count("threshold") == 1
+def test_the_figure_marks_the_bound_the_clipped_and_the_skipped_calls(drawing):
+    first, second = map(lines_of, drawing.axes[2:])
+    assert first["clipped: 2"] == ([1, 3], [3.0, 5.0])
+    assert first["bound of the clip"][1] == [2.0] * 4
+    assert second["NaN or inf: 1"][0] == [2, 2]
+    assert "bound of the clip" not in second
 
 
 def test_the_figure_names_its_axes_and_no_legend_covers_the_data(drawing):
     assert [axes.get_ylabel() for axes in drawing.axes] == [
         "loss (bits per byte)",
         "learning rate",
-        "gradient norm before clipping",
+        "gradient norm\nfirst",
+        "gradient norm\nsecond",
     ]
-    assert drawing.axes[-1].get_xlabel() == "step"
+    assert drawing.axes[-1].get_xlabel() == "call"
     for axes in drawing.axes:
         assert axes.get_legend().get_window_extent().y0 >= axes.get_window_extent().y1 - 1
 
