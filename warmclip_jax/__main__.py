@@ -1,4 +1,4 @@
-"""`python -m warmclip_jax plot EXPR ...`: what a schedule looks like, in the terminal or as a picture."""
+"""`python -m warmclip_jax plot EXPR ...`: draws schedules in the terminal or into a picture file."""
 
 import argparse
 import inspect
@@ -6,7 +6,7 @@ import io
 import os
 import pathlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from warmclip_jax._parsing import parse
@@ -19,12 +19,12 @@ from warmclip_jax._values import factories
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        """One line instead of the usage and a line."""
+        """Prints one line, without the usage."""
         self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command. Returns its exit status; a bad argument is one line on standard error and status 2."""
+    """Runs the command and returns its exit status; for a bad argument, one line on standard error and status 2."""
     parser = _Parser(prog="python -m warmclip_jax", description="Look at learning-rate schedules, drawn over each other.")
     parser.add_argument("command", choices=["plot"], help="what to do")
     parser.add_argument(
@@ -47,28 +47,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         elif schedules:
             _print(chart(sampled(schedules, given.steps), log_scale=given.log))
         else:
-            _print("\n".join(_signatures()))
+            calls = {name: inspect.signature(factory) for name, factory in factories(Schedule).items()}
+            _print("\n".join(f"{name}{call.replace(return_annotation=call.empty)}" for name, call in calls.items()))
     except (ValueError, TypeError, OSError, ModuleNotFoundError) as error:
         parser.error(str(error))
     return 0
 
 
-def _signatures() -> Iterator[str]:
-    """Each factory of schedules with its arguments and their defaults."""
-    for name, factory in factories(Schedule).items():
-        yield f"{name}{inspect.signature(factory).replace(return_annotation=inspect.Signature.empty)}"
-
-
 def _picture_path(text: str) -> pathlib.Path:
-    """The file that is written: a name without a suffix is that of a PNG."""
+    """The file to write; without a suffix, a PNG."""
     path = pathlib.Path(text)
-    if path.is_dir():  # "" too
+    if path.is_dir():  # Also for "", the current folder.
         raise ValueError(f"--out must name a file, such as lr.png; got {text!r}")
     return path if path.suffix.strip(".") else path.with_name(path.name.rstrip(".") + ".png")
 
 
 def _save(figure: Any, path: pathlib.Path) -> None:
-    """Draws before it opens the file, so that a failure leaves none behind."""
+    """Draws before it opens the file, so that a failure leaves no file behind."""
     picture = io.BytesIO()
     try:
         figure.savefig(picture, format=path.suffix[1:].lower(), dpi=150)
@@ -81,9 +76,9 @@ def _print(text: str) -> None:
     try:
         print(text, flush=True)
     except OSError as error:
-        # Else Python tries again on its way out and writes a traceback.
+        # Otherwise Python flushes again at exit and prints a traceback.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        # `| head -1` has what it wanted.
+        # `| head -1` has read all that it wants.
         if not isinstance(error, BrokenPipeError):
             raise
 

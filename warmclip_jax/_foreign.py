@@ -1,6 +1,5 @@
-"""A function that is not from here, as an argument of a value: called where the value is, and never compiled or kept."""
+"""A function of another library as an argument of a value: called when the value is called, and never compiled."""
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +10,7 @@ from warmclip_jax._checks import default_float
 
 
 class Foreign:
-    """Holds the function, and tells it apart from others by identity: a pytree without leaves."""
+    """A function compared by identity; a pytree without leaves."""
 
     __slots__ = ("function",)
 
@@ -19,7 +18,7 @@ class Foreign:
         self.function = function
 
     def __call__(self, count: jax.Array) -> jax.Array:
-        """What the function returns for a count, or for each count of an array, in the default float dtype."""
+        """The function's value at a count, or at each count of an array, in the default float dtype."""
 
         def at_scalar(count: jax.Array) -> jax.Array:
             result = self.function(count)
@@ -27,9 +26,9 @@ class Foreign:
                 raise TypeError(f"{self.function!r} returned another function, not a number. Call it with its arguments first.")
             return jnp.asarray(result).astype(default_float())
 
-        return functools.reduce(lambda function, _: jax.vmap(function), range(jnp.ndim(count)), at_scalar)(count)
+        return jnp.vectorize(at_scalar)(count)
 
-    # Its own `==` could be anything: two functions that it calls equal may close over different tracers.
+    # By identity: functions that are equal by their own `==` may close over different tracers.
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Foreign) and self.function is other.function
 

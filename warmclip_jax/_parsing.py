@@ -1,4 +1,4 @@
-"""The text of a value, read back without running it."""
+"""Reads a value back from its text, which is never run."""
 
 import ast
 import re
@@ -7,25 +7,23 @@ from typing import Any
 from warmclip_jax._checks import nearest
 from warmclip_jax._values import Value, factories
 
-_PREFIXES = ("wc", "warmclip_jax")
-
 
 def parse(text: str) -> Any:
-    """The value that `text` says, from a config file or a command line: what `repr` printed, or a call written by hand.
+    """The value written in `text`, such as a config file or a command line holds: the `repr` of a value, or a call.
 
-    The text is read and never run: it may hold calls of this package's factories (`wc.` may stand before each), numbers, names
-    in quotes, lists, True, False and None, and nothing else.
+    The text is read and never run. It may hold only calls of this package's factories (with or without `wc.`), numbers, names
+    in quotes, lists, True, False and None.
 
     Args:
       text: the call of a factory, such as `"linear_warmup(peak_value=0.1, warmup_steps=10)"`.
 
     Returns:
-      What the call makes, a `Schedule` say. `parse(repr(value)) == value`.
+      The value that the call builds, such as a `Schedule`. `parse(repr(value)) == value`.
 
     Raises:
-      TypeError: for what is no string.
-      ValueError: for what cannot be read, with the part that is wrong; a Python function inside is named. And what the factory
-        itself refuses, in its words.
+      TypeError: if `text` is no string.
+      ValueError: if it cannot be read, with the part that is wrong, such as a Python function; or if a factory refuses its
+        arguments, with the message of the factory.
 
     >>> import warmclip_jax as wc
     >>> schedule = wc.parse("with_warmup(cosine_decay(init_value=1.0, decay_steps=100), warmup_steps=10)")
@@ -46,7 +44,9 @@ def parse(text: str) -> Any:
 
 
 def _called(call: ast.Call) -> Value:
-    name, known = _called_name(call.func), factories()
+    name, known = re.sub(r"^(wc|warmclip_jax)\.", "", ast.unparse(call.func)), factories()
+    if not name.isidentifier():
+        raise ValueError(f"{_short(ast.unparse(call.func))!r} is not the name of a factory; it is not run")
     if name not in known:
         raise ValueError(f"there is no {name!r} to call{nearest(name, known)}")
     said = [keyword.arg for keyword in call.keywords]
@@ -75,15 +75,6 @@ def _literal(node: ast.expr) -> Any:
         if isinstance(number, (int, float)) and not isinstance(number, bool):
             return -number if isinstance(node.op, ast.USub) else number
     raise ValueError(f"{_short(ast.unparse(node))!r} is neither a number nor a call; write the number itself")
-
-
-def _called_name(node: ast.expr) -> str:
-    """The name that is called, with or without the package before it."""
-    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in _PREFIXES:
-        return node.attr
-    if isinstance(node, ast.Name):
-        return node.id
-    raise ValueError(f"{_short(ast.unparse(node))!r} is not the name of a factory; it is not run")
 
 
 def _short(text: str) -> str:

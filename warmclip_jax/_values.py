@@ -1,4 +1,4 @@
-"""What turns the arguments of a function into a value: printed, compared, hashed, pickled, and a pytree of its numbers."""
+"""Values: immutable objects that keep the arguments of the factory that built them, and are pytrees of their numbers."""
 
 import dataclasses
 import functools
@@ -18,9 +18,9 @@ Prepare = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 class Value:
-    """What a factory makes out of its arguments. It keeps them and never changes; subclasses say what it is good for.
+    """An immutable object that a factory builds from its arguments. Subclasses add what it does.
 
-    `==` and `hash` go by factory and arguments; its `repr` is the call that rebuilds it; it is a pytree whose leaves are its
+    `==` and `hash` compare factory and arguments; `repr` is the call that rebuilds it; it is a pytree whose leaves are its
     numbers. A number is read, compared and printed as the shortest decimal of its dtype.
     """
 
@@ -28,26 +28,25 @@ class Value:
     _kind: "Kind"
     _arguments: dict[str, Any]
 
-    #: Names of other libraries for an argument: the names that it may have here, and what else differs.
+    #: What other libraries call an argument, with the names that it may have here and a note on what else differs.
     _elsewhere: ClassVar[Mapping[str, tuple[tuple[str, ...], str]]] = {}
-    #: The end of the docstring of every factory: what they all return and raise.
+    #: Ends the docstring of every factory: what all of them return and raise.
     _promise: ClassVar[str] = ""
 
     def __init_subclass__(cls) -> None:
         jax.tree_util.register_pytree_with_keys_class(cls)
 
     def __init__(self) -> None:
-        made_by = ", ".join(name for name, kind in Kind.registry.items() if kind.made is type(self))
-        raise TypeError(f"a {type(self).__name__} is made by calling one of {made_by}")
+        raise TypeError(f"a {type(self).__name__} is made by calling one of {', '.join(factories(type(self)))}")
 
     @property
     def kind(self) -> str:
-        """The name of the factory that made it. Read only."""
+        """The name of the factory that built it. Read only."""
         return self._kind.name
 
     @property
     def arguments(self) -> Mapping[str, Any]:
-        """What it was made from, by argument name. Read only."""
+        """The arguments that it was built from, by name. Read only."""
         return {name: _shown(value) for name, value in self._arguments.items()}
 
     def __repr__(self) -> str:
@@ -79,29 +78,27 @@ class Value:
         return tuple(self._arguments[name] for name in names)
 
     def tree_flatten_with_keys(self) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-        numbers, auxiliary = self.tree_flatten()
-        return tuple(zip(map(jax.tree_util.GetAttrKey, self._kind.numbers), numbers, strict=True)), auxiliary
-
-    def tree_flatten(self) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-        return self._part(self._kind.numbers), (self._kind, self._part(self._kind.options))
+        keys = map(jax.tree_util.GetAttrKey, self._kind.numbers)
+        numbers = tuple(zip(keys, self._part(self._kind.numbers), strict=True))
+        return numbers, (self._kind, self._part(self._kind.options))
 
     @classmethod
     def tree_unflatten(cls, auxiliary: tuple[Any, ...], children: tuple[Any, ...]) -> "Value":
         # No checks here: JAX unflattens with tracers, stacked arrays and placeholders.
         kind, options = auxiliary
-        return kind.value({**dict(zip(kind.numbers, children, strict=True)), **dict(zip(kind.options, options, strict=True))})
+        return kind.value(dict(zip((*kind.numbers, *kind.options), (*children, *options), strict=True)))
 
 
 @dataclasses.dataclass(frozen=True)
 class Function:
-    """The rule of an argument that is a function of a count; or a number, where it has a rule for that."""
+    """The rule for an argument that is a function of a count; or also a number, by the rule `number`."""
 
     rule: str
     remedy: str
     number: Number | None = None
 
     def check(self, name: str, value: Any) -> Any:
-        """`value` as what a value keeps: another value, a `Foreign` function or a number. Raises TypeError or ValueError."""
+        """The value, `Foreign` function or number to keep for this argument. Raises TypeError or ValueError."""
         if any(value is kind.factory for kind in Kind.registry.values()):
             remedy = f"Call it with its arguments: {value.__name__}(...)."
             raise TypeError(f"{name} must be {self.rule}; got the function {value.__name__} itself. {remedy}")
@@ -113,25 +110,25 @@ class Function:
 
 
 class Kind:
-    """One sort of value: the function of its factory, and the rule of each argument."""
+    """A factory: its function, the rule for each argument, and the class of value that it builds."""
 
     registry: ClassVar[dict[str, "Kind"]] = {}
+    factory: Callable[..., Any]
 
     def __init__(self, function: Callable[..., Any], made: type[Value], prepare: Prepare, resolves: tuple[str, ...]) -> None:
         signature, hints = inspect.signature(function), typing.get_type_hints(function, include_extras=True)
         self.name, self.function, self.made, self.prepare = function.__name__, function, made, prepare
-        # Without the rules, which would bury the names in `help`.
+        # `help` shows the names alone: the rules in the annotations would bury them.
         parameters = [parameter.replace(annotation=parameter.empty) for parameter in signature.parameters.values()]
         self.signature = signature.replace(parameters=parameters, return_annotation=made)
         self.rules = {parameter.name: _rule_of(parameter, hints[parameter.name]) for parameter in parameters}
         self.names = [name for name in self.rules if name not in resolves]
         self.options = [name for name in self.names if isinstance(self.rules[name], Choice)]
         self.numbers = [name for name in self.names if name not in self.options]
-        self.factory: Callable[..., Any] | None = None
         self.registry[self.name] = self
 
     def checked(self, args: tuple[Any, ...], given: dict[str, Any]) -> Value:
-        """A value of a user's arguments, each checked by its rule."""
+        """Builds a value from a user's arguments, each checked by its rule."""
         with naming(self.name):
             if unknown := [name for name in given if name not in self.rules]:
                 raise TypeError(f"there is no argument {unknown[0]!r}{self._instead_of(unknown[0])}")
@@ -144,14 +141,14 @@ class Kind:
             return self.value(self.prepare({name: self._check(name, value) for name, value in bound.arguments.items()}))
 
     def value(self, arguments: dict[str, Any]) -> Value:
-        """A value of arguments that are right already."""
+        """Builds a value from arguments that are checked already."""
         value = object.__new__(self.made)
         object.__setattr__(value, "_kind", self)
         object.__setattr__(value, "_arguments", {name: arguments[name] for name in self.names})
         return value
 
     def called(self, arguments: dict[str, Any]) -> Any:
-        """What the function of the factory itself returns for these arguments."""
+        """Calls the factory's function with these arguments."""
         bound = inspect.BoundArguments(self.signature, cast(Any, {n: arguments[n] for n in self.rules if n in arguments}))
         return self.function(*bound.args, **bound.kwargs)
 
@@ -168,15 +165,15 @@ class Kind:
 def makes(
     made: type[Value], prepare: Prepare = lambda arguments: arguments, *, resolves: tuple[str, ...] = ()
 ) -> Callable[[F], F]:
-    """Makes a factory of values out of a function, whose signature stays as it is for editors and type checkers.
+    """Turns a function into a factory of values; editors and type checkers still see the function's signature.
 
-    The annotation of each argument is its rule (see `_rule_of`). What the function returns is for `made` to use: it is called
-    with lowered arguments when the value is, and never by the factory.
+    The annotation of each argument is its rule (see `_rule_of`). The factory itself never calls the function: `made` does, with
+    lowered arguments, when the value is called.
 
     Args:
-      made: what the factory makes.
-      prepare: sees all checked arguments at once; raises for those that do not go together, and returns what to store.
-      resolves: the arguments that `prepare` turns into others, a fraction into steps say; they are not stored.
+      made: the class that the factory builds.
+      prepare: takes all checked arguments, raises for those that do not go together, and returns those to store.
+      resolves: arguments that `prepare` replaces by others, such as a fraction by steps; they are not stored.
     """
 
     def decorate(function: F) -> F:
@@ -196,13 +193,12 @@ def makes(
 
 
 def factories(made: type[Value] = Value) -> dict[str, Callable[..., Any]]:
-    """Every factory of such values by its name."""
-    kinds = Kind.registry.items()
-    return {name: kind.factory for name, kind in kinds if kind.factory is not None and issubclass(kind.made, made)}
+    """The factories that build `made` or a subclass of it, by name."""
+    return {name: kind.factory for name, kind in Kind.registry.items() if issubclass(kind.made, made)}
 
 
 def _rule_of(parameter: inspect.Parameter, hint: Any) -> Any:
-    """The rule in an annotation: that in `Annotated`, the choices of a `Literal` or `bool`; for each of a variable number."""
+    """The rule in an annotation: the one in `Annotated`, a `Choice` for `Literal` or `bool`; for `*args`, `Each` of it."""
     if parameter.kind is parameter.VAR_POSITIONAL:
         return Each(_rule_of(parameter.replace(kind=parameter.POSITIONAL_ONLY), hint))
     if hint is bool:
@@ -232,4 +228,5 @@ def _key_of(stored: Any) -> Any:
     if is_traced(stored):
         raise TypeError("a value whose numbers are traced has no hash and no equality; compare it outside of jit")
     number = as_number(stored)
+    # An array, of stacked values, has no hash.
     return (number.shape, tuple(map(as_number, np.ravel(np.asarray(number))))) if hasattr(number, "dtype") else number

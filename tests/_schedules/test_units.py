@@ -65,7 +65,7 @@ def test_a_fraction_is_the_warm_up_of_the_same_fraction(fraction: float):
 @pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [
-        ({}, ValueError, ["epochs, examples, tokens, fraction", "none"]),
+        ({}, ValueError, ["epochs, examples, tokens, fraction", "epochs=None"]),
         ({"epochs": 1, "tokens": 2}, ValueError, ["epochs=1, tokens=2"]),
         ({"epochs": 1, "batch_size": 2}, ValueError, ["dataset_size", "None"]),
         ({"examples": 1}, ValueError, ["batch_size", "examples"]),

@@ -1,4 +1,4 @@
-"""A picture of schedules in characters, for a terminal of 80 columns."""
+"""Draws schedules in characters, for a terminal of 80 columns."""
 
 from collections.abc import Sequence
 
@@ -16,7 +16,7 @@ def chart(lines: Sequence[Sampled], *, log_scale: bool = False) -> str:
     steps = int(lines[0].steps[-1])
     glyphs = [_GLYPHS[place % len(_GLYPHS)] for place in range(len(lines))]
     low, high = _range(np.concatenate([line.values for line in lines]), log_scale)
-    # Several places in each column, so that a steep line has no gaps.
+    # Eight samples in each column, so that a steep line has no gaps.
     where = np.linspace(0, steps, columns * 8).reshape(columns, 8)
     cells: list[list[str]] = [[""] * columns for _ in range(_HEIGHT)]
     for glyph, line in zip(glyphs, lines, strict=True):
@@ -37,7 +37,7 @@ def chart(lines: Sequence[Sampled], *, log_scale: bool = False) -> str:
 
 
 def _range(values: np.ndarray, log_scale: bool) -> tuple[float, float]:
-    """The values at the bottom and the top: zero is among them, or on a logarithmic scale the positive ones alone count."""
+    """The values at the bottom and the top: zero is between them, or on a logarithmic scale only positive values count."""
     values = values[np.isfinite(values)]
     if log_scale:
         values = values[values > 0] if np.any(values > 0) else np.ones(1)
@@ -47,7 +47,7 @@ def _range(values: np.ndarray, log_scale: bool) -> tuple[float, float]:
 
 
 def _heights(values: np.ndarray, low: float, high: float, log_scale: bool) -> np.ndarray:
-    """The row of each value, from 0 at the bottom; not finite where it is not shown."""
+    """The row of each value, from 0 at the bottom; not finite for values that are not shown."""
     if log_scale:
         with np.errstate(divide="ignore", invalid="ignore"):
             values, low, high = np.where(values >= low, np.log(values), np.nan), float(np.log(low)), float(np.log(high))

@@ -8,7 +8,7 @@ import numpy as np
 from warmclip_jax._checks import Choice, naming
 from warmclip_jax._pictures._sampling import Drawable, Sampled, sampled
 
-#: More curves than this share a scale of colours and have only so many names in the legend.
+#: More curves than this take their colours from one scale, and the legend names only this many of them.
 _MANY = 10
 
 
@@ -28,8 +28,8 @@ def plot(
 
     Args:
       schedules: a schedule (a `Schedule`, any optax schedule, or a pure function from a count to a value), a list of them, or a
-        dict of them by the names for the legend.
-      steps: how far to draw, in steps, 1 or more; None for what the longest of them takes and a tenth more.
+        dict from names for the legend to schedules.
+      steps: how far to draw, in steps, 1 or more; None for the length of the longest schedule and a tenth more.
       ax: the matplotlib axes to draw on; None for a new figure.
       log_scale: whether the values are drawn on a logarithmic axis, which does not show zeros and negative values.
 
@@ -66,7 +66,7 @@ def plot(
 
 
 def _draw(ax: Any, line: Sampled, place: int, number: int, log_scale: bool) -> None:
-    """One curve with its marks. Each lies thinner and dashed over the one before: where curves coincide, all are seen."""
+    """One curve with its marks. Each is thinner than the one before and dashed: where curves coincide, all are seen."""
     many = number > _MANY
     over = 0 if many else (number - 1 - place) * min(1, 4 / number)
     values = np.where(line.values > 0, line.values, np.nan) if log_scale else line.values
@@ -76,7 +76,7 @@ def _draw(ax: Any, line: Sampled, place: int, number: int, log_scale: bool) -> N
     if line.warmup is not None:
         dots = (2 * place, (2, 2 * number)) if not many else ":"
         ax.axvline(line.warmup, color=color, linestyle=dots, linewidth=1.5, label=f"_{line.name} warm-up")
-    # Marks are not cut by the axes: they stand at the ends of curves.
+    # Marks often stand at the ends of curves: the axes must not cut them.
     mark = {"color": color, "clip_on": False}
     if line.at(line.peak) > 0 or not log_scale:
         ax.plot(line.peak, line.at(line.peak), "^", **mark, markersize=6 + 2.5 * over, label=f"_{line.name} peak")
@@ -86,7 +86,7 @@ def _draw(ax: Any, line: Sampled, place: int, number: int, log_scale: bool) -> N
 
 
 def _marks(ax: Any) -> list[Any]:
-    """What the legend says of the marks on the axes, once for all schedules."""
+    """Legend entries for the marks that are drawn, one for all schedules."""
     from matplotlib.lines import Line2D
 
     drawn = [line.get_label() for line in ax.get_lines()]

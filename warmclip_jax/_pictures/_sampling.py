@@ -1,4 +1,4 @@
-"""What a picture of a schedule is drawn from: how far to look, the values at its steps, and the steps that stand out."""
+"""Samples schedules for a picture: how far to draw, the values, and the steps to mark."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ from warmclip_jax._values import Function
 
 Drawable = Callable[[Any], Any]
 
-#: More steps than this are thinned out: no screen shows them.
+#: How many evenly spaced steps to sample at most: no screen shows more.
 _MAX_SAMPLES = 4096
 _STEPS = Number(
     f"a whole number of steps from 1 to {MAX_COUNT}, or None",
@@ -24,7 +24,7 @@ _STEPS = Number(
     whole=True,
 )
 _SCHEDULE = Function("a schedule", "Pass warmclip_jax.linear_warmup(...) or any optax schedule.")
-#: What a function raises that takes numbers, not tracers.
+#: What JAX raises when a function needs a concrete number and gets a tracer.
 _UNTRACEABLE = (
     jax.errors.ConcretizationTypeError,
     jax.errors.TracerArrayConversionError,
@@ -34,14 +34,14 @@ _UNTRACEABLE = (
 
 
 class Sampled(NamedTuple):
-    """A schedule at some steps, in order, and the steps that stand out among them."""
+    """The values of a schedule at some steps, in order, and the steps to mark."""
 
     name: str
     steps: np.ndarray
     values: np.ndarray
-    warmup: int | None  # The step at which the warm-up ends; None without one, or where it goes on.
-    peak: int  # A step at the largest value.
-    end: int | None  # The step from which the value stays; None while it still moves.
+    warmup: int | None  # The step at which the warm-up ends; None without one, or if it ends later.
+    peak: int  # The first step with the largest value.
+    end: int | None  # The step from which the value stays the same; None if it does not.
 
     def at(self, step: int) -> float:
         """The value at one of `steps`."""
@@ -49,9 +49,9 @@ class Sampled(NamedTuple):
 
 
 def sampled(schedules: Any, steps: int | None) -> list[Sampled]:
-    """What is drawn: each schedule of a list or dict, each entry of a stacked one.
+    """Samples each schedule of a list or dict, and each entry of a stacked one.
 
-    Raises TypeError or ValueError for what is no schedule.
+    Raises TypeError or ValueError for anything that is no schedule.
     """
     named = [entry for name, schedule in _named(schedules) for entry in _entries(name, schedule)]
     length = max(extent(schedule) for _, schedule in named) if steps is None else int(_STEPS.check("steps", steps))
@@ -59,12 +59,12 @@ def sampled(schedules: Any, steps: int | None) -> list[Sampled]:
 
 
 def extent(schedule: Drawable) -> int:
-    """How many steps to look at: the lengths that the schedule was given, and a tenth more to see what comes after."""
+    """How many steps to draw: the length of the schedule, and a tenth more to show what comes after."""
     return max(1, round(min(1.1 * (structure(schedule).length or 100), MAX_COUNT)))
 
 
 def sample(schedule: Drawable, steps: int, name: str = "schedule") -> Sampled:
-    """The schedule at the steps 0 to `steps`: all of them where they are few, else every seam and what stands out."""
+    """The schedule at steps 0 to `steps`: at all of them if they are few, else at even spaces, seams and marks."""
     told = structure(schedule)
     near = {seam + offset for seam in told.seams for offset in (-1, 0, 1)}
     first = np.linspace(0, steps, min(steps + 1, _MAX_SAMPLES)).astype(np.int64)
@@ -83,7 +83,7 @@ def sample(schedule: Drawable, steps: int, name: str = "schedule") -> Sampled:
     if told.warmup is not None:
         rise = int(told.warmup) if told.warmup <= steps else None
     elif rise is not None:
-        # A cut belongs to what comes after it, so a rise that is cut short ends one step after its last.
+        # At a seam the next formula starts, so a rise that the seam cuts short ends there, one step after its last value.
         rise = rise + 1 if rise + 1 in seams else _at_seam(rise, seams, line)
     ahead = [step for step in near if steps < step <= MAX_COUNT]
     if end is not None and told.is_known and _changes_later(schedule, values[-1], steps, ahead):
@@ -92,7 +92,7 @@ def sample(schedule: Drawable, steps: int, name: str = "schedule") -> Sampled:
 
 
 def _named(schedules: Any) -> list[tuple[str, Drawable]]:
-    """The schedules with their names: the keys of a dict, else their kinds, with a number where a kind comes twice."""
+    """The schedules with their names: the keys of a dict, else their kinds, numbered where two are of one kind."""
     if isinstance(schedules, Mapping):
         named = [(str(name), _checked(f"schedules[{name!r}]", schedule)) for name, schedule in schedules.items()]
     # An optimizer is a tuple too, of functions that are no schedules.
@@ -134,8 +134,8 @@ def _entries(name: str, schedule: Drawable) -> Iterable[tuple[str, Drawable]]:
 
 
 def _values_at(schedule: Drawable, steps: np.ndarray, name: str) -> np.ndarray:
-    """The values as float64. A function of another library is called with one count at a time, traced where it can be."""
-    # Few lengths, so that few programs are compiled.
+    """The values as float64. A function of another library that cannot be traced is called with one count at a time."""
+    # Padded to a power of two, so that few programs are compiled.
     padded = jnp.asarray(np.pad(steps, (0, (1 << (steps.size - 1).bit_length()) - steps.size), mode="edge"), np.int32)
     try:
         values = (schedule if isinstance(schedule, Schedule) else Foreign(schedule))(padded)
@@ -149,7 +149,7 @@ def _values_at(schedule: Drawable, steps: np.ndarray, name: str) -> np.ndarray:
 
 
 def _outstanding(values: np.ndarray) -> tuple[int | None, int, int | None]:
-    """The places at which a rise from the start ends, of the peak, and from which the values stay; None where they do not."""
+    """The places where the first rise ends, of the peak, and from which the values stay the same; None if there is none."""
     last = values.size - 1
     falls = np.flatnonzero(np.diff(values) < 0)
     top = falls[0] if falls.size else last
@@ -161,19 +161,19 @@ def _outstanding(values: np.ndarray) -> tuple[int | None, int, int | None]:
 
 
 def _between(at: np.ndarray, places: Iterable[int | None]) -> np.ndarray:
-    """Steps in the gaps beside `places`, to find them to the step."""
+    """More steps in the gaps beside `places`, to find their exact steps."""
     lows = {low for place in places if place is not None for low in (place - 1, place) if 0 <= low < at.size - 1}
     finer = [np.linspace(at[low], at[low + 1], 64).astype(np.int32) for low in sorted(lows) if at[low + 1] - at[low] > 1]
     return np.setdiff1d(np.concatenate(finer), at) if finer else np.empty(0, np.int32)
 
 
 def _at_seam(step: int, seams: list[int], line: Sampled) -> int:
-    """`step`, or the seam just after it with the same value: rounding reaches a value some steps before the formula does."""
+    """`step`, or a seam shortly after it with the same value: rounding can reach a value before the formula does."""
     same = (seam for seam in seams if step <= seam <= 1.001 * step and line.at(seam) == line.at(step))
     return next(same, step)
 
 
 def _changes_later(schedule: Drawable, value: float, steps: int, ahead: list[int]) -> bool:
-    """Whether a value that stays to the end of the picture is left after it: a stair, a restart."""
+    """Whether a value that stays to the end of the picture changes after it, at a stair or a restart."""
     later = np.union1d(np.geomspace(steps, MAX_COUNT, 64).astype(np.int64), ahead).astype(np.int32)
     return bool(np.any(_values_at(schedule, later, "") != value))

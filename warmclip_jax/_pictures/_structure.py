@@ -1,4 +1,4 @@
-"""What a schedule says of itself through its kind and arguments: its length, the steps at which it changes, its warm-up."""
+"""Read the length of a schedule, the steps where its formula changes, and its warm-up from its kind and arguments."""
 
 import math
 from collections.abc import Iterable
@@ -7,23 +7,23 @@ from typing import Any, NamedTuple
 from warmclip_jax._checks import MAX_COUNT
 from warmclip_jax._schedules._schedule import Schedule
 
-#: Of a schedule that repeats, so many periods have their seams drawn.
+#: How many periods of a repeating schedule have seams.
 _PERIODS = 100
-#: More seams than this are left out: a picture has fewer columns.
+#: The most seams to keep: a picture has fewer columns.
 _MAX_SEAMS = 1000
 
 
 class Structure(NamedTuple):
-    """A schedule's length and seams in steps; 0 for the length of a schedule that is the same everywhere."""
+    """The length and seams of a schedule, in steps. A constant has length 0."""
 
     length: float
     seams: tuple[int, ...]  # Where one formula gives way to another, in order.
     warmup: float | None  # The step at which the warm-up ends; None where the arguments do not tell.
-    is_known: bool  # False with a function of another library inside.
+    is_known: bool  # False if it holds a function of another library.
 
 
 def structure(schedule: Any) -> Structure:
-    """The structure of a schedule, of another library's too, and of a number among the operands of a product."""
+    """The structure of a schedule of any library, or of a number among the operands of a product."""
     if not isinstance(schedule, Schedule):
         return _built(100, (0,), is_known=False) if callable(schedule) else _built(0, (0,))
     arguments = schedule.arguments
@@ -57,7 +57,7 @@ def structure(schedule: Any) -> Structure:
             )
             return _built(begins[-1] + parts[-1].length, seams, _before(ends[0], parts[0].warmup), known)
     if parts:
-        # A product is through its warm-up when each factor is; in a minimum or maximum only the values tell.
+        # The warm-up of a product ends with its last factor's; that of a minimum or maximum is found in the values.
         warmups = [part.warmup for part in parts if part.warmup is not None]
         warmup = max(warmups, default=None) if schedule.kind == "product" else None
         return _built(max(part.length for part in parts), (seam for part in parts for seam in part.seams), warmup, known)
@@ -82,7 +82,7 @@ def _curve(arguments: Any) -> Structure:
 
 
 def _reached(arguments: Any) -> float | None:
-    """The step at which init * rate^(t/D) reaches the end value, where it does."""
+    """The step at which init * rate^(t/D) reaches the end value; None if it never does."""
     first, last, rate = (float(arguments[name]) for name in ("init_value", "end_value", "decay_rate"))
     if first <= 0 or last <= 0 or rate <= 0 or rate == 1:
         return None
@@ -91,7 +91,7 @@ def _reached(arguments: Any) -> float | None:
 
 
 def _inner(arguments: Any) -> Iterable[Any]:
-    """The schedules that a schedule is made from, and the numbers among the operands of a product."""
+    """The schedules that a schedule holds, and the numbers among the operands of a product."""
     if "schedule" in arguments:
         return (arguments["schedule"],)
     for value in arguments.values():
@@ -105,7 +105,7 @@ def _moved(part: Structure, by: float) -> Iterable[float]:
 
 
 def _before(end: float, warmup: float | None) -> float | None:
-    """A warm-up that `end` does not cut short; where it does, only the values tell what follows."""
+    """`warmup`, or None if `end` cuts it short: it is then found in the values."""
     return warmup if warmup is not None and warmup < end else None
 
 

@@ -1,4 +1,4 @@
-"""What the arguments of a schedule may be: annotations that carry rules."""
+"""Annotations for the arguments of schedules, each with the rule that checks the argument."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -19,38 +19,31 @@ _MAX_VALUE = 1e38
 
 
 class _AnySchedule(Function):
-    """The rule of a schedule, of this package or any other; or of a number, where it has a rule for that."""
+    """The rule for a schedule of any library; or also a number, by the rule `number`."""
 
     def lowered(self, checked: Any) -> Any:
         if isinstance(checked, Schedule):
             return checked.lowered()
-        return checked if self.number is None or callable(checked) else self.number.lowered(checked)
+        return self.number.lowered(checked) if self.number and not callable(checked) else checked
 
     def as_array(self, lowered: Any) -> Any:
         if isinstance(lowered, Foreign):
             return lambda count: lowered(as_step(count))
-        return lowered if self.number is None or callable(lowered) else self.number.as_array(lowered)
+        return self.number.as_array(lowered) if self.number and not callable(lowered) else lowered
 
 
-_FINITE_RULE = "a finite number, of at most 1e38 either way"
-_FINITE = Number(
-    _FINITE_RULE, "Learning rates are finite; a schedule that never ends is not needed.", lambda value: abs(value) <= _MAX_VALUE
-)
+_FINITE_RULE = "a finite number from -1e38 to 1e38"
+_FINITE_REMEDY = "Learning rates are finite; leave out a floor or ceiling that is never reached."
+_FINITE = Number(_FINITE_RULE, _FINITE_REMEDY, lambda value: abs(value) <= _MAX_VALUE)
 Finite = Annotated[Scalar, _FINITE]
 _STEPS = Number("a whole number of steps, 0 or more", "Count optimizer steps; 0 means none.", lambda n: n >= 0, whole=True)
 Steps = Annotated[Scalar, _STEPS]
 PositiveSteps = Annotated[
-    Scalar,
-    Number("a whole number of steps, 1 or more", "Count optimizer steps.", lambda n: n >= 1, whole=True),
+    Scalar, Number("a whole number of steps, 1 or more", "Count optimizer steps.", lambda n: n >= 1, whole=True)
 ]
+_SIGNED_REMEDY = "Count optimizer steps; a negative number delays the schedule."
 SignedSteps = Annotated[
-    Scalar,
-    Number(
-        "a whole number of steps, less than 2**31 either way",
-        "Count optimizer steps; negative ones wait.",
-        lambda n: abs(n) <= MAX_COUNT,
-        whole=True,
-    ),
+    Scalar, Number("a whole number between -2**31 and 2**31", _SIGNED_REMEDY, lambda n: abs(n) <= MAX_COUNT, whole=True)
 ]
 Timescale = Annotated[
     Scalar, Number("a number of steps above 0", "It is a length in steps, not a rate; 1000.0, say.", lambda steps: steps > 0)
@@ -76,8 +69,9 @@ EachSteps = Annotated[Sequence[Scalar] | np.ndarray | jax.Array, Each(_STEPS)]
 EachInner = Annotated[Sequence[Callable[[Any], Any]] | np.ndarray, Each(_INNER)]
 
 
-def check_boundaries(name: str, parts: tuple[Any, ...], boundaries: tuple[Any, ...]) -> None:
-    """Raises ValueError unless each boundary lies between two parts, and they increase."""
+def with_boundaries(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """`arguments`. Raises ValueError unless a boundary lies between each two parts, and boundaries increase."""
+    parts, boundaries = arguments[name], arguments["boundaries"]
     if not parts:
         raise broken_rule(name, "a sequence of one or more", list(parts), "Pass at least one.")
     if len(boundaries) != len(parts) - 1:
@@ -87,3 +81,4 @@ def check_boundaries(name: str, parts: tuple[Any, ...], boundaries: tuple[Any, .
         if not (is_traced(earlier) or is_traced(later)) and earlier >= later:
             remedy = "Count each from the start of the run, not from the one before."
             raise broken_rule("boundaries", "strictly increasing", list(boundaries), remedy)
+    return arguments

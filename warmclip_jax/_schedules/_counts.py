@@ -1,4 +1,4 @@
-"""The count of a schedule: from any dtype, sign and size to an int32 that is not negative."""
+"""Counts of any dtype, sign and size, turned into int32 steps of 0 or more."""
 
 from typing import Any
 
@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from warmclip_jax._checks import MAX_COUNT, as_array_like, broken_rule
+from warmclip_jax._checks import MAX_COUNT, as_array_like, broken_rule, is_real
 
 
 def on_host(count: Any) -> Any:
-    """`count` as an array; what JAX would round, wrap around or refuse on the way in becomes int32 on the host."""
+    """`count` as an array: int32, on the host, for numbers that JAX would round, wrap around or refuse."""
     count = as_array_like(count)
     if isinstance(count, jax.Array):
         array = count
@@ -18,20 +18,18 @@ def on_host(count: Any) -> Any:
         return np.int32(max(0, min(int(count), MAX_COUNT)))
     else:
         array = np.asarray(count)
-        if array.dtype.kind == "f":
-            array = np.where(np.isnan(array), 0, array)
         if array.dtype.kind in "iuf":
-            return np.minimum(np.maximum(array, 0).astype(np.float64), MAX_COUNT).astype(np.int32)
-    if not (jnp.issubdtype(array.dtype, jnp.integer) or jnp.issubdtype(array.dtype, jnp.floating)):
+            return np.clip(np.nan_to_num(array.astype(np.float64)), 0, MAX_COUNT).astype(np.int32)
+    if not is_real(array.dtype):
         raise broken_rule("count", "a step number or an array of them", count, "Pass integers.", TypeError)
     return array
 
 
 def as_step(count: jax.Array) -> jax.Array:
-    """`count` as int32 in [0, MAX_COUNT], from any dtype, without a wrap-around on the way."""
+    """`count` of any dtype as int32 in [0, MAX_COUNT], without wrapping around."""
     if jnp.issubdtype(count.dtype, jnp.integer):
         return jnp.clip(count, 0, min(MAX_COUNT, jnp.iinfo(count.dtype).max)).astype(jnp.int32)
     wide = count if count.dtype.itemsize >= 4 else count.astype(jnp.float32)
-    # The comparisons also send NaN to step 0.
+    # NaN fails both comparisons and becomes step 0.
     fits = (wide > 0) & (wide < 2.0**31)
     return jnp.where(wide >= 2.0**31, MAX_COUNT, jnp.where(fits, wide, 0).astype(jnp.int32))

@@ -1,10 +1,9 @@
-"""The curves that know nothing but their own length: constants, warm-ups and decays.
+"""The elementary curves: constants, warm-ups and decays.
 
-The function of each is called with arrays, one for each argument, and returns the value at a count, written in the order of
-its plot.
+The function of each receives its arguments as arrays and returns a function of the count.
 """
 
-from typing import Any
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +16,7 @@ from warmclip_jax._schedules._arguments import (
     Power,
     Steps,
     Timescale,
-    check_boundaries,
+    with_boundaries,
 )
 from warmclip_jax._schedules._schedule import Schedule, curve
 from warmclip_jax._schedules._shares import between, cycle_shares, half_cosine, is_before, periods, raised, saturation, shares
@@ -38,12 +37,7 @@ def constant(*, value: Finite) -> Schedule:
     return curve(lambda _: jnp.asarray(value))
 
 
-def _fit_together(arguments: dict[str, Any]) -> dict[str, Any]:
-    check_boundaries("values", arguments["values"], arguments["boundaries"])
-    return arguments
-
-
-@makes(Schedule, prepare=_fit_together)
+@makes(Schedule, prepare=functools.partial(with_boundaries, "values"))
 def piecewise_constant(*, values: EachFinite, boundaries: EachSteps) -> Schedule:
     """One value after another, each from its boundary on.
 
@@ -121,13 +115,13 @@ def polynomial_warmup(*, peak_value: Finite, warmup_steps: Steps, init_value: Fi
 
 @makes(Schedule)
 def exponential_warmup(*, peak_value: Finite, timescale: Timescale) -> Schedule:
-    """A rise that slows down as it nears `peak_value`, which it reaches as far as floats can tell.
+    """A rise towards `peak_value` that slows down as it comes near, and reaches it to the precision of floats.
 
     `peak * (1 - exp(-t / timescale))` at step t.
 
     Args:
       peak_value: the value approached, finite.
-      timescale: in steps, above 0; after one of them 63 % of the peak is reached. Adam's second moment asks for
+      timescale: in steps, above 0; after that many the value is 63 % of the peak. For Adam's second moment, take
         `1 / (1 - b2)`.
 
     Traced arguments are not checked: a timescale of 0 or less is the peak from step 1 on.
@@ -153,7 +147,7 @@ def polynomial_decay(
     """A power of the line from `init_value` to `end_value`, which then stays.
 
     `(init - end) * (1 - min(t, D) / D) ** power + end` at step t, with D = `decay_steps`. With `cycle`, D is stretched to
-    its next multiple, `D * ceil(t / D)`: an exact multiple of D gives `end_value` and the step after it restarts lower.
+    its next multiple, `D * ceil(t / D)`: each multiple of D gives `end_value`, and the step after it restarts, lower each time.
 
     Args:
       init_value: the value at step 0, finite.
@@ -208,14 +202,14 @@ def cosine_decay(*, init_value: Finite, decay_steps: PositiveSteps, end_value: F
 
 @makes(Schedule)
 def inverse_sqrt_decay(*, init_value: Finite, timescale: Timescale) -> Schedule:
-    """A fall with the square root of the step, that needs no length.
+    """A decay with the inverse square root of the step, which needs no total length.
 
     `init * sqrt(timescale / (timescale + t))` at step t.
 
     Args:
       init_value: the value at step 0, finite.
-      timescale: in steps, above 0; after three of them half is left. After a warm-up of W steps (see `with_warmup`),
-        `timescale=W` makes it `init * sqrt(W / t)` in steps t from the very start.
+      timescale: in steps, above 0; after three times as many the value is half of `init_value`. After a warm-up of W steps
+        (see `with_warmup`), `timescale=W` makes it `init * sqrt(W / t)`, with t counted from the start of the warm-up.
 
     Traced arguments are not checked: a timescale of 0 or less is nearly 0 from step 1 on.
 

@@ -1,4 +1,4 @@
-"""The exponential curve: a value multiplied by the same factor again and again, downwards or upwards."""
+"""The exponential curve: a value multiplied by the same factor again and again, decaying or growing."""
 
 import math
 from typing import Annotated, Any
@@ -14,16 +14,16 @@ from warmclip_jax._values import makes
 
 
 def _logarithm(rate: Any) -> Any:
-    # In float64 where the number is known: the logarithm of 0.9999 rounded to float32 is off by 3e-4 of itself.
+    # A Python number in float64: log(0.9999), rounded to float32 first, has a relative error of 3e-4.
     return math.log(rate) if isinstance(rate, float) else jnp.log(jnp.asarray(rate).astype(default_float()))
 
 
-#: The curve gets its logarithm instead of the rate itself.
+#: The curve receives the logarithm of the rate.
 LogOfRate = Annotated[
     Scalar,
     Number(
         "a number above 0",
-        "It is what a value is multiplied by every decay_steps; 0.5 halves it.",
+        "It is the factor for every decay_steps; 0.5 halves the value.",
         lambda rate: rate > 0,
         lowering=_logarithm,
     ),
@@ -52,17 +52,17 @@ def exponential_decay(
     end_value: Finite = 0.0,
     staircase: bool = False,
 ) -> Schedule:
-    """A value multiplied by `decay_rate` every `decay_steps`, down to `end_value` and never below; or up to it.
+    """A value multiplied by `decay_rate` every `decay_steps`, until it reaches `end_value`.
 
-    `max(init * decay_rate ** (t / D), end)` at step t, with D = `decay_steps`; t / D rounded down with `staircase`. A rate
-    above 1 grows, as in a range test of learning rates: then `min(...)`.
+    `max(init * decay_rate ** (t / D), end)` at step t, with D = `decay_steps`; t / D rounded down with `staircase`. With a rate
+    above 1 the value grows, as in a learning-rate range test, and `max` is `min`.
 
     Args:
       init_value: the value at step 0, finite; above 0 if it grows.
-      decay_steps: D, in steps, 1 or more: how long it takes to be multiplied once.
-      decay_rate: the factor, above 0. As a Python number it is used in float64; traced, in the precision it has, of which
-        float32 is too little for rates like 0.9999.
-      end_value: the floor, finite and not above `init_value`; or the ceiling of a value that grows, above it.
+      decay_steps: D, in steps, 1 or more: the value is multiplied once in D steps.
+      decay_rate: the factor, above 0. The logarithm of a Python number is taken in float64, that of a traced one in its own
+        dtype; float32 is too coarse for rates like 0.9999.
+      end_value: the floor of a decay, finite and not above `init_value`; or the ceiling of growth, above `init_value`.
       staircase: whether to move in steps, at each multiple of D, instead of smoothly.
 
     Traced arguments are not checked: D below 1 is there at once, a floor above `init_value` or a ceiling below it holds
@@ -77,14 +77,14 @@ def exponential_decay(
 
     Source: TensorFlow's `tf.keras.optimizers.schedules.ExponentialDecay`; Smith 2017, "Cyclical learning rates", section 3.3.
     """
-    log_rate = jnp.asarray(decay_rate)  # See `LogOfRate`.
+    log_rate = jnp.asarray(decay_rate)  # `LogOfRate` has lowered it.
     grows = log_rate > 0
     # Growth stops where the ceiling is: an exponential past it would overflow, and so would its derivative.
     ceiling, start = (jnp.log(jnp.where(grows, value, 1)) for value in (end_value, init_value))
 
     def value(count: jax.Array) -> jax.Array:
         exponent = jnp.minimum(log_rate * periods(count, decay_steps, whole=staircase), ceiling - start)
-        root = jnp.exp(exponent / 2)  # From 1e-38 to 1e38 is further than float32 goes.
+        root = jnp.exp(exponent / 2)  # Twice the root: the factor from 1e-38 to 1e38 overflows float32.
         value = init_value * root * root
         is_out = jnp.where(grows, (exponent >= ceiling - start) | (value > end_value), value < end_value)
         return jnp.where(is_out, end_value, value)

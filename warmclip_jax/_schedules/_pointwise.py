@@ -1,4 +1,4 @@
-"""Schedules combined at each count: their product, the smallest and the largest of them."""
+"""Schedules combined count by count: their product, minimum and maximum."""
 
 import functools
 from typing import Any
@@ -27,7 +27,7 @@ def product(*operands: Operand) -> Schedule:
 
     Args:
       *operands: each a `Schedule`, any optax schedule, a pure function from a count to a value, or a finite number. A product
-        too large for its dtype is the largest number of that dtype, or the lowest.
+        that overflows is clipped to the largest or lowest finite number.
 
     >>> import warmclip_jax as wc
     >>> decay = wc.cosine_decay(init_value=1.0, decay_steps=100)
@@ -35,7 +35,7 @@ def product(*operands: Operand) -> Schedule:
     >>> [round(float(weight_decay(count)), 3) for count in (0, 50, 100)]
     [0.5, 0.125, 0.0]
     """
-    # After each multiplication, so that no inf meets a zero.
+    # Clipped after each multiplication: inf times 0 would be NaN.
     limit = float(jnp.finfo(default_float()).max)
     return _reduced(lambda left, right: jnp.clip(left * right, -limit, limit), operands)
 

@@ -1,4 +1,4 @@
-"""Whole runs: a warm-up, then a decay, in one curve that knows the total."""
+"""Schedules of whole runs: a warm-up, then a decay, given the total number of steps."""
 
 import math
 from collections.abc import Callable
@@ -24,43 +24,36 @@ from warmclip_jax._schedules._shares import (
 from warmclip_jax._values import makes
 
 
-def _resolved(part: str, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Turns `<part>_fraction` of `total_steps` into `<part>_steps`, where that is what was given."""
+def _resolved(part: str, arguments: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Which of `<part>_steps` and `<part>_fraction` was given, and the arguments with the steps in any case."""
     steps, fraction = f"{part}_steps", f"{part}_fraction"
-    exactly_one((steps, fraction), (arguments[steps], arguments[fraction]))
-    if arguments[fraction] is None:
-        return arguments
+    name = exactly_one({steps: arguments[steps], fraction: arguments[fraction]})
+    if name == steps:
+        return name, arguments
     share = share_of(arguments[fraction], arguments["total_steps"])
-    return {**arguments, steps: share if is_traced(share) else as_length(share)}
-
-
-def _said(part: str, arguments: dict[str, Any]) -> str:
-    """The argument that the user gave for the length of this part."""
-    return f"{part}_steps" if arguments[f"{part}_fraction"] is None else f"{part}_fraction"
+    return name, {**arguments, steps: share if is_traced(share) else as_length(share)}
 
 
 def _warmup_within_total(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Turns a fraction into `warmup_steps`, and sees that something is left of `total_steps` after them."""
-    resolved = _resolved("warmup", arguments)
+    """Turns `warmup_fraction` into steps; raises unless the warm-up leaves a step of the total."""
+    name, resolved = _resolved("warmup", arguments)
     total, warmup = resolved["total_steps"], resolved["warmup_steps"]
     if not (is_traced(warmup) or is_traced(total)) and warmup >= total:
-        name = _said("warmup", arguments)
         rule = f"short of total_steps={total!r}, which includes the warm-up"
-        raise broken_rule(name, rule, arguments[name], "Leave at least one step to decay in, or use linear_warmup.")
+        raise broken_rule(name, rule, resolved[name], "Leave at least one step to decay in, or use linear_warmup.")
     return resolved
 
 
 def _warmup_and_decay_within_total(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Turns fractions into steps, and sees that the decay is at least one and does not begin inside of the warm-up."""
-    resolved = _resolved("decay", _warmup_within_total(arguments))
+    """Turns fractions into steps; raises unless the decay takes a step at least and starts after the warm-up."""
+    name, resolved = _resolved("decay", _warmup_within_total(arguments))
     total, warmup, decay = (resolved[name] for name in ("total_steps", "warmup_steps", "decay_steps"))
-    name = _said("decay", arguments)
     if not is_traced(decay) and decay < 1:
         rule = f"at least one step of total_steps={total!r}"
-        raise broken_rule(name, rule, arguments[name], "Use linear_warmup for a run without a decay.")
+        raise broken_rule(name, rule, resolved[name], "Use linear_warmup for a run without a decay.")
     if not any(map(is_traced, (total, warmup, decay))) and warmup + decay > total:
         rule = f"at most what warmup_steps={warmup!r} leaves of total_steps={total!r}"
-        raise broken_rule(name, rule, arguments[name], "The total includes both; the rest of it is held at the peak.")
+        raise broken_rule(name, rule, resolved[name], "The total includes both; between them the value stays at the peak.")
     return resolved
 
 
@@ -79,9 +72,9 @@ def warmup_polynomial_decay(
     """A linear warm-up to `peak_value`, then a polynomial decay to `end_value`.
 
     At step t, with W = `warmup_steps` and T = `total_steps`: `init + (peak - init) * t / W` while t < W, and then
-    `(peak - end) * (1 - clock / length) ** power + end`, where `decay_from` says which clock the decay runs on:
-    `"warmup_end"`: t - W over T - W, so it starts at the peak. `"zero"`, the BERT form: t over T, so the decay has been
-    running under the warm-up and the rate drops from `peak * (W - 1) / W` to `peak * (1 - W / T) ** power` at step W.
+    `(peak - end) * (1 - x) ** power + end`, where `decay_from` says where the decay counts from. `"warmup_end"`:
+    x = (t - W) / (T - W), so the decay starts at the peak. `"zero"`, the BERT form: x = t / T, so the decay also runs during
+    the warm-up, which hides it, and at step W the rate drops from `peak * (W - 1) / W` to `peak * (1 - W / T) ** power`.
 
     Args:
       peak_value: where the warm-up leads, finite.
@@ -103,11 +96,11 @@ def warmup_polynomial_decay(
     Source: Devlin et al. 2018, "BERT", appendix A.2, and its `optimization.py` for `"zero"`.
     """
 
-    def falling(count: jax.Array) -> jax.Array:
-        passed, left = _decay_shares(count, total_steps, warmup_steps, decay_from)
-        return between(end_value, peak_value, raised(left, passed, power))
+    def left(count: jax.Array) -> jax.Array:
+        decay = _decay_shares(count, total_steps, warmup_steps, decay_from)
+        return raised(decay.left, decay.passed, power)
 
-    return _after_warmup(init_value, peak_value, warmup_steps, falling)
+    return _after_warmup(init_value, peak_value, end_value, warmup_steps, left)
 
 
 @makes(Schedule, prepare=_warmup_within_total, resolves=("warmup_fraction",))
@@ -124,9 +117,9 @@ def warmup_cosine_decay(
     """A linear warm-up to `peak_value`, then half a cosine to `end_value`.
 
     At step t, with W = `warmup_steps` and T = `total_steps`: `init + (peak - init) * t / W` while t < W, and then
-    `end + (peak - end) * (1 + cos(pi * clock / length)) / 2`, where `decay_from` says which clock the decay runs on:
-    `"warmup_end"`: t - W over T - W, so it starts at the peak. `"zero"`: t over T, so the decay has been running under the
-    warm-up, which overrides it while t < W.
+    `end + (peak - end) * (1 + cos(pi * x)) / 2`, where `decay_from` says where the decay counts from. `"warmup_end"`:
+    x = (t - W) / (T - W), so the decay starts at the peak. `"zero"`: x = t / T, so the decay also runs during the warm-up,
+    which hides it.
 
     Args:
       peak_value: where the warm-up leads, finite.
@@ -147,11 +140,10 @@ def warmup_cosine_decay(
     Source: Loshchilov & Hutter 2017, "SGDR", equation 5, after the warm-up of Goyal et al. 2017, section 2.2.
     """
 
-    def falling(count: jax.Array) -> jax.Array:
-        passed, left = _decay_shares(count, total_steps, warmup_steps, decay_from)
-        return between(end_value, peak_value, half_cosine(left, passed))
+    def left(count: jax.Array) -> jax.Array:
+        return _SHAPES["cosine"](_decay_shares(count, total_steps, warmup_steps, decay_from))
 
-    return _after_warmup(init_value, peak_value, warmup_steps, falling)
+    return _after_warmup(init_value, peak_value, end_value, warmup_steps, left)
 
 
 @makes(Schedule, prepare=_warmup_and_decay_within_total, resolves=("warmup_fraction", "decay_fraction"))
@@ -167,7 +159,7 @@ def warmup_stable_decay(
     end_value: Finite = 0.0,
     decay_shape: Literal["linear", "cosine", "one_minus_sqrt", "exponential"] = "linear",
 ) -> Schedule:
-    """A linear warm-up, a long stay at `peak_value`, and a decay to `end_value` over the last steps.
+    """A linear warm-up, a plateau at `peak_value`, and a decay to `end_value` over the last steps.
 
     At step t, with W = `warmup_steps`, T = `total_steps` and D = `decay_steps`: `init + (peak - init) * t / W` while t < W,
     then `peak` while t < T - D, then `end + (peak - end) * shape(x)` with x = (t - (T - D)) / D, where `decay_shape` is
@@ -195,21 +187,20 @@ def warmup_stable_decay(
     training durations", section 3, for 1 - sqrt; Megatron-LM's WSD for the exponential that ends.
     """
 
-    def falling(count: jax.Array) -> jax.Array:
-        decayed = shares(difference(count, difference(total_steps, decay_steps)), decay_steps)
-        return between(end_value, peak_value, _SHAPES[decay_shape](decayed))
+    def left(count: jax.Array) -> jax.Array:
+        return _SHAPES[decay_shape](shares(difference(count, difference(total_steps, decay_steps)), decay_steps))
 
-    return _after_warmup(init_value, peak_value, warmup_steps, falling)
+    return _after_warmup(init_value, peak_value, end_value, warmup_steps, left)
 
 
 def _one_minus_sqrt(decay: Shares) -> jax.Array:
-    # As a quotient, which keeps the digits near the end; and the root of 0 has no derivative.
+    # A quotient keeps the digits near the end that 1 - sqrt(x) loses. The root of 0 has no finite derivative.
     some = decay.passed > 0
     return jnp.where(some, decay.left / (1 + jnp.sqrt(jnp.where(some, decay.passed, 1))), 1)
 
 
 def _exponential(decay: Shares) -> jax.Array:
-    # 2 * 0.5 ** x - 1 without the subtraction, which would lose the digits near the end.
+    # 2 * 0.5 ** x - 1 without the subtraction, which loses the digits near the end.
     return jnp.where(decay.passed > 0, expm1_below_one(decay.left * math.log(2)), 1)
 
 
@@ -222,16 +213,17 @@ _SHAPES: dict[str, Callable[[Shares], jax.Array]] = {
 
 
 def _decay_shares(count: jax.Array, total: Any, warmup: Any, decay_from: str) -> Shares:
-    """`shares` of the decay that follows a warm-up, on the clock that `decay_from` names."""
+    """`shares` of a decay that ends at `total`, counted from `decay_from`."""
     if decay_from == "zero":
         return shares(count, total)
     return shares(difference(count, warmup), difference(total, warmup))
 
 
-def _after_warmup(init: Any, peak: Any, warmup: Any, falling: Callable[[jax.Array], jax.Array]) -> Schedule:
-    """`falling`, preceded by a straight line from `init` to `peak`."""
+def _after_warmup(init: Any, peak: Any, end: Any, warmup: Any, left: Callable[[jax.Array], jax.Array]) -> Schedule:
+    """A straight line from `init` to `peak`, then a decay to `end`, of which the share `left(count)` is still to come."""
 
     def value(count: jax.Array) -> jax.Array:
-        return jnp.where(is_before(count, warmup), between(init, peak, shares(count, warmup).passed), falling(count))
+        rises = is_before(count, warmup)
+        return jnp.where(rises, between(init, peak, shares(count, warmup).passed), between(end, peak, left(count)))
 
     return curve(value)

@@ -15,18 +15,18 @@ from warmclip_jax._values import Kind, Value, factories
 
 
 class Schedule(Value):
-    """A learning rate as a value: `schedule(count)` is the rate at step `count`.
+    """A learning-rate schedule: `schedule(count)` is the rate at step `count`.
 
     Build one with a factory such as `linear_warmup`; use it wherever optax takes a schedule. It is immutable; `==` and
-    `hash` go by kind and numbers; it pickles; its `repr` is the call that rebuilds it, and `parse` reads that. It is a pytree
-    whose leaves are its numbers: as an argument of `jax.jit` it does not retrace for new numbers, and `jax.vmap` over a stacked
-    one sweeps.
+    `hash` compare kind and arguments; it pickles; its `repr` is the call that rebuilds it, which `parse` reads. It is a pytree
+    whose leaves are its numbers: passed to a function under `jax.jit`, it does not retrace for new numbers, and `jax.vmap`
+    over a stacked schedule sweeps over them.
 
-    A number is what its shortest decimal says: `np.float32(0.1)` is 0.1, also after a trip through `jit`.
+    A number is its shortest decimal: `np.float32(0.1)` is 0.1, also after a trip through `jit`.
 
-    Inside one, any optax schedule or pure function of a scalar count may stand. It is called where the schedule is called,
-    with an int32 count of 0 or more, and for an array of counts by `jax.vmap`; it is not compiled by this package. A schedule
-    is then equal to another only with the very same function inside, and picklable where that function is.
+    A schedule may hold any optax schedule or pure function of a scalar count. This package does not compile that function: it
+    is called when the schedule is called, with an int32 count of 0 or more, and under `jax.vmap` for an array of counts. Such
+    a schedule equals another only if both hold the same function object, and pickles only if the function does.
 
     >>> import warmclip_jax as wc
     >>> warmup = wc.linear_warmup(peak_value=0.1, warmup_steps=4)
@@ -55,16 +55,16 @@ Returns:
   A `Schedule`.
 
 Raises:
-  TypeError, ValueError: for a concrete argument that breaks its rule, and for a name that is no argument. A traced argument is
-    not checked.
+  TypeError, ValueError: for a concrete argument that breaks its rule, and for an unknown argument. A traced argument
+    is not checked.
 """
 
     def __call__(self, count: Any) -> jax.Array:
         """The value at step `count`.
 
         Args:
-          count: a step, or an array of them, of any int or float dtype and any sign. Below 0 counts as 0, past int32 as
-            int32's largest, and a fractional count as the whole step it lies in.
+          count: a step, or an array of them, of any int or float dtype. A negative count acts as 0, one past int32 as
+            the largest int32, and a fraction is rounded down.
 
         Returns:
           The value in the default float dtype (float32, or float64 under x64), with the shape of `count`.
@@ -83,13 +83,10 @@ Raises:
         return _product(self, 1 / _DIVISOR.check("Schedule / other: other", other))
 
     def lowered(self) -> "Program":
-        """What computes the values."""
+        """The program that computes its values."""
         rules, numbers = self._kind.rules, self._kind.numbers
-        return Program(
-            self._kind,
-            self._part(self._kind.options),
-            tuple(rules[name].lowered(self._arguments[name]) for name in numbers),
-        )
+        lowered = tuple(rules[name].lowered(self._arguments[name]) for name in numbers)
+        return Program(self._kind, self._part(self._kind.options), lowered)
 
 
 _DIVISOR = Number("a finite number other than 0", "Divide by a number or a scalar array.", lambda number: number != 0)
@@ -116,7 +113,7 @@ def _refused(symbol: str) -> Callable[..., Schedule]:
     return operator
 
 
-# Out of sight of type checkers, which refuse them as well.
+# Set from outside the class: type checkers then refuse these operators too.
 for _symbol, _names in {"+": ("add", "radd"), "-": ("sub", "rsub", "neg"), "**": ("pow", "rpow"), "/": ("rtruediv",)}.items():
     for _name in _names:
         setattr(Schedule, f"__{_name}__", _refused(_symbol))
@@ -125,24 +122,22 @@ for _symbol, _names in {"+": ("add", "radd"), "-": ("sub", "rsub", "neg"), "**":
 @functools.partial(jax.tree_util.register_dataclass, data_fields=("numbers",), meta_fields=("kind", "options"))
 @dataclasses.dataclass(slots=True)
 class Program:
-    """What computes a schedule: the function of its kind with the numbers it is given, lowered."""
+    """A schedule ready to compute: its kind, its options and its lowered numbers. A pytree of those numbers."""
 
     kind: Kind
     options: tuple[Any, ...]
     numbers: tuple[Any, ...]
 
     def __call__(self, count: Any) -> jax.Array:
-        # One compiled call instead of a dispatch for each operation: the difference is 450 against 16 microseconds. A foreign
-        # function may close over tracers of the caller, or not be traceable at all: only the caller's context is right for it.
+        # One compiled call takes 16 microseconds; dispatching each operation by itself takes 450. A foreign function may close
+        # over the caller's tracers, or not be traceable at all, so it runs in the caller's context.
         return (_evaluated if _is_foreign(self) else _compiled)(self, count)
 
 
 def _evaluated(program: Program, count: Any) -> jax.Array:
     kind, step = program.kind, as_step(jnp.asarray(count))
-    arguments = dict(zip(kind.options, program.options, strict=True))
-    for name, number in zip(kind.numbers, program.numbers, strict=True):
-        arguments[name] = kind.rules[name].as_array(number)
-    value = kind.called(arguments)(step)
+    numbers = {name: kind.rules[name].as_array(number) for name, number in zip(kind.numbers, program.numbers, strict=True)}
+    value = kind.called({**dict(zip(kind.options, program.options, strict=True)), **numbers})(step)
     return jnp.broadcast_to(value, jnp.broadcast_shapes(jnp.shape(value), step.shape)).astype(default_float())
 
 
@@ -156,5 +151,5 @@ def _is_foreign(lowered: Any) -> bool:
 
 
 def curve(value: Callable[[jax.Array], jax.Array]) -> Any:
-    """What the function of a factory returns: the value at a count. A type checker sees the schedule that a caller gets."""
+    """Lets the function of a factory return a function of the count where type checkers see a `Schedule`."""
     return value

@@ -1,8 +1,8 @@
-"""The arithmetic that the curves share: what has passed of a length, what is left of it, and a point between two values.
+"""The arithmetic that the curves share: the part of a length that has passed, the part left, and values in between.
 
-Two things keep the curves exact where floats are: steps are subtracted as integers before they are divided, and what is left
-of a length is computed next to what has passed, never as one minus it. A rule has turned every argument into an array by
-now, which the annotations of the public functions cannot say; hence `Any`.
+Two rules keep the curves exact: steps are subtracted as integers before they are divided, and the share left is computed from
+the steps left, never as one minus the share passed. Arguments are arrays by now; they are typed `Any`, because the annotations
+of the public functions name what users pass.
 """
 
 import math
@@ -24,18 +24,18 @@ class Shares(NamedTuple):
 
 
 def shares(count: jax.Array, length: Any) -> Shares:
-    """What has passed of `length` at `count`. No length has passed from the start."""
+    """The shares of `length` at `count`. A length of 0 has passed from the start."""
     count, length = _alike(count, length)
     done = jnp.clip(count, 0, jnp.maximum(length, 0))
     return _divided(done, length - done, length)
 
 
 def cycle_shares(count: jax.Array, length: Any) -> Shares:
-    """`shares` of the smallest multiple of `length` that is not below `count`, and at least one."""
+    """`shares` of the smallest positive multiple of `length` that is at least `count`."""
     count, length = _alike(count, length)
     length = jnp.maximum(length, 1)
     cycles = jnp.maximum(-(-count // length), 1)
-    # The multiple itself can be past int32; what is left of it never is.
+    # The multiple itself may be past int32; the steps left of it never are.
     left = jnp.where(count > 0, -count % length, length)
     return _divided(count, left, length.astype(default_float()) * cycles.astype(default_float()))
 
@@ -43,7 +43,7 @@ def cycle_shares(count: jax.Array, length: Any) -> Shares:
 def periods(count: jax.Array, length: Any, *, whole: bool = False) -> jax.Array:
     """How many times `length` has passed at `count`; as a whole number, rounded down, if asked for."""
     count, length = _alike(count, length)
-    # A traced length of 0 is next to none, so that the quotient stays finite.
+    # A traced length may be 0; the quotient must stay finite.
     length = jnp.maximum(length, 1 if jnp.issubdtype(length.dtype, jnp.integer) else 1e-9)
     dtype = default_float()
     return (count // length).astype(dtype) if whole else count.astype(dtype) / length.astype(dtype)
@@ -51,7 +51,8 @@ def periods(count: jax.Array, length: Any, *, whole: bool = False) -> jax.Array:
 
 def between(origin: Any, target: Any, weight: jax.Array) -> jax.Array:
     """`origin + (target - origin) * weight`, never outside the two and exactly `target` from weight 1 on."""
-    # Below 1 a rounded product falls short of the rounded difference by more than that was rounded up: no sum passes `target`.
+    # For a weight below 1, the rounded product is below the rounded difference by more than the difference was rounded up by,
+    # so no sum passes `target`.
     return jnp.where(weight >= 1, target, origin + (target - origin) * weight)
 
 
@@ -59,24 +60,24 @@ def raised(share: jax.Array, complement: jax.Array, exponent: Any) -> jax.Array:
     """`share ** exponent` to a few ulp of 1, its derivative finite at 0. `complement` is 1 - share."""
     some = share > 0
     base = jnp.where(some, share, 1)
-    # share ** 1000 turns the rounding of a share near one into a thousand roundings; its logarithm does not.
+    # Near 1, share ** 1000 multiplies the share's rounding error by 1000; log1p of the complement has no such error.
     log = jnp.where(complement < 0.5, jnp.log1p(-jnp.minimum(complement, 0.5)), jnp.log(base))
     value = jnp.where(exponent <= 4, base**exponent, jnp.exp(exponent * log))
-    # A straight line is exact, and still has its derivative with respect to the exponent.
+    # For exponent 1, the share itself, exactly, with the derivative of the power.
     straight = jax.lax.stop_gradient(share) + (value - jax.lax.stop_gradient(value))
     return jnp.where(some, jnp.where(exponent == 1, straight, value), 0)
 
 
 def half_cosine(share: jax.Array, complement: jax.Array) -> jax.Array:
-    """`(1 - cos(pi * share)) / 2` as squared sines, which keep every digit near 0 and lose none near 1."""
+    """`(1 - cos(pi * share)) / 2`, computed as squared sines, which keep their digits near 0 and near 1."""
     rising, falling = (jnp.square(jnp.sin(jnp.minimum(part, 0.5) * (math.pi / 2))) for part in (share, complement))
     return jnp.where(share < 0.5, rising, 1 - falling)
 
 
 def expm1_below_one(exponent: jax.Array) -> jax.Array:
-    """`exp(exponent) - 1` for an exponent in [0, log(2)], monotone to the last digit, which the library's `expm1` is not.
+    """`exp(exponent) - 1` for an exponent in [0, log(2)], monotone to the last digit, which `jnp.expm1` is not.
 
-    Horner's rule on terms that are all positive: every rounding keeps the order. 18 of them are enough for float64.
+    By Horner's rule on positive terms, where each rounding keeps the order; 18 terms are enough for float64.
     """
     series = jnp.ones_like(exponent)
     for term in range(18, 1, -1):
@@ -85,10 +86,10 @@ def expm1_below_one(exponent: jax.Array) -> jax.Array:
 
 
 def saturation(periods: jax.Array) -> jax.Array:
-    """`1 - exp(-periods)`, which keeps its digits near 0 and is monotone to the last of them."""
+    """`1 - exp(-periods)`, with its digits near 0 kept, and monotone to the last digit."""
     some, half = periods > 0, math.log(2)
     grown = expm1_below_one(jnp.where(some, jnp.minimum(periods, half), half))
-    # Either side of a half in the form that is exact there, and neither past it.
+    # Below and above 1/2, the form that is accurate there, each stopped at 1/2.
     near, far = jnp.minimum(1 / (1 + 1 / grown), 0.5), jnp.maximum(1 - jnp.exp(-periods), 0.5)
     return jnp.where(some, jnp.where(periods < half, near, far), 0)
 
@@ -106,7 +107,7 @@ def total(left: jax.Array, right: Any) -> jax.Array:
 
 
 def remainder(count: jax.Array, length: Any) -> jax.Array:
-    """What is left of `count` after as many whole lengths as fit."""
+    """`count` modulo `length`."""
     count, length = _alike(count, length)
     return count % jnp.maximum(length, 1)
 
@@ -124,15 +125,14 @@ def is_before(count: jax.Array, step: Any) -> jax.Array:
 
 
 def share_of(fraction: Any, total: Any) -> Any:
-    """`fraction` of `total` in whole steps, halves up; exactly by their decimals, or traced where either is."""
+    """`fraction` of `total` in whole steps, halves up: exact in decimals, or in floats where either is traced."""
     if not (is_traced(fraction) or is_traced(total)):
         return math.floor(Fraction(str(fraction)) * Fraction(str(total)) + Fraction(1, 2))
     dtype = default_float()
     rounded = jnp.floor(jnp.asarray(fraction).astype(dtype) * jnp.asarray(total).astype(dtype) + 0.5)
     if jnp.issubdtype(jnp.result_type(total), jnp.integer):
-        limit = np.nextafter(np.asarray(MAX_COUNT + 1, dtype), np.asarray(0, dtype))
-        # As an integer, so that it is subtracted from counts exactly.
-        rounded = jnp.clip(rounded, 0, limit).astype(jnp.int32)
+        # An integer is subtracted from counts exactly.
+        rounded = jnp.clip(rounded, 0, _below_int32_range()).astype(jnp.int32)
     return rounded
 
 
@@ -144,15 +144,18 @@ def _divided(passed: jax.Array, left: jax.Array, length: jax.Array) -> Shares:
 
 
 def _alike(left: Any, right: Any) -> tuple[jax.Array, jax.Array]:
-    """Both as they are when both are integers, so that their difference is exact; otherwise both as floats."""
+    """Both as they are if both are integers, so that their difference is exact; else both as floats."""
     if jnp.issubdtype(left.dtype, jnp.integer) and jnp.issubdtype(right.dtype, jnp.integer):
         return left, right
     return _as_float(left), _as_float(right)
 
 
 def _as_float(number: jax.Array) -> jax.Array:
-    dtype = default_float()
-    if not jnp.issubdtype(number.dtype, jnp.integer):
-        return number.astype(dtype)
-    # The largest counts would round up to 2**31, and so reach a length that they are short of.
-    return jnp.minimum(number.astype(dtype), np.nextafter(np.asarray(2.0**31, dtype), np.asarray(0, dtype)))
+    floating = number.astype(default_float())
+    # The largest counts would round up to 2**31 and so reach a length that they are short of.
+    return jnp.minimum(floating, _below_int32_range()) if jnp.issubdtype(number.dtype, jnp.integer) else floating
+
+
+def _below_int32_range() -> np.floating[Any]:
+    """The largest float below 2**31."""
+    return np.nextafter(default_float().type(MAX_COUNT + 1), default_float().type(0))

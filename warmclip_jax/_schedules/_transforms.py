@@ -1,6 +1,6 @@
 """Schedules made from other schedules, of this package or any other, by moving their count."""
 
-from typing import Any
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from warmclip_jax._schedules._arguments import (
     PositiveSteps,
     SignedSteps,
     Steps,
-    check_boundaries,
+    with_boundaries,
 )
 from warmclip_jax._schedules._schedule import Schedule, curve
 from warmclip_jax._schedules._shares import between, difference, is_before, quotient, remainder, shares, total
@@ -28,10 +28,10 @@ def with_warmup(schedule: Inner, *, warmup_steps: Steps, init_value: Finite = 0.
 
     Args:
       schedule: a `Schedule`, any optax schedule, or a pure function from a count to a value.
-      warmup_steps: W, in steps, 0 or more; what `schedule` does takes W steps longer.
+      warmup_steps: W, in steps, 0 or more; `schedule` starts W steps later.
       init_value: the value at step 0, finite.
 
-    Traced arguments are not checked: a negative W acts as a start W steps into `schedule`.
+    Traced arguments are not checked: a negative W starts -W steps into `schedule`.
 
     >>> import warmclip_jax as wc
     >>> noam = wc.with_warmup(wc.inverse_sqrt_decay(init_value=1.0, timescale=100), warmup_steps=100)
@@ -48,12 +48,7 @@ def with_warmup(schedule: Inner, *, warmup_steps: Steps, init_value: Finite = 0.
     return curve(value)
 
 
-def _fit_together(arguments: dict[str, Any]) -> dict[str, Any]:
-    check_boundaries("schedules", arguments["schedules"], arguments["boundaries"])
-    return arguments
-
-
-@makes(Schedule, prepare=_fit_together)
+@makes(Schedule, prepare=functools.partial(with_boundaries, "schedules"))
 def join(schedules: EachInner, *, boundaries: EachSteps) -> Schedule:
     """One schedule after another, each counting from where it takes over.
 
@@ -106,10 +101,10 @@ def repeat(schedule: Inner, *, period: PositiveSteps) -> Schedule:
 
 @makes(Schedule)
 def shift(schedule: Inner, *, by: SignedSteps) -> Schedule:
-    """A schedule that starts `by` steps into itself.
+    """A schedule that starts at its own step `by`.
 
-    `schedule(t + by)`. A resumed run starts where it stopped; `by=1` leaves out a first step at rate 0; a negative `by` waits
-    at the value of step 0.
+    `schedule(t + by)`. A resumed run starts where it stopped; `by=1` leaves out a first step at rate 0; a negative `by` holds
+    the value of step 0 for -by steps.
 
     Args:
       schedule: a `Schedule`, any optax schedule, or a pure function from a count to a value.
@@ -125,7 +120,7 @@ def shift(schedule: Inner, *, by: SignedSteps) -> Schedule:
 
 @makes(Schedule)
 def stretch(schedule: Inner, *, factor: PositiveSteps) -> Schedule:
-    """A schedule in slow motion: each of its values stays for `factor` steps.
+    """A schedule slowed down: each of its values holds for `factor` steps.
 
     `schedule(t // factor)`: one value for all the updates made on one batch, as in PPO.
 

@@ -1,6 +1,6 @@
-"""Optimizer steps from the units in which people plan a run.
+"""Turns epochs, examples, tokens and fractions of a run into optimizer steps.
 
-They are worked out on the host, exactly, before anything is traced.
+The arithmetic is exact and runs on the host, before tracing.
 """
 
 import math
@@ -9,15 +9,15 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from warmclip_jax._checks import Choice, Number, Scalar, broken_rule, default_float, is_traced, naming
+from warmclip_jax._checks import Choice, Number, Scalar, broken_rule, default_float, exactly_one, is_traced, naming
 from warmclip_jax._schedules._shares import share_of
 
 _AMOUNT = Number("a finite number, 0 or more", "It may be a fraction: half an epoch is 0.5.", lambda amount: amount >= 0)
 _SHARE = Number("a fraction in [0, 1]", "It is a share of total_steps; 0.1 is a tenth.", lambda share: 0 <= share <= 1)
 _SIZE = Number("a whole number, 1 or more", "Count what one optimizer step sees.", lambda size: size >= 1, whole=True)
-_B2 = Number("a number in [0, 1)", "It is Adam's b2, 0.999 say.", lambda b2: 0 <= b2 < 1)
+_B2 = Number("a number in [0, 1)", "It is Adam's b2: 0.999, for example.", lambda b2: 0 <= b2 < 1)
 
-#: What each unit needs to become steps.
+#: The sizes that turn each unit into steps.
 _NEEDS = {
     "epochs": ("dataset_size", "batch_size"),
     "examples": ("batch_size",),
@@ -41,17 +41,18 @@ def steps(
     updates_per_batch: Scalar = 1,
     drop_remainder: bool = False,
 ) -> int:
-    """How many optimizer steps are in some epochs, examples, tokens, or a fraction of the run.
+    """How many optimizer steps a number of epochs, examples or tokens takes, or a fraction of the run.
 
     `ceil(examples / (batch_size * accumulation)) * updates_per_batch`, where examples are `epochs * dataset_size` or
-    `tokens / sequence_length`; and `round(fraction * total_steps)`. A step is what advances a schedule: one update of the
-    optimizer, which under `optax.MultiSteps` takes `accumulation` batches. With `drop_remainder` everything is rounded down
-    instead: examples to batches, in each epoch by itself, and batches to steps.
+    `tokens / sequence_length`; or `round(fraction * total_steps)`. A step is one update of the optimizer, which advances its
+    schedule; under `optax.MultiSteps` it takes `accumulation` batches. `drop_remainder` rounds down instead: examples to
+    batches, in each epoch, and batches to steps.
 
     Args:
-      epochs: passes over the data, 0 or more; needs `dataset_size` and `batch_size`. Give exactly one of this,
-      examples: how many are seen, 0 or more; needs `batch_size`; or
-      tokens: how many are seen, 0 or more; needs `batch_size` and `sequence_length`; or
+      epochs: passes over the data, 0 or more; needs `dataset_size` and `batch_size`. Give exactly one of `epochs`, `examples`,
+        `tokens` and `fraction`.
+      examples: how many examples are seen, 0 or more; needs `batch_size`.
+      tokens: how many tokens are seen, 0 or more; needs `batch_size` and `sequence_length`.
       fraction: a share of the run in [0, 1]; needs `total_steps`.
       dataset_size: in examples, 1 or more.
       batch_size: examples in one batch, over all devices, 1 or more.
@@ -59,17 +60,16 @@ def steps(
       total_steps: the length of the run, in optimizer steps, 1 or more.
       accumulation: batches whose gradients make one step (`every_k_schedule` of `optax.MultiSteps`), 1 or more.
       updates_per_batch: steps made on the same batch, 1 or more, as in PPO.
-      drop_remainder: whether what does not fill a batch is left out, as by data loaders that drop the last batch of every
-        epoch. It is not used with `fraction`.
+      drop_remainder: whether examples that do not fill a batch are left out, as by data loaders that drop the last batch of
+        every epoch. It is not used with `fraction`.
 
     Returns:
-      A Python int. Examples that do not fill the last step get one of their own (rounded up, over the whole run and not in
-      each epoch), unless `drop_remainder`; a fraction is rounded to the nearest step, halves up. A number is its shortest
-      decimal: 0.1 is a tenth.
+      A Python int. The last step may be partly filled: the number is rounded up, over the whole run and not in each epoch,
+      unless `drop_remainder`; a fraction is rounded to the nearest step, halves up. A number is its shortest decimal: 0.1 is a
+      tenth.
 
     Raises:
-      TypeError, ValueError: for an argument that breaks its rule, is missing, or is not used. A tracer is a TypeError: this is
-        worked out before tracing, so there is nothing that is not checked.
+      TypeError, ValueError: for an argument that breaks its rule, is missing, or is not used; and for every traced argument.
 
     >>> import warmclip_jax as wc
     >>> wc.steps(epochs=3, dataset_size=50_000, batch_size=128), wc.steps(tokens=2e9, batch_size=256, sequence_length=2048)
@@ -86,11 +86,7 @@ def steps(
         "sequence_length": sequence_length,
         "total_steps": total_steps,
     }
-    given = [name for name, amount in amounts.items() if amount is not None]
-    if len(given) != 1:
-        said = ", ".join(f"{name}={amounts[name]!r}" for name in given) or "none of them"
-        raise ValueError(f"exactly one of {', '.join(amounts)} must be given; got {said}. Give one of them.")
-    unit = given[0]
+    unit = exactly_one(amounts)
     amount = _known(unit, amounts[unit], _SHARE if unit == "fraction" else _AMOUNT)
     for name, size in sizes.items():
         if (size is None) == (name in _NEEDS[unit]):
@@ -104,7 +100,7 @@ def steps(
         if drop_remainder:
             raise broken_rule("drop_remainder", "False with fraction, which counts no batches", True, "Leave it out.")
         return share_of(amount, int(needed["total_steps"]))
-    # By way of its digits: as a float, 0.1 is more than a tenth, and rounding up would show it.
+    # From its decimal: the float 0.1 is more than a tenth, and rounding up would show it.
     passes, rest = (0, Fraction(str(amount))) if unit != "epochs" else divmod(Fraction(str(amount)), 1)
     size = needed.get("dataset_size", 1) / needed.get("sequence_length", 1)
     if drop_remainder:
@@ -115,7 +111,7 @@ def steps(
 
 @naming("untuned_warmup_steps")
 def untuned_warmup_steps(b2: Scalar) -> Any:
-    """The length of a linear warm-up that Adam needs when nobody tunes it.
+    """The length of an untuned linear warm-up for Adam.
 
     `ceil(2 / (1 - b2))`.
 
@@ -123,7 +119,7 @@ def untuned_warmup_steps(b2: Scalar) -> Any:
       b2: Adam's decay of the second moment, in [0, 1).
 
     Returns:
-      A Python int; for a traced `b2` a whole number in the default float dtype, computed in that and so possibly one off.
+      A Python int; for a traced `b2` a whole number in the default float dtype, whose rounding may make it one off.
 
     Raises:
       TypeError, ValueError: for a concrete `b2` that breaks its rule. A traced one is not checked.
@@ -137,12 +133,12 @@ def untuned_warmup_steps(b2: Scalar) -> Any:
     b2 = _B2.check("b2", b2)
     if is_traced(b2):
         return jnp.ceil(2 / (1 - jnp.asarray(b2).astype(default_float())))
-    # By way of its digits: as floats, 2 / (1 - 0.999) is more than 2000.
+    # From its decimal: in floats, 2 / (1 - 0.999) is more than 2000.
     return math.ceil(2 / (1 - Fraction(str(b2))))
 
 
 def _known(name: str, value: Any, number: Number) -> Any:
     if is_traced(value):
-        remedy = "Lengths of a run are worked out before tracing; pass a Python number."
+        remedy = "Steps are computed before tracing; pass a Python number."
         raise broken_rule(name, f"{number.rule}, and not traced", value, remedy, TypeError)
     return number.check(name, value)
