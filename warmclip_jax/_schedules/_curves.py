@@ -156,7 +156,7 @@ def polynomial_decay(
       power: above 0. 1 is a straight line; more falls fast at first, less falls late.
       cycle: whether to restart at each multiple of D, instead of staying at `end_value`.
 
-    Traced arguments are not checked: D below 1 gives `end_value`. `cycle` cannot be traced.
+    Traced arguments are not checked: D below 1 gives `end_value`, from step 1 on at the latest. `cycle` cannot be traced.
 
     >>> import warmclip_jax as wc
     >>> decay = wc.polynomial_decay(init_value=1.0, decay_steps=4, cycle=True)
