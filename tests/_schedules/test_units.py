@@ -119,9 +119,9 @@ def test_under_multi_steps_a_schedule_advances_once_for_each_accumulated_step():
     schedule = wc.linear_warmup(peak_value=1.0, warmup_steps=wc.steps(examples=400, batch_size=10, accumulation=4))
     optimizer = optax.MultiSteps(wc.pipeline(optax.sgd, schedule, max_norm=None), 4)
     state = optimizer.init(jnp.zeros(()))
+    update: Any = jax.jit(optimizer.update)
     rates: list[float] = []
-    updates: Any
     for _ in range(12):
-        updates, state = optimizer.update(jnp.ones(()), state, jnp.zeros(()))
+        updates, state = update(jnp.ones(()), state, jnp.zeros(()))
         rates.append(-float(updates))
     assert rates == pytest.approx(list(itertools.chain(*([0.0, 0.0, 0.0, step / 10] for step in range(3)))))
