@@ -118,6 +118,8 @@ def test_a_run_that_changes_over_has_the_numbers_of_the_run_that_never_did(bound
             assert int(known["step"]) == BEFORE + AFTER
             assert int(known["skipped_count"]) == skipped
             assert int(known["calls"]) == BEFORE + AFTER + skipped
+            if target in GUARDED:
+                assert int(known["nonfinite_count"]) == skipped
         else:
             assert int(known["calls"]) == BEFORE + AFTER
         if "learning_rate" in known:
@@ -143,6 +145,15 @@ def test_a_state_of_the_same_optimizer_is_kept_as_it_is(target: str):
     optimizer = {**OURS[1.0], **more}[target]
     _, state = advance(optimizer, PARAMS, optimizer.init(PARAMS), range(3))
     chex.assert_trees_all_equal(wc.adopt_state(optimizer, PARAMS, state, step=3), state)
+
+
+def test_of_two_guards_the_outer_one_goes_on_with_the_skips_and_the_inner_one_has_seen_none():
+    params, old = run_before(1.0, "pipeline")
+    guard = wc.adopt_state(wc.skip_nonfinite(OURS[1.0]["pipeline"]), params, old, step=BEFORE)
+    pipeline = guard.inner_state
+    assert (int(guard.skip_calls), int(guard.skipped_count)) == (BEFORE + 1, 1)
+    assert (int(pipeline.clip_state.clip_calls), int(pipeline.skipped_count)) == (BEFORE, 0)
+    assert int(pipeline.clip_state.clipped_count) == BEFORE // 2
 
 
 @pytest.mark.parametrize("inject", [False, True])
