@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from warmclip_jax._checks import is_traced
 from warmclip_jax._finding import Path, found, of_this_process
@@ -30,7 +29,7 @@ _OF_EVERY_CALL = (
 _MOST_GROUPS = 32
 
 
-def metrics(opt_state: optax.OptState) -> dict[str, jax.Array]:
+def metrics(opt_state: Any) -> dict[str, jax.Array]:
     """What the clips, guards and pipelines in an optimizer state know, by name.
 
     A *call* is one call of `update`, numbered from 0; an *update* is a call that was not skipped.

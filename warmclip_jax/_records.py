@@ -4,7 +4,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
 
 from warmclip_jax._checks import is_traced, naming
 from warmclip_jax._finding import Found, found, of_this_process
@@ -15,7 +14,7 @@ from warmclip_jax._pipeline import PipelineState
 
 
 @naming("records")
-def records(opt_state: optax.OptState) -> dict[str, np.ndarray]:
+def records(opt_state: Any) -> dict[str, np.ndarray]:
     """The last calls of an optimizer built with `record=N`, in order of time: at most N, the newest last.
 
     Args:

@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
 
 from warmclip_jax._checks import naming
 from warmclip_jax._gradients._clip import ClipState
@@ -22,7 +21,7 @@ _LISTED = 5
 
 
 @naming("report")
-def report(opt_state: optax.OptState) -> str:
+def report(opt_state: Any) -> str:
     """What an optimizer state knows of the run, for a person: a few lines of text.
 
     The last call with a NaN or inf and the leaves that held one; the last spike and its leaves, ranked by the ratio of their

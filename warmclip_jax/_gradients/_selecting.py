@@ -79,7 +79,8 @@ def _evaluated(condition: jax.Array, closed: core.ClosedJaxpr, inputs: list[Any]
 
     def result(variable: Any, old: Any) -> jax.Array:
         if isinstance(variable, core.Literal):
-            return _select(condition, jnp.asarray(variable.val, variable.aval.dtype), old)
+            aval: Any = variable.aval
+            return _select(condition, jnp.asarray(variable.val, aval.dtype), old)
         return values[variable] if variable in early and early[variable] is old else _select(condition, values[variable], old)
 
     return list(map(result, jaxpr.outvars, olds))

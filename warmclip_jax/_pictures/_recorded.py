@@ -3,7 +3,6 @@
 from typing import Any
 
 import numpy as np
-import optax
 
 from warmclip_jax._checks import naming
 from warmclip_jax._pictures._plot import matplotlib_figure
@@ -11,7 +10,7 @@ from warmclip_jax._records import check_one_run, on_host, recorded
 
 
 @naming("plot_records")
-def plot_records(opt_state: optax.OptState, *, ax: Any = None) -> Any:
+def plot_records(opt_state: Any, *, ax: Any = None) -> Any:
     """A figure of the calls that an optimizer built with `record=N` recorded: the norm, the bounds, and the learning rate.
 
     Above, on a logarithmic axis, the norm of each call before clipping and the bounds in force. A dot marks a clipped call, a
