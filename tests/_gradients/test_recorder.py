@@ -1,0 +1,58 @@
+"""What a state keeps of its last calls, as arrays: `records` and `report` read it."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import warmclip_jax as wc
+from warmclip_jax._gradients._recorder import names_of
+
+PARAMS = {"a": jnp.ones(2), "b": {"c": jnp.ones(3)}}
+CLIP: Any = wc.clip_by_global_norm(5.0, record_leaves=True)
+
+
+def after(stream: Any, state: Any = None) -> Any:
+    update, state = jax.jit(CLIP.update), CLIP.init(PARAMS) if state is None else state
+    for a, c in stream:
+        _, state = update({"a": jnp.array([a, 0.0]), "b": {"c": jnp.array([c, 0.0, 0.0])}}, state)
+    return state
+
+
+def test_leaves_are_named_and_their_norms_are_those_of_the_last_bad_and_large_calls():
+    leaves = after([(3.0, 4.0), (6.0, 8.0), (np.nan, -np.inf), (1.0, 2.0)]).leaves
+    assert names_of(leaves) == ["a", "b/c"]
+    assert leaves.leaf_norms.tolist() == [1.0, 2.0]
+    assert (int(leaves.bad_call), int(leaves.spike_call)) == (2, 1)
+    np.testing.assert_equal(np.asarray(leaves.bad_leaf_norms), np.array([np.nan, np.inf], np.float32))
+    assert leaves.spike_leaf_norms.tolist() == [6.0, 8.0]
+
+
+def test_a_call_in_which_a_leaf_stands_out_is_kept_until_the_next_of_its_kind():
+    usual = [(1.0, 6.0)] * 10
+    state = after([*usual, (1e4, 6.0), *usual])
+    assert (int(state.leaves.spike_call), int(state.clipped_count)) == (10, 21)
+    # What is usual was 1 throughout, and its deviation from a mean of equal logarithms counts as 0.1.
+    np.testing.assert_allclose(state.leaves.spike_deviations, np.log(1e4) / 0.1, rtol=0.05)
+    assert int(after([(1.0, 1e5)], state).leaves.spike_call) == 21
+
+
+def test_a_finite_leaf_stays_finite_where_its_norm_is_past_the_largest_number():
+    leaves = after([(3e38, 1.0)] * 2 + [(np.nan, 3e38)]).leaves
+    assert np.isfinite(np.asarray(leaves.bad_leaf_norms)).tolist() == [False, True]
+    big = {"a": jnp.full(2, 3e38), "b": {"c": jnp.array([jnp.nan, 0.0, 0.0])}}
+    _, state = CLIP.update(big, CLIP.init(PARAMS))
+    assert np.isfinite(np.asarray(state.leaves.bad_leaf_norms)).tolist() == [True, False]
+
+
+def test_gradients_of_other_leaves_than_at_init_are_an_error_in_words():
+    with pytest.raises(ValueError, match=r"updates must have the gradients that init saw, 2 leaves; got 1\."):
+        CLIP.update({"a": jnp.ones(2)}, CLIP.init(PARAMS))
+
+
+def test_a_record_costs_nothing_in_the_state_where_it_is_not_asked_for():
+    state: Any = wc.pipeline(optax.sgd, 0.1).init(PARAMS)
+    assert (state.ring, state.clip_state.leaves) == ((), ())
