@@ -19,7 +19,7 @@ from warmclip_jax._gradients._leaves import accumulation_dtype
 from warmclip_jax._gradients._recorder import Ring, check_record, init_ring, with_row
 from warmclip_jax._gradients._selecting import choose
 from warmclip_jax._gradients._skipping import Guard
-from warmclip_jax._gradients._states import UNKNOWN, like, own
+from warmclip_jax._gradients._states import UNKNOWN, check_keeps, like, own
 from warmclip_jax._rates import Rate
 from warmclip_jax._schedules._schedule import Schedule
 from warmclip_jax._values import Function
@@ -134,6 +134,8 @@ def pipeline(
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, PipelineState]:
         state = own(PipelineState, state, updates)
+        check_keeps(state, **guard.keeps(), ring=bool(length))
+        clip.own(state.clip_state, updates)
         call = state.clip_state.clip_calls
         norms, members = clip.measured(updates, state.clip_state, params)
         taken, above = guard.decided(state, norms.total, call) if nonfinite == "skip" else (True, None)
@@ -149,6 +151,8 @@ def pipeline(
             updates, inner_state, learning_rate = choose(taken, take, (updates, state.inner_state, params), before)
         else:
             updates, inner_state, learning_rate = take(updates, state.inner_state, params)
+            # Not the very buffer that the caller, or the inner state, holds: it could not be donated twice.
+            learning_rate = jnp.copy(learning_rate)
         counts = guard.after(state, norms.total, call, taken, above)
         return updates, PipelineState(
             clip_state=clip.after(state.clip_state, norms, coef, limit, taken=taken),

@@ -64,6 +64,9 @@ class Optax:
         return flax.serialization.from_bytes(jax.tree.map(jnp.zeros_like, carry), flax.serialization.to_bytes(carry))
 
 
+OPTAX = Optax()
+
+
 class Ours(Optax):
     """The same, with `apply_gradients`."""
 
@@ -157,7 +160,7 @@ class Client:
     """An optimizer in a host, and what is to be expected of its metrics."""
 
     optimizer: Any
-    host: Any = Optax()
+    host: Any = OPTAX
     rate: Callable[[int], float] | None = rate_at  # of an update, numbered from 0; None where no pipeline knows it
     max_norm: float | None = 1.0
     calls_per_update: int = 1

@@ -20,7 +20,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import warmclip_jax as wc
-from tests.integrations.clients import CLIENTS, STREAM, WIDTH, Client, gradients
+from tests.integrations.clients import CLIENTS, STREAM, Client, gradients
 from tests.problem import float64_norm
 
 every_client = pytest.mark.parametrize("name", CLIENTS)

@@ -258,7 +258,7 @@ SMALL: Any = wc.pipeline(sgd, 0.1)
 @pytest.mark.parametrize("node", [Pair, lambda *both: both, lambda *both: list(both), lambda *both: dict(enumerate(both))])
 def test_two_pipelines_side_by_side_are_told_by_their_places(node: Any):
     norms = [float64_norm(GRADS), 2 * float64_norm(GRADS)]
-    states = [SMALL.update(jax.tree.map(lambda g: k * g, GRADS), SMALL.init(PARAMS), PARAMS)[1] for k in (1.0, 2.0)]
+    states = [SMALL.update(jax.tree.map(lambda g, k=k: k * g, GRADS), SMALL.init(PARAMS), PARAMS)[1] for k in (1.0, 2.0)]
     known = wc.metrics(node(*states))
     np.testing.assert_allclose([known["0/grad_norm"], known["1/grad_norm"]], norms, rtol=1e-6)
     assert all(name[:2] in ("0/", "1/") for name in known)

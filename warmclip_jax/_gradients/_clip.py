@@ -18,7 +18,7 @@ from warmclip_jax._gradients._leaves import accumulation_dtype
 from warmclip_jax._gradients._limits import Limit
 from warmclip_jax._gradients._measuring import Measured, Members, measured
 from warmclip_jax._gradients._recorder import LeafRecord, init_leaf_record, with_leaves
-from warmclip_jax._gradients._states import counter, increment_if, like, stored
+from warmclip_jax._gradients._states import check_keeps, counter, increment_if, like, own, stored
 
 
 class ClipState(NamedTuple):
@@ -79,6 +79,13 @@ class Clip:
             group_clipped_count=() if self._groups is None else jnp.zeros(shape, jnp.int32),
             leaves=init_leaf_record(params) if self._record_leaves else (),
         )
+
+    def own(self, state: Any, updates: Any) -> ClipState:
+        """`state`, when it is this clip's. Raises TypeError."""
+        state = own(ClipState, state, updates)
+        check_keeps(state, group_clipped_count=self._groups is not None, leaves=self._record_leaves)
+        check_keeps(state, clip_history=self._limit(sorted(state.group_labels)).learns)
+        return state
 
     def measured(self, updates: Any, state: ClipState, params: Any) -> tuple[Measured, Members | None]:
         """The norms of `updates`, and the group of each leaf."""

@@ -15,7 +15,6 @@ from warmclip_jax._gradients._coefficient import coefficient, scale_tree
 from warmclip_jax._gradients._groups import Groups
 from warmclip_jax._gradients._leaves import accumulation_dtype
 from warmclip_jax._gradients._norm import ScaledNorm, scaled_norm
-from warmclip_jax._gradients._states import own
 
 _NONFINITE = Choice(("propagate", "zero"))
 
@@ -154,7 +153,7 @@ def _transformation(clip: Clip, nonfinite: str) -> optax.GradientTransformationE
         updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra: Any
     ) -> tuple[optax.Updates, ClipState]:
         del extra
-        state = own(ClipState, state, updates)
+        state = clip.own(state, updates)
         norms, members = clip.measured(updates, state, params)
         updates, coef, limit = clip.clipped(updates, state, norms, members, state.clip_calls, nonfinite)
         return updates, clip.after(state, norms, coef, limit)

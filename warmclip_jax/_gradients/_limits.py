@@ -18,11 +18,12 @@ class Limit:
         self._bound = bound
         #: Whether it is known never to be reached.
         self.is_never = all(one is None for one in bounds)
-        self._learns = any(isinstance(one, RunningBound) for one in bounds)
+        #: Whether it keeps a history.
+        self.learns = any(isinstance(one, RunningBound) for one in bounds)
 
     def init(self, shape: tuple[int, ...], dtype: np.dtype) -> History | tuple[()]:
         """The history before the first call; () for a bound without one."""
-        return init_history(shape, dtype) if self._learns else ()
+        return init_history(shape, dtype) if self.learns else ()
 
     def at(self, history: History | tuple[()], count: jax.Array) -> Any:
         """The bound at `count`: None, a number, or an array over groups."""

@@ -20,7 +20,7 @@ from warmclip_jax._gradients._measuring import measured
 from warmclip_jax._gradients._norm import ScaledNorm
 from warmclip_jax._gradients._recorder import LeafRecord, Ring, check_record, init_leaf_record, init_ring, with_leaves, with_row
 from warmclip_jax._gradients._selecting import choose
-from warmclip_jax._gradients._states import counter, increment_if, like, own, stored
+from warmclip_jax._gradients._states import check_keeps, counter, increment_if, like, own, stored
 
 
 class SkipState(NamedTuple):
@@ -101,6 +101,7 @@ def skip_nonfinite(
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, SkipState]:
         state = own(SkipState, state, updates)
+        check_keeps(state, **guard.keeps(), ring=bool(length), leaves=record_leaves)
         norms, call = measured(updates, axis_name=axis_name, leaves=record_leaves), state.skip_calls
         taken, limit = guard.decided(state, norms.total, call)
         zeroed = scale_tree(updates, coefficient(norms.total, None, "zero"), "zero")
@@ -142,6 +143,10 @@ class Guard:
             "above_bound": jnp.zeros((), dtype),
             "skip_history": self._limit.init((), dtype),
         }
+
+    def keeps(self) -> dict[str, bool]:
+        """Whether the fields that may be empty are not."""
+        return {"skip_history": self._limit.learns}
 
     def decided(self, state: Any, norm: ScaledNorm, call: jax.Array) -> tuple[jax.Array, Any]:
         """Whether this call is an update, and the bound."""

@@ -21,9 +21,22 @@ def own(kind: type[State], state: Any, updates: Any) -> State:
         return state
     if isinstance(updates, kind):
         raise TypeError(f"updates and state are swapped: got the {kind.__name__} first. Call update(updates, state, params).")
-    raise TypeError(
-        f"state must be the {kind.__name__} that init or the last update returned; got {_shown(state)}. For the state of "
-        "another optimizer, or of one built with other options, call adopt_state(optimizer, params, opt_state, step=...) once."
+    raise _not_own(f"the {kind.__name__} that init or the last update returned; got {_shown(state)}")
+
+
+def check_keeps(state: Any, **fields: bool) -> None:
+    """Raises TypeError where a field that may be empty is so and should not be, or the other way round."""
+    for name, is_kept in fields.items():
+        value = getattr(state, name)
+        if is_kept == (isinstance(value, tuple) and not value):
+            came = f"a {type(state).__name__} {'without' if is_kept else 'with'} {name}"
+            raise _not_own(f"that of an optimizer with the options of this one; got {came}")
+
+
+def _not_own(difference: str) -> TypeError:
+    return TypeError(
+        f"state must be {difference}. For the state of another optimizer, or of one built with other options, call "
+        "adopt_state(optimizer, params, opt_state, step=...) once."
     )
 
 

@@ -1,0 +1,335 @@
+"""States and trees as users really have them: of other optimizers, of checkpoints, of unusual leaves and nodes."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import warmclip_jax as wc
+from tests.problem import float64_norm
+
+PARAMS = {"w": jnp.linspace(-1.0, 1.0, 6).reshape(2, 3), "b": jnp.array([0.5, -2.0])}
+GRADS = {"w": jnp.linspace(0.5, 2.0, 6).reshape(2, 3), "b": jnp.array([1.0, 3.0])}
+BAD = {**GRADS, "b": jnp.array([1.0, jnp.nan])}
+FOLLOWING = wc.running_bound(deviations=6.0)
+by_path = wc.label_by_path(None)
+
+ways = pytest.mark.parametrize("jit", [jax.jit, lambda function: function], ids=["jit", "eager"])
+
+#: Each of ours, plain and with all that adds to its state.
+LINKS: dict[str, Any] = {
+    "clip": wc.clip_by_global_norm(1.0),
+    "clip, all options": wc.clip_by_global_norm(FOLLOWING, record_leaves=True),
+    "clip by groups": wc.clip_by_group_norm(1.0, by_path),
+    "guard": wc.skip_nonfinite(optax.adam(0.1)),
+    "guard, all options": wc.skip_nonfinite(optax.adam(0.1), above=FOLLOWING, record=4, record_leaves=True),
+    "pipeline": wc.pipeline(optax.adam, 0.1),
+    "pipeline, all options": wc.pipeline(
+        optax.adam, 0.1, max_norm=FOLLOWING, skip_above=FOLLOWING, groups=by_path, record=4, record_leaves=True
+    ),
+}
+every_link = pytest.mark.parametrize("name", LINKS)
+GUARDS = {name: link for name, link in LINKS.items() if "clip" not in name}
+every_guard = pytest.mark.parametrize("name", GUARDS)
+
+# States that are not their own.
+
+WRONG: dict[str, Any] = {
+    "None": None,
+    "EmptyState": optax.EmptyState(),
+    "tuple": (jnp.zeros(2), optax.EmptyState()),
+    "dict": {"count": jnp.int32(0)},
+    "list": [jnp.zeros(2)],
+    "array": jnp.zeros(2),
+    "optax's chain": optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(0.1)).init(PARAMS),
+    "optax's guard": optax.apply_if_finite(optax.adam(0.1), 3).init(PARAMS),
+    "parameters": PARAMS,
+    "a chain with it": lambda link: optax.chain(link, optax.identity()).init(PARAMS),
+    "its fields in a dict": lambda link: link.init(PARAMS)._asdict(),
+    "its fields in a tuple": lambda link: tuple(link.init(PARAMS)),
+}
+
+
+@ways
+@every_link
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_state_of_someone_else_is_an_error_that_says_what_came_and_what_to_do(wrong: str, name: str, jit: Any):
+    link, state = LINKS[name], WRONG[wrong]
+    state = state(link) if callable(state) else state
+    with pytest.raises(TypeError, match=r"state must be the \w+State that init .* returned; got .*adopt_state\(optimizer"):
+        jit(link.update)(GRADS, state, PARAMS)
+
+
+@ways
+@every_link
+def test_swapped_arguments_are_an_error_that_says_so(name: str, jit: Any):
+    with pytest.raises(TypeError, match=r"updates and state are swapped.*update\(updates, state, params\)"):
+        jit(LINKS[name].update)(LINKS[name].init(PARAMS), GRADS, PARAMS)
+
+
+def options_of(build: Any, **options: Any) -> list[tuple[Any, Any]]:
+    """Pairs that differ by one option."""
+    return [(build(), build(**{name: value})) for name, value in options.items()]
+
+
+OTHER_OPTIONS = [
+    *options_of(
+        lambda max_norm=1.0, **options: wc.clip_by_global_norm(max_norm, **options), max_norm=FOLLOWING, record_leaves=True
+    ),
+    (wc.clip_by_global_norm(1.0), wc.clip_by_group_norm(1.0, by_path)),
+    (wc.clip_by_group_norm(1.0, by_path), wc.clip_by_group_norm({"w": 1.0, "b": FOLLOWING}, by_path)),
+    *options_of(functools.partial(wc.skip_nonfinite, optax.adam(0.1)), above=FOLLOWING, record=4, record_leaves=True),
+    *options_of(
+        functools.partial(wc.pipeline, optax.adam, 0.1),
+        max_norm=FOLLOWING,
+        skip_above=FOLLOWING,
+        groups=by_path,
+        record=4,
+        record_leaves=True,
+    ),
+]
+
+
+@ways
+@pytest.mark.parametrize(("built", "used"), OTHER_OPTIONS)
+def test_a_state_built_with_other_options_is_an_error_that_says_so(built: Any, used: Any, jit: Any):
+    for given, to in ((built, used), (used, built)):
+        with pytest.raises(
+            TypeError, match=r"state must be that of an optimizer with the options of this one; .*adopt_state\("
+        ):
+            jit(to.update)(GRADS, given.init(PARAMS), PARAMS)
+
+
+@ways
+@every_guard
+def test_a_state_with_lists_for_tuples_is_an_error_at_the_first_call_good_or_bad(name: str, jit: Any):
+    state = GUARDS[name].init(PARAMS)
+    state = state._replace(inner_state=list(state.inner_state))
+    for grads in (GRADS, BAD):
+        with pytest.raises(TypeError, match=r"state of the structure it was given.*not one with lists for tuples"):
+            jit(GUARDS[name].update)(grads, state, PARAMS)
+
+
+@pytest.mark.parametrize(
+    "inside",
+    [
+        lambda rate: optax.MultiSteps(optax.sgd(rate), 4),
+        lambda rate: optax.MultiSteps(optax.sgd(rate), 4).gradient_transformation(),
+        lambda rate: optax.chain(optax.MultiSteps(optax.sgd(rate), 4).gradient_transformation(), optax.identity()),
+        lambda rate: optax.masked(optax.MultiSteps(optax.sgd(rate), 4).gradient_transformation(), {"w": True, "b": False}),
+        lambda rate: wc.skip_nonfinite(optax.MultiSteps(optax.sgd(rate), 4)),
+    ],
+    ids=["bare", "transformation", "chain", "masked", "guard"],
+)
+def test_multi_steps_inside_of_a_pipeline_is_an_error_that_shows_the_right_nesting(inside: Any):
+    with pytest.raises(TypeError, match=r"must not hold an optax.MultiSteps.*skip_nonfinite\(optax.MultiSteps\(pipeline"):
+        wc.pipeline(inside, 0.1).init(PARAMS)
+
+
+# Buffers of the user.
+
+
+def buffers() -> dict[str, jax.Array]:
+    """Arrays that a user built an optimizer with, and goes on using."""
+    return {"rate": jnp.float32(0.125), "bound": jnp.float32(2.0), "above": jnp.float32(1e6)}
+
+
+KEEPERS: dict[str, Callable[[Any], Any]] = {
+    "function": lambda user: wc.pipeline(optax.adam, lambda count: user["rate"], max_norm=lambda count: user["bound"]),
+    "number": lambda user: wc.pipeline(optax.adam, user["rate"], max_norm=user["bound"], skip_above=user["above"]),
+    "propagating": lambda user: wc.pipeline(optax.sgd, user["rate"], max_norm=user["bound"], nonfinite="propagate"),
+    "propagating function": lambda user: wc.pipeline(optax.sgd, lambda count: user["rate"], nonfinite="propagate"),
+    "injected": lambda user: wc.pipeline(optax.inject_hyperparams(optax.sgd), user["rate"], nonfinite="zero"),
+    "clip": lambda user: wc.clip_by_global_norm(user["bound"]),
+    "clip, function": lambda user: wc.clip_by_global_norm(lambda count: user["bound"]),
+    "clip, ceiling": lambda user: wc.clip_by_global_norm(wc.running_bound(ceiling=user["bound"])),
+    "guard": lambda user: wc.skip_nonfinite(optax.adam(0.1), above=user["above"]),
+    "guard, function": lambda user: wc.skip_nonfinite(optax.adam(0.1), above=lambda count: user["above"]),
+}
+
+
+@pytest.mark.parametrize("name", KEEPERS)
+def test_no_state_holds_a_buffer_of_the_users_or_one_buffer_twice(name: str):
+    user = buffers()
+    optimizer, params = KEEPERS[name](user), jax.tree.map(jnp.copy, PARAMS)
+    states = [optimizer.init(params)]
+    for grads in (GRADS, BAD):
+        states.append(optimizer.update(grads, states[-1], params)[1])
+    step = jax.jit(optimizer.update, donate_argnums=(1,))
+    for state in states:
+        mine = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(state)]
+        assert len(set(mine)) == len(mine)
+        assert not set(mine) & {leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves((user, params))}
+    # Those of one state may stand in the next: only the last is given away.
+    step(GRADS, states[-1], params)
+    assert [float(leaf) for leaf in user.values()] == [0.125, 2.0, 1e6]
+
+
+# Schedules that cannot be traced.
+
+
+def on_host(low: float, high: float) -> Any:
+    return lambda count: float(np.interp(int(count), [0, 10], [low, high]))
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        wc.skip_nonfinite(optax.adam(on_host(0.1, 0.0))),
+        wc.skip_nonfinite(optax.adam(0.1), above=on_host(1e6, 1e3)),
+        wc.pipeline(optax.adam, on_host(0.1, 0.0), max_norm=on_host(1.0, 2.0), skip_above=on_host(1e6, 1e3)),
+        wc.pipeline(lambda rate: optax.partition({"all": optax.adam(rate)}, {"w": "all", "b": "all"}), on_host(0.1, 0.0)),
+        optax.chain(wc.clip_by_global_norm(on_host(1.0, 1.0)), wc.skip_nonfinite(optax.adam(on_host(0.1, 0.0)))),
+        wc.skip_nonfinite(optax.chain(wc.clip_by_group_norm(on_host(1.0, 2.0), by_path), optax.adam(on_host(0.1, 0.0)))),
+    ],
+    ids=["guard", "above", "pipeline", "partition", "chain", "groups"],
+)
+def test_a_schedule_that_works_outside_of_jit_only_works_in_bad_steps_too(optimizer: Any):
+    def run(stream: Any) -> Any:
+        params, state = PARAMS, optimizer.init(PARAMS)
+        for grads in stream:
+            params, state = wc.apply_gradients(optimizer, params, state, grads=grads)
+        return params, wc.metrics(state)
+
+    (params, known), (expected, _) = run([GRADS, BAD, GRADS]), run([GRADS, GRADS])
+    for key, leaf in params.items():
+        np.testing.assert_array_equal(leaf, expected[key])
+    assert int(known["skipped_count"]) == 1
+    if "learning_rate" in known:
+        np.testing.assert_allclose(known["learning_rate"], 0.1 * 9 / 10, rtol=1e-6)
+
+
+# Leaves that are no arrays.
+
+
+class Odd:
+    """An optimizer with all sorts of things in its updates and in its state."""
+
+    def init(self, params: Any) -> Any:
+        del params
+        return {"calls": 0, "half": 0.5, "function": len, "nothing": None, "text": "kept", "moment": jnp.zeros(2), "flag": True}
+
+    def update(self, updates: Any, state: Any, params: Any = None) -> Any:
+        del params
+        state = {**state, "calls": state["calls"] + 1, "moment": state["moment"] + updates["a"], "half": state["half"] / 2}
+        return {"a": updates["a"] * 2, "n": None, "x": 1.5, "i": 3, "s": "text", "f": len}, state
+
+
+@pytest.mark.parametrize(
+    ("guarded", "inner"),
+    [
+        (wc.skip_nonfinite, lambda state: state.inner_state),
+        (lambda odd: wc.pipeline(lambda _: odd, 0.1), lambda s: s.inner_state),
+    ],
+    ids=["guard", "pipeline"],
+)
+@pytest.mark.parametrize("jit", [eqx.filter_jit, lambda function: function], ids=["filter_jit", "eager"])
+def test_numbers_are_chosen_and_what_is_none_passes_through(guarded: Any, inner: Any, jit: Any):
+    odd = Odd()
+    optimizer = guarded(optax.GradientTransformation(odd.init, odd.update))
+    update, state = jit(optimizer.update), optimizer.init(jnp.zeros(2))
+    good, bad = {"a": jnp.ones(2) / 4, "s": "text", "n": None}, {"a": jnp.array([1.0, jnp.nan]), "s": "text", "n": None}
+    for call, (grads, factor, made) in enumerate([(good, 1, 1), (bad, 0, 1), (good, 1, 2)]):
+        updates, state = update(grads, state)
+        np.testing.assert_array_equal(updates["a"], factor * np.full(2, 0.5, np.float32))
+        assert [float(updates["x"]), int(updates["i"])] == [1.5 * factor, 3 * factor]
+        assert (updates["n"], updates["s"], updates["f"]) == (None, "text", len)
+        kept = inner(state)
+        assert (kept["function"], kept["nothing"], kept["text"]) == (len, None, "kept")
+        assert [int(kept["calls"]), float(kept["half"]), bool(kept["flag"])] == [made, 0.5**made / 2, True]
+        np.testing.assert_array_equal(kept["moment"], np.full(2, made / 4, np.float32))
+        assert int(wc.metrics(state)["calls"]) == call + 1
+
+
+# Nodes that look at what they are built from.
+
+
+class Checked:
+    """A node that can only be built of a float32 array and an int32 array, as some libraries' own are."""
+
+    def __init__(self, weights: Any, index: Any):
+        for leaf, dtype in ((weights, jnp.float32), (index, jnp.int32)):
+            assert getattr(leaf, "dtype", None) == dtype, leaf
+        self.weights, self.index = weights, index
+
+
+jax.tree_util.register_pytree_with_keys(
+    Checked,
+    lambda node: (
+        [(jax.tree_util.GetAttrKey("weights"), node.weights), (jax.tree_util.GetAttrKey("index"), node.index)],
+        None,
+    ),
+    lambda _, children: Checked(*children),
+)
+NODE = Checked(jnp.array([3.0, 4.0]), jnp.int32(7))
+
+
+@ways
+def test_a_node_that_checks_itself_is_measured_and_clipped(jit: Any):
+    assert float(jit(wc.global_norm)(NODE)) == 5.0
+    assert {name: float(norm) for name, norm in jit(wc.leaf_norms)(NODE).items()} == {"weights": 5.0}
+    clipped, norm = jit(functools.partial(wc.clip_tree, max_norm=1.0))(NODE)
+    assert float(norm) == 5.0
+    np.testing.assert_allclose(clipped.weights, [0.6, 0.8], rtol=1e-6)
+    assert int(clipped.index) == 7
+    for name in ("clip", "clip, all options", "clip by groups"):
+        updates, state = jit(LINKS[name].update)(NODE, LINKS[name].init(NODE), NODE)
+        assert int(updates.index) == 7
+        assert int(wc.metrics(state)["calls"]) == 1
+
+
+@ways
+@pytest.mark.parametrize(
+    "guarded", [wc.skip_nonfinite, lambda inner: wc.pipeline(lambda rate: inner, 0.1)], ids=["guard", "pipe"]
+)
+def test_a_node_that_checks_itself_is_guarded(guarded: Any, jit: Any):
+    kept = optax.GradientTransformation(lambda params: params, lambda updates, state, params=None: (updates, updates))
+    optimizer = guarded(kept)
+    state = optimizer.init(NODE)
+    for grads, index in (
+        (Checked(jnp.array([0.3, 0.4]), jnp.int32(5)), 5),
+        (Checked(jnp.array([0.3, jnp.nan]), jnp.int32(6)), 0),
+    ):
+        updates, state = jit(optimizer.update)(grads, state, NODE)
+        # Zero updates are zero in every number, and the state is that of the good step.
+        assert (int(updates.index), int(state.inner_state.index)) == (index, 5)
+        np.testing.assert_array_equal(state.inner_state.weights, np.array([0.3, 0.4], np.float32))
+
+
+# Symbolic dimensions.
+
+
+def measured(tree: Any) -> Any:
+    return wc.global_norm(tree), wc.leaf_norms(tree)
+
+
+def clipped(tree: Any) -> Any:
+    return wc.clip_tree(tree, 1.0)
+
+
+@pytest.mark.parametrize("program", [measured, clipped, *LINKS.values()], ids=["norm", "clip_tree", *LINKS])
+def test_a_program_with_a_symbolic_dimension_is_exported_and_runs_for_every_size(program: Any):
+    rows, columns = jax.export.symbolic_shape("rows, columns")
+    shapes = {"w": (rows, 3), "b": (columns,), "c": (rows, columns), "d": (4,)}
+
+    def step(params: Any, grads: Any) -> Any:
+        if not hasattr(program, "update"):
+            return program(grads)
+        return program.update(grads, program.init(params), params)[0]
+
+    tree = {key: jax.ShapeDtypeStruct(shape, jnp.float32) for key, shape in shapes.items()}
+    exported = jax.export.export(jax.jit(step), platforms=["cpu", "cuda", "tpu"])(tree, tree)
+    for size in (1, 5):
+        sizes = {"w": (size, 3), "b": (2 * size,), "c": (size, 2 * size), "d": (4,)}
+        grads = {key: jnp.full(shape, 0.7) for key, shape in sizes.items()}
+        result = exported.call(grads, grads)
+        for leaf, direct in zip(jax.tree.leaves(result), jax.tree.leaves(step(grads, grads)), strict=True):
+            np.testing.assert_allclose(leaf, direct, rtol=1e-6)
+        if program is measured:
+            np.testing.assert_allclose(result[0], float64_norm(grads), rtol=1e-6)
