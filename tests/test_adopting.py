@@ -198,6 +198,13 @@ def test_multi_steps_go_on_in_the_middle_of_what_they_accumulate(skips: bool):
     assert float(known["learning_rate"]) == pytest.approx(0.1 * (1 - 4 / 16), rel=1e-6)
 
 
+def test_what_multi_steps_say_of_a_micro_step_that_they_skipped_is_kept():
+    optimizer = optax.MultiSteps(OURS[1.0]["pipeline"], 2, should_skip_update_fn=optax.skip_not_finite)
+    state = optimizer.init(PARAMS)
+    state = state._replace(skip_state={"should_skip": jnp.array(True), "num_not_finite": jnp.int32(7)})
+    chex.assert_trees_all_equal(wc.adopt_state(optimizer, PARAMS, state, step=0).skip_state, state.skip_state)
+
+
 def test_multi_steps_that_are_new_count_from_step_and_those_that_go_leave_their_optimizer():
     params, old = run_before(1.0, "adamw")
     new = wc.skip_nonfinite(optax.MultiSteps(wc.pipeline(optax.adamw, SCHEDULE, max_norm=1.0), 2))
@@ -296,17 +303,17 @@ def test_every_optimizer_of_optax_is_found_in_a_chain(name: str):
         optax.apply_if_finite(optax.chain(optax.clip_by_global_norm(1.0), OPTIMIZERS[name](SCHEDULE)), 5),
         wc.pipeline(OPTIMIZERS[name], SCHEDULE),
     )
-    _, state = old.update(gradients(1), old.init(PARAMS), PARAMS)
+    state: Any = old.update(gradients(1), old.init(PARAMS), PARAMS)[1]
     adopted = wc.adopt_state(new, PARAMS, state, step=1)
     chex.assert_trees_all_equal_structs(adopted, new.init(PARAMS))
     chex.assert_trees_all_equal(adopted.inner_state, state.inner_state[1])
 
 
 def test_a_pipeline_in_each_part_of_a_partition_finds_its_own_moments():
-    parts = {True: optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(SCHEDULE)), False: optax.adamw(SCHEDULE)}
+    parts: Any = {True: optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(SCHEDULE)), False: optax.adamw(SCHEDULE)}
     old = optax.apply_if_finite(optax.partition(parts, MASK), 5)
-    _, state = old.update(gradients(1), old.init(PARAMS), PARAMS)
-    new = optax.partition(dict.fromkeys(parts, OURS[1.0]["pipeline"]), MASK)
+    state: Any = old.update(gradients(1), old.init(PARAMS), PARAMS)[1]
+    new = optax.partition({label: OURS[1.0]["pipeline"] for label in (True, False)}, MASK)
     adopted = wc.adopt_state(new, PARAMS, state, step=1).inner_states
     given = state.inner_state.inner_states
     chex.assert_trees_all_equal(adopted[True].inner_state.inner_state, given[True].inner_state[1])
@@ -422,7 +429,9 @@ def test_a_step_that_is_no_count_is_an_error(step: Any, error: type[Exception], 
 def test_a_checkpoint_is_restored_with_the_optimizer_that_wrote_it_and_then_adopted(library: str, tmp_path: pathlib.Path):
     old, optimizer = THEIRS[1.0]["adamw"], OURS[1.0]["pipeline"]
     saved = run_before(1.0, "adamw")
-    like = (PARAMS, old.init(PARAMS))
+    like: Any = (PARAMS, old.init(PARAMS))
+    params: Any
+    opt_state: Any
     if library == "orbax":
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(tmp_path / "saved", saved)
