@@ -43,14 +43,14 @@ class Rate:
         value = self._rate(count)
         for update in _LISTENERS.running[::-1]:
             if update.rate is self:
-                # A number made in a trace of the optimizer's own, inside of a `cond` say, cannot leave it.
+                # A value traced inside of the optimizer's own `cond` or `scan` cannot leave it.
                 update.heard = value if get_opaque_trace_state() == update.trace else UNKNOWN
                 break
         return value
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[Callable[[Any], jax.Array]]:
-        """Gives a function from the state that an update returned to the rate that the update used."""
+        """Yields a function from the new inner state to the rate that the update used."""
         update = _Update(self)
         _LISTENERS.running.append(update)
         try:

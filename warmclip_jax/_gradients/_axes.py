@@ -1,4 +1,4 @@
-"""Over which mesh axes the sum of a leaf has to go on: the leaf's own type says, or the caller does."""
+"""The mesh axes to sum each leaf over, from the leaf's type or from `axis_name`."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec
 
 from warmclip_jax._gradients._leaves import gradients
 
-#: What a caller can say: nothing, a name, a tuple of names, or a pytree prefix of `PartitionSpec`s.
+#: `axis_name`: None, a name, a tuple of names, or a pytree prefix of `PartitionSpec`s.
 AxisName = Any
 
 
@@ -25,8 +25,8 @@ def reductions(tree: Any, axis_name: AxisName) -> list[Reduction]:
 
     Raises:
       TypeError: for an `axis_name` of another form.
-      ValueError: where the type of a leaf says that its sum is still to come; where it cannot tell and `axis_name` does not
-        say, names an axis that is not in scope, or names one that a leaf's type says it does not vary over.
+      ValueError: for an unreduced leaf; without `axis_name` where types do not track axes; for an axis that is not in scope, or
+        that the leaf does not vary over.
     """
     check_axis_name(axis_name)
     manual = manual_axes()
@@ -81,7 +81,7 @@ def _check_summed(leaf: Any) -> None:
 
 
 def _typed(manual: Sequence[str]) -> bool:
-    # Every device has its own index, so a type that does not say so says nothing at all.
+    # axis_index differs on every device: if its type does not vary, types do not track axes here.
     return bool(manual) and bool(_varying(lax.axis_index(manual[0]), manual))
 
 
@@ -91,7 +91,7 @@ def _varying(leaf: Any, manual: Sequence[str]) -> tuple[str, ...]:
 
 
 def _said(leaf: Any, axes: tuple[str, ...], manual: Sequence[str]) -> Reduction:
-    """In a typed map the sum goes over all varying axes, so that its type is replicated; the unsaid ones hold copies."""
+    """In a map with types, sum over all varying axes, so that the result is replicated; over those not in `axes` a leaf is a copy."""
     varying = _varying(leaf, manual)
     outside = [axis for axis in axes if axis in manual and axis not in varying]
     if outside:
@@ -130,7 +130,7 @@ def _is_spec(node: Any) -> bool:
 def _axes_of(spec: PartitionSpec) -> tuple[str, ...]:
     parts = [part if isinstance(part, tuple) else (part,) for part in spec if part is not None]
     mesh = jax.sharding.get_abstract_mesh()
-    # Over the axes of the mesh that are not mapped by hand the compiler sums by itself.
+    # The compiler sums over the axes that are not manual.
     automatic = set(mesh.axis_names) - set(mesh.manual_axes)
     return _in_scope(tuple(axis for part in parts for axis in part if isinstance(axis, str) and axis not in automatic))
 

@@ -27,7 +27,7 @@ class RunningBound(Value):
 
     @property
     def rule(self) -> Rule:
-        """What is computed with."""
+        """The numbers of the bound, for the computation."""
         return self._kind.called({name: as_number(value) for name, value in self._arguments.items()})
 
 
@@ -80,7 +80,7 @@ def running_bound(
     The first norm is bounded by the ceiling alone; it sets mean to `l` and variance to 0.25. Every later one is bounded by what
     was known before it, and then teaches, whatever was done about it. NaN, inf and 0 teach nothing.
 
-    Logarithms, so that the rule is the same for a loss times 0.05, and a spike of 100 times counts as 4.6. No norm counts as
+    Logarithms make the rule independent of the loss's scale: a norm 100 times the mean is 4.6 above it. No norm counts as
     further away than 3 s, above or below: spikes hardly move the bound, and near-zero norms do not open it. s is at least 0.1:
     with 3 deviations the bound stays above 1.35 times the usual norm, even where all norms are equal. On the second norm it is
     4.5 times the first, and the early weights are large: there is no warm-up phase.
@@ -93,8 +93,8 @@ def running_bound(
     - It follows a slow divergence too. Keep a `ceiling` on a clip.
     - With a ceiling in `skip_above`, as with a number there, a run whose norms stay above it skips every step. Watch
       `consecutive_skips`.
-    - Bursts longer than about 20 steps get through increasingly, and a kind of batch that is more than one of nine is no
-      outlier.
+    - A burst longer than about 20 steps raises the bound until it passes, and a kind of batch that is more than one of nine is
+      no outlier.
     - It is loose while norms collapse in the first hundred steps.
     - A lost state means that the next step is not bounded.
     - It bounds gradients. Spikes of the updates that Adam makes of them are another matter.
@@ -102,9 +102,9 @@ def running_bound(
     Args:
       deviations: how far above the mean the bound lies, above 0. 3 for a clip, where a false alarm costs next to nothing; 6 for
         a skip, where it costs a batch.
-      ceiling: the largest bound: 0 or more, or a schedule, which is given the count that a scheduled bound would be; None for
+      ceiling: the largest bound: 0 or more, or a schedule of the same count as a scheduled bound; None for
         none.
-      decay: between 0 and 1, both excluded: the share of the history that a norm leaves. 0.99 is about 100 norms.
+      decay: between 0 and 1, both excluded: the weight of the past when a norm is added. 0.99 remembers about 100 norms.
 
     Returns:
       A `RunningBound`: a value that prints, compares, hashes, pickles and parses like a schedule. It is not called; the
@@ -139,7 +139,7 @@ def bound_at(bound: Any, count: jax.Array) -> Any:
 
 
 def rule_of(bound: Any) -> Rule:
-    """Any checked bound as a rule: one without a history is its own ceiling, infinitely many deviations up."""
+    """A checked bound as a rule; a number or schedule becomes the ceiling, with infinite deviations."""
     if isinstance(bound, RunningBound):
         return bound.rule
     return Rule(math.inf, 0.0, None if bound is None else lambda count: bound_at(bound, count))

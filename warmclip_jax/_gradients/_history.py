@@ -1,4 +1,4 @@
-"""The history of a running bound: three numbers, the bound that follows from them, and what one more norm teaches."""
+"""The history of a running bound: its three numbers, its bound, and its update by one more norm."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -55,13 +55,13 @@ def bound_from(history: History, rule: Rule, count: jax.Array) -> jax.Array:
 
 
 def taught(history: History, log_norm: jax.Array, usable: jax.Array, rule: Rule) -> History:
-    """The history with one more norm, where that is usable; as it was elsewhere."""
+    """The history after one more norm; unchanged where that is not usable."""
     dtype = _dtype_of(history)
     mean, variance, seen = (field.astype(dtype) for field in history)
     log_norm = log_norm.astype(dtype)
     reach = _REACH * _deviation(variance)
     distance = jnp.clip(log_norm - mean, -reach, reach)
-    # The first norms weigh more than the rate, the last ones of them the most: 3 / 4, 3 / 5, ...
+    # Early norms weigh more than the rate: 3 / 4, 3 / 5, ...
     weight = jnp.maximum(jnp.asarray(rule.rate).astype(dtype), 3 / (seen + 3))
     is_first = seen == 0
     new = History(
@@ -84,14 +84,14 @@ def log_of(norm: ScaledNorm) -> tuple[jax.Array, jax.Array]:
 
     Where it is not, the logarithm is 0.
     """
-    # Not `> 0`: two loops of one program may disagree on whether a subnormal number is. No scaled mantissa is one.
+    # Not `> 0`: XLA may flush a subnormal in one loop and keep it in another. No scaled mantissa is subnormal.
     usable = norm.is_finite & (norm.mantissa >= jnp.finfo(norm.mantissa.dtype).tiny)
     # The scale is 1 in the ordinary case, and its logarithm then exactly 0.
     return jnp.where(usable, jnp.log(jnp.where(usable, norm.mantissa, 1)) - jnp.log(norm.scale), 0), usable
 
 
 def _deviation(variance: jax.Array) -> jax.Array:
-    # The limit stands inside of the root, whose slope at 0 is infinite.
+    # Clamped before the root, whose slope at 0 is infinite.
     return jnp.sqrt(jnp.maximum(variance, _SMALLEST_DEVIATION**2))
 
 

@@ -1,4 +1,4 @@
-"""What a bound is at one call, and the history that it keeps if it follows the run."""
+"""The bound of each call, and the history of a running bound."""
 
 from typing import Any
 

@@ -26,7 +26,7 @@ class Measured(NamedTuple):
 
 
 def measured(updates: Any, *, axis_name: AxisName, members: Members | None = None, leaves: bool = False) -> Measured:
-    """The norms of `updates`: the global one as `global_norm` computes it where no others are asked for."""
+    """The norms of `updates`. Without groups and leaf norms, the global one exactly as `global_norm` computes it."""
     if not leaves and (members is None or members.number <= 1 or not members.places.size):
         norm = scaled_norm(updates, axis_name=axis_name)
         shape = () if members is None else (members.number,)

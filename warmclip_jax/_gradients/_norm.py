@@ -37,7 +37,7 @@ class ScaledNorm(NamedTuple):
     @classmethod
     def of(cls, norm: jax.Array) -> "ScaledNorm":
         """A norm that is known as one number."""
-        # A small one is good as it is; what is divided by a large one leaves the range.
+        # Only a norm whose square overflows is scaled.
         scale = lax.stop_gradient(jnp.where(jnp.isinf(norm * norm), Range.of(norm.dtype).down, 1).astype(norm.dtype))
         return cls(norm * scale, scale)
 
@@ -79,8 +79,8 @@ def global_norm(tree: Any, *, axis_name: AxisName = None) -> jax.Array:
       axis_name: only inside `shard_map(check_vma=False)` and `pmap`, where types do not tell how leaves are sharded: an axis
         name or a tuple of them for every leaf (`()`: the same on every device), or a pytree prefix with `PartitionSpec`
         leaves, in which axes that are left to the compiler may stand too. Elsewhere it is known: under `jit` by the compiler,
-        inside `shard_map` by the type of each leaf. A map with types inside of one without cannot know the outer axes, and
-        this cannot be seen: use types in both.
+        inside `shard_map` by the type of each leaf. A map with types inside of one without does not see the outer axes,
+        and nothing can detect it: use types in both.
 
     Returns:
       A scalar, float32 (float64 when there is a float64 leaf): 0 for an empty tree, not finite when an entry is not. It is inf
@@ -107,7 +107,7 @@ def global_norm(tree: Any, *, axis_name: AxisName = None) -> jax.Array:
 def scaled_norm(tree: Any, *, axis_name: AxisName = None) -> ScaledNorm:
     """`global_norm` with its whole range. See there for the arguments."""
     mantissa, scale = _jitted_parts(tuple(reductions(tree, axis_name)), gradients(tree))
-    # Stopped: it has no slope, and as a number the zero would meet overflowing factors, 0 * inf, in the derivative of `value`.
+    # The scale is piecewise constant. A numeric zero as its tangent would meet overflowing factors, 0 * inf.
     return ScaledNorm(mantissa, lax.stop_gradient(scale))
 
 
@@ -117,8 +117,8 @@ def _parts(per_leaf: tuple[Reduction, ...], leaves: list[jax.Array]) -> tuple[ja
     if not leaves:
         return jnp.zeros((), dtype), jnp.ones((), dtype)
     pairs = list(zip(per_leaf, leaves, strict=True))
-    # Accelerators turn so small a branch into a select and would always run both passes one after the other. GPUs put leaves
-    # together while they read them, where TPUs would write what is put together.
+    # Accelerators turn a branch this small into a select and run both passes. GPUs fuse the concatenation into the read, TPUs
+    # would write it.
     total, scale = lax.platform_dependent(
         cpu=lambda: _second_pass_if_needed(packed(pairs, SMALL), dtype),
         tpu=lambda: _all_scales(pairs, dtype),

@@ -1,4 +1,4 @@
-"""What is kept of the last calls: a row for each of them, and vectors over leaves of those that matter."""
+"""Records: a ring of the last calls, and leaf norms of the last call, the last that was not finite, and the last spike."""
 
 from typing import Any, NamedTuple
 
@@ -25,7 +25,7 @@ _LENGTH = Number("a whole number, 0 or more", "It is how many calls are kept; 0 
 
 
 class Ring(NamedTuple):
-    """The last calls, one in each row: that of call `c` is row `c % length`."""
+    """The last calls; call `c` is in row `c % length`."""
 
     ring_counts: jax.Array  # int32 [length, 3]: `COUNTS`; a call of -1 is a row not written yet
     ring_numbers: jax.Array  # float32 [length, 5]: `NUMBERS`
@@ -61,7 +61,7 @@ def init_ring(length: int) -> Ring | tuple[()]:
 
 
 def with_row(ring: Ring | tuple[()], *, call: jax.Array, step: Any, skipped: Any, **numbers: Any) -> Ring | tuple[()]:
-    """The ring with one more call. Of the numbers, those that are left out are not known; bounds are as they are used."""
+    """The ring with one more call. Numbers left out are stored as `UNKNOWN`; bounds come as the clip uses them, None for none."""
     if not isinstance(ring, Ring):
         return ()
     for name in ("max_norm", "skip_bound"):
@@ -106,7 +106,7 @@ def with_leaves(
             f"updates must have the gradients that init saw, {record.leaf_norms.shape[-1]} leaves; got "
             f"{norms.mantissa.shape[-1]}. For other parameters call init again, or adopt_state."
         )
-    # A finite leaf stays finite here, so that only what held a NaN or inf shows as such.
+    # Cap overflowing norms, so that only leaves with a NaN or inf are not finite.
     largest = jnp.finfo(jnp.float32).max
     values = jnp.where(norms.is_finite, jnp.minimum(norms.value, largest), norms.value)
     is_bad = ~is_finite

@@ -1,4 +1,4 @@
-"""A leaf or what it was scaled to, in the dtype of the leaf, at the price of the memory it takes.
+"""Round a scaled leaf to its own dtype at the speed of memory.
 
 XLA's CPU backend rounds float32 to bfloat16 one number at a time, which costs more than a whole optimizer step. There the same
 rounding is done on the bits.

@@ -87,7 +87,7 @@ def _evaluated(condition: jax.Array, closed: core.ClosedJaxpr, inputs: list[Any]
 
 
 def _pieces(jaxpr: core.Jaxpr, ends: Container[Any]) -> Iterator[core.Jaxpr]:
-    """The program, cut after each equation that makes one of `ends`. A piece hands on all that it makes."""
+    """The program, cut after each equation that defines one of `ends`. A piece returns all that it computes."""
     equations: list[Any] = []
     for equation in jaxpr.eqns:
         equations.append(equation)
@@ -99,7 +99,7 @@ def _pieces(jaxpr: core.Jaxpr, ends: Container[Any]) -> Iterator[core.Jaxpr]:
 
 
 def _olds(result: tuple[Any, ...], before: tuple[Any, ...]) -> list[Any]:
-    """What stands in for each leaf of `result`: None, for zero, in updates; a leaf of `before` elsewhere."""
+    """The old value for each leaf of `result`: None, for zero, in updates; a leaf of `before` in the state."""
     updates, *after = result
     given, returned = jax.tree.structure(before), jax.tree.structure(tuple(after))
     if given != returned:
@@ -130,5 +130,5 @@ def _select(condition: jax.Array, new: Any, old: Any) -> jax.Array:
         return new
     new = jnp.asarray(new)
     old = jnp.zeros_like(new) if old is None else jnp.asarray(old)
-    # A state may change its dtype in its first step, and does so in a skipped step too.
+    # If the first step changes the dtype of a state, a skipped first step changes it too.
     return lax.select(condition, new, old if old.dtype == new.dtype else old.astype(new.dtype))

@@ -1,4 +1,4 @@
-"""Skipping a bad step: an update that never happened."""
+"""Skip steps whose gradient is not finite or too large."""
 
 import functools
 from typing import Any, NamedTuple
@@ -50,7 +50,7 @@ def skip_nonfinite(
     """An optimizer that skips every step whose gradient has a NaN or inf entry, or a norm above a bound.
 
     A skipped step returns zero updates, leaves the state of `inner` (moments, step counts, accumulated gradients) exactly as it
-    was, and is counted. The steps after it are those of a run in which it never came.
+    was, and is counted. The run continues as if the step had not happened.
 
     Args:
       inner: the transformation to guard, or an `optax.MultiSteps`. Put the guard outside of `MultiSteps`: inside, the NaN has
@@ -63,9 +63,9 @@ def skip_nonfinite(
       axis_name: how gradients are sharded, where their types do not tell: see `global_norm`.
 
     Returns:
-      A transformation with a `SkipState`. A compiled step that donates its state pays for the norm and keeps no copy: each
-      number that `inner` makes is selected where it is made (after it, with a copy, where `inner` is jitted by itself). So
-      `inner` runs in a bad step too, on zeros, and nothing of it is kept but what it prints or calls back.
+      A transformation with a `SkipState`. In a compiled step with donated state the guard costs one read of the gradients and no
+      copy (one if `inner` is jitted by itself). `inner` also runs in a skipped step, on zeros; its results are dropped, its
+      prints and callbacks happen.
 
     Raises:
       TypeError, ValueError: when `inner` is no transformation; for a concrete argument that breaks its rule; when used, as

@@ -10,15 +10,15 @@ from jax import lax
 
 from warmclip_jax._gradients._axes import Reduction
 
-#: Leaves of so many entries at most are copied together to be read: up to four times faster, while from 2^13 on it is slower.
+#: On CPU, leaves of at most this many entries are concatenated before they are read: up to four times faster; from 2^13 slower.
 SMALL = 2**12
-#: The same on GPUs, which start fewer kernels for it, and in a second pass, which is seldom taken: there it is for the time to
-#: compile, with one part in `_PARTS` at a time.
+#: The same limit on GPUs, for fewer kernels, and in the second pass, which is seldom taken, for shorter compile time: there at
+#: most one part in `_PARTS` of all entries at a time.
 MIDDLE, _PARTS = 2**16, 16
-#: How many of them are put together: one kernel that reads a thousand takes seconds to compile, equal ones are compiled once.
+#: How many leaves one concatenation takes: a kernel that reads a thousand takes seconds to compile, equal kernels compile once.
 _TOGETHER = 32
 
-#: Arrays, each with how the sum over it goes on over the devices.
+#: Arrays, each with its `Reduction` over devices.
 Summands = list[tuple[Reduction, jax.Array]]
 
 
@@ -27,8 +27,8 @@ def sums_of_squares(leaves: Summands, scales: tuple[jax.Array | None, ...], dtyp
     # Not vdot or ravel: those reshape, which an explicitly sharded leaf may refuse.
     alike: dict[tuple[Reduction, tuple[int, ...]], list[list[jax.Array]]] = {}
     for reduction, leaf in leaves:
-        # Leaves of one shape are mostly sharded in one way. Added first, they are one number to communicate; and sorted, those
-        # of two shapes more often are.
+        # Leaves of one shape are usually sharded alike: adding their sums first leaves one number to communicate. Sorted, shapes
+        # that are sharded alike stand together more often.
         shape = leaf.shape if _may_be_sharded(leaf) else ()
         alike.setdefault((reduction, shape), []).append(of_leaf(leaf, scales, dtype))
     by_shape = sorted(alike.items(), key=lambda item: [size if isinstance(size, int) else -1 for size in item[0][1]])
@@ -43,7 +43,7 @@ def one_by_one(leaves: Summands, scale: jax.Array) -> jax.Array:
     sums: Summands = []
     for reduction, group in _groups(leaves, MIDDLE, sum(_entries(leaf) or 0 for _, leaf in leaves) // _PARTS):
         if len(group) > 1 and sums and sums[-1][0] == reduction:
-            # A zero that has to wait for the group before. Otherwise all groups would be put together before one is read.
+            # A zero that depends on the previous sum: otherwise XLA concatenates every group before it reads the first.
             group = [jnp.minimum(sums[-1][1], 0).astype(group[0].dtype), *group]
         sums.append((reduction, *of_leaf(_joined(group), (scale,), scale.dtype)))
     return summed(sums)
@@ -88,7 +88,7 @@ def summed_rows(sums: list[tuple[Reduction, tuple[int, ...], jax.Array]], number
     vectors: list[jax.Array] = []
     for axes, members in groups.items():
         joined = jnp.concatenate([values for _, values in members], axis=-1)
-        # Leaves of other axes have a zero, which stands at the end.
+        # Leaves reduced over other axes take the zero padded at the end.
         order = np.full(number, joined.shape[-1])
         order[[place for places, _ in members for place in places]] = np.arange(joined.shape[-1])
         if not np.array_equal(order, np.arange(number)):
@@ -103,8 +103,8 @@ def of_leaf(
 ) -> list[jax.Array]:
     """The sums of one leaf, or of each of some stacked ones, one for each scale. Traced once for all leaves of a shape."""
     if len(scales) == 1:
-        # On CPU. Otherwise XLA would keep converted entries for whoever else converts them, a copy of all gradients; and in a
-        # second pass an array filled with the scale, for all leaves of one shape.
+        # On CPU. Otherwise XLA shares the converted entries with others that convert them, a copy of all gradients; and keeps an
+        # array filled with the scale in a second pass.
         leaf, scales = lax.optimization_barrier((leaf, scales))
     of_parts = [
         _sums([jnp.square(part if scale is None else part * scale) for scale in scales], axes)
@@ -123,7 +123,7 @@ def _sums(squares: list[jax.Array], axes: tuple[int, ...] | None) -> list[jax.Ar
 
 
 def _may_be_sharded(array: jax.Array) -> bool:
-    """Whether the compiler may have to gather what is concatenated, or reduced in another way than by a sum."""
+    """Whether the compiler may shard `array`: concatenating it, or reducing it other than by a sum, could gather it."""
     mesh = jax.typeof(array).sharding.mesh
     if mesh.axis_names and set(mesh.manual_axes) == set(mesh.axis_names):
         return False  # it is a shard itself
@@ -188,7 +188,7 @@ def _size(axes: tuple[str, ...]) -> int:
 
 
 def _added(values: list[jax.Array]) -> jax.Array:
-    """The sum of scalars. Not added in turn: the rounding grows with the logarithm of their number."""
+    """The sum of n scalars. Added pairwise: rounding then grows with log(n), not n."""
     if len(values) > 1 and not _may_be_sharded(values[0]):
         return jnp.sum(jnp.stack(values))
     # In pairs, so that XLA can add the sums of shards before it communicates them.
