@@ -91,7 +91,7 @@ def _varying(leaf: Any, manual: Sequence[str]) -> tuple[str, ...]:
 
 
 def _said(leaf: Any, axes: tuple[str, ...], manual: Sequence[str]) -> Reduction:
-    """In a map with types, sum over all varying axes, so that the result is replicated; over those not in `axes` a leaf is a copy."""
+    """In a typed map sum over all varying axes, so that the result is replicated; over those not in `axes` a leaf is a copy."""
     varying = _varying(leaf, manual)
     outside = [axis for axis in axes if axis in manual and axis not in varying]
     if outside:

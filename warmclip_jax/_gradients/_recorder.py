@@ -61,7 +61,7 @@ def init_ring(length: int) -> Ring | tuple[()]:
 
 
 def with_row(ring: Ring | tuple[()], *, call: jax.Array, step: Any, skipped: Any, **numbers: Any) -> Ring | tuple[()]:
-    """The ring with one more call. Numbers left out are stored as `UNKNOWN`; bounds come as the clip uses them, None for none."""
+    """The ring with one more call. Numbers left out are stored as `UNKNOWN`; bounds come as they are used, None for none."""
     if not isinstance(ring, Ring):
         return ()
     for name in ("max_norm", "skip_bound"):

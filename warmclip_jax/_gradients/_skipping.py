@@ -63,8 +63,8 @@ def skip_nonfinite(
       axis_name: how gradients are sharded, where their types do not tell: see `global_norm`.
 
     Returns:
-      A transformation with a `SkipState`. In a compiled step with donated state the guard costs one read of the gradients and no
-      copy (one if `inner` is jitted by itself). `inner` also runs in a skipped step, on zeros; its results are dropped, its
+      A transformation with a `SkipState`. In a compiled step with donated state the guard costs one read of the gradients and
+      no copy (one if `inner` is jitted by itself). `inner` also runs in a skipped step, on zeros; its results are dropped, its
       prints and callbacks happen.
 
     Raises:

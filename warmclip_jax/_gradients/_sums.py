@@ -27,8 +27,8 @@ def sums_of_squares(leaves: Summands, scales: tuple[jax.Array | None, ...], dtyp
     # Not vdot or ravel: those reshape, which an explicitly sharded leaf may refuse.
     alike: dict[tuple[Reduction, tuple[int, ...]], list[list[jax.Array]]] = {}
     for reduction, leaf in leaves:
-        # Leaves of one shape are usually sharded alike: adding their sums first leaves one number to communicate. Sorted, shapes
-        # that are sharded alike stand together more often.
+        # Leaves of one shape are usually sharded alike: adding their sums first leaves one number to communicate. Sorted,
+        # shapes that are sharded alike stand together more often.
         shape = leaf.shape if _may_be_sharded(leaf) else ()
         alike.setdefault((reduction, shape), []).append(of_leaf(leaf, scales, dtype))
     by_shape = sorted(alike.items(), key=lambda item: [size if isinstance(size, int) else -1 for size in item[0][1]])
@@ -103,8 +103,8 @@ def of_leaf(
 ) -> list[jax.Array]:
     """The sums of one leaf, or of each of some stacked ones, one for each scale. Traced once for all leaves of a shape."""
     if len(scales) == 1:
-        # On CPU. Otherwise XLA shares the converted entries with others that convert them, a copy of all gradients; and keeps an
-        # array filled with the scale in a second pass.
+        # On CPU. Otherwise XLA shares the converted entries with others that convert them, a copy of all gradients; and keeps
+        # an array filled with the scale in a second pass.
         leaf, scales = lax.optimization_barrier((leaf, scales))
     of_parts = [
         _sums([jnp.square(part if scale is None else part * scale) for scale in scales], axes)
