@@ -111,11 +111,11 @@ def _scaled(
             return leaf
 
     def scale_real(part: jax.Array) -> jax.Array:
-        scaled = part.astype(factor.dtype)
-        if not coef.unbounded:
-            scaled = scaled * rest * factor * rest
+        if coef.unbounded:
+            return lax.select(coef.is_finite, part, jnp.zeros_like(part))  # 0 * inf is NaN
+        scaled = part.astype(factor.dtype) * rest * factor * rest
         if nonfinite == "zero":
-            scaled = lax.select(coef.is_finite, scaled, jnp.zeros_like(scaled))  # 0 * inf is NaN
+            scaled = lax.select(coef.is_finite, scaled, jnp.zeros_like(scaled))
         # A product with 1 would flush subnormals and rewrite NaNs.
         return unless(unchanged, part, scaled)
 
