@@ -207,7 +207,7 @@ def test_what_multi_steps_say_of_a_micro_step_that_they_skipped_is_kept():
 
 def test_multi_steps_that_are_new_count_from_step_and_those_that_go_leave_their_optimizer():
     params, old = run_before(1.0, "adamw")
-    new = wc.skip_nonfinite(optax.MultiSteps(wc.pipeline(optax.adamw, SCHEDULE, max_norm=1.0), 2))
+    new = wc.skip_nonfinite(optax.MultiSteps(wc.pipeline(optax.adamw, SCHEDULE, max_norm=1.0), 2), record=4)
     state = wc.adopt_state(new, params, old, step=BEFORE)
     assert int(state.inner_state.gradient_step) == int(wc.metrics(state)["step"]) == int(wc.metrics(state)["calls"]) == BEFORE
     chex.assert_trees_all_equal(state.inner_state.inner_opt_state.inner_state, old[1])
@@ -263,6 +263,28 @@ def test_what_two_builds_of_a_pipeline_share_is_kept_and_what_is_new_starts_fres
     chex.assert_trees_all_equal(longer.clip_state, state.clip_state)
 
 
+def test_the_record_of_leaves_goes_from_a_clip_in_a_guard_to_a_pipeline():
+    clip = wc.clip_by_global_norm(1.0, record_leaves=True)
+    old = wc.skip_nonfinite(optax.chain(clip, optax.adamw(SCHEDULE)))
+    state: Any = old.update(gradients(0), old.init(PARAMS), PARAMS)[1]
+    new = wc.pipeline(optax.adamw, SCHEDULE, record_leaves=True)
+    adopted = wc.adopt_state(new, PARAMS, state, step=1)
+    chex.assert_trees_all_equal(adopted.clip_state.leaves, state.inner_state[0].leaves)
+
+
+def test_hyperparams_may_be_arrays_and_parameters_masked():
+    params = {**PARAMS, "frozen": optax.MaskedNode()}
+
+    def factory(learning_rate: Any, scales: Any) -> Any:
+        return optax.chain(optax.trace(0.9), optax.scale_by_learning_rate(learning_rate * jnp.mean(scales)))
+
+    old = optax.inject_hyperparams(factory)(learning_rate=0.1, scales=jnp.ones(3))
+    state: Any = old.update({**gradients(0), "frozen": optax.MaskedNode()}, old.init(params), params)[1]
+    new = wc.pipeline(functools.partial(optax.sgd, momentum=0.9), SCHEDULE)
+    adopted = wc.adopt_state(new, params, state, step=1)
+    chex.assert_trees_all_equal(adopted.inner_state[0], state.inner_state[0])
+
+
 def test_groups_are_matched_by_label():
     old = everything_on({"w": "matrix", "b": "rest"})
     params, state = advance(old, PARAMS, old.init(PARAMS), range(3))
@@ -313,7 +335,8 @@ def test_a_pipeline_in_each_part_of_a_partition_finds_its_own_moments():
     parts: Any = {True: optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(SCHEDULE)), False: optax.adamw(SCHEDULE)}
     old = optax.apply_if_finite(optax.partition(parts, MASK), 5)
     state: Any = old.update(gradients(1), old.init(PARAMS), PARAMS)[1]
-    new = optax.partition({label: OURS[1.0]["pipeline"] for label in (True, False)}, MASK)
+    pipelines: Any = dict.fromkeys(parts, OURS[1.0]["pipeline"])
+    new = optax.partition(pipelines, MASK)
     adopted = wc.adopt_state(new, PARAMS, state, step=1).inner_states
     given = state.inner_state.inner_states
     chex.assert_trees_all_equal(adopted[True].inner_state.inner_state, given[True].inner_state[1])
