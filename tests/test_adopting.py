@@ -346,7 +346,8 @@ def test_a_pipeline_in_each_part_of_a_partition_finds_its_own_moments():
 def test_metrics_of_a_last_call_that_nobody_measured_are_nan_until_the_next():
     params, old = run_before(1.0, "adamw")
     optimizer = OURS[1.0]["pipeline"]
-    state = wc.adopt_state(optimizer, params, old, step=BEFORE)
+    with jax.debug_nans(True):  # Which stops at a NaN that is computed.
+        state = wc.adopt_state(optimizer, params, old, step=BEFORE)
     unknown = {name for name, value in wc.metrics(state).items() if np.isnan(value)}
     assert unknown == {"grad_norm", "max_norm", "skip_bound", "clip_coef", "learning_rate"}
     _, state = optimizer.update(gradients(0), state, params)

@@ -214,7 +214,7 @@ def _measured(state: Any, theirs: dict[str, Any]) -> Any:
     labels, their_labels = (sorted(known.get("group_labels", ())) for known in (fields, theirs))
     for name, fresh in fields.items():
         if name in _OF_THE_LAST_CALL:
-            fresh = jnp.array(np.full(fresh.shape, np.nan, fresh.dtype))
+            fresh = jax.device_put(np.full(fresh.shape, np.nan, fresh.dtype))
         given = theirs.get(name)
         if labels and their_labels and name in _OF_EACH_GROUP and jax.tree.structure(fresh) == jax.tree.structure(given):
             given = jax.tree.map(functools.partial(_by_label, labels, their_labels), fresh, given)

@@ -136,7 +136,8 @@ def test_a_schedule_that_is_asked_twice_in_an_update_is_told_as_schedule_free_st
 def test_in_lookahead_the_learning_rate_is_that_of_the_fast_step(jit: Any):
     optimizer: Any = wc.pipeline(lambda rate: optax.lookahead(optax.sgd(rate), 5, 0.5), SCHEDULE, max_norm=BOUND)
     params = optax.LookaheadParams.init_synced(PARAMS)
-    update, state, updates = jit(optimizer.update), optimizer.init(params), None
+    updates: Any = None
+    update, state = jit(optimizer.update), optimizer.init(params)
     for _ in range(3):
         updates, state = update(GRADS, state, params)
     np.testing.assert_allclose(wc.metrics(state)["learning_rate"], rate_in(updates.fast), rtol=1e-5)

@@ -18,7 +18,7 @@ from jax.extend import core
 from warmclip_jax._checks import is_traced
 
 
-def choose(condition: jax.Array, function: Callable[..., Any], arguments: tuple[Any, ...], before: tuple[Any, ...]) -> Any:
+def choose(condition: Any, function: Callable[..., Any], arguments: tuple[Any, ...], before: tuple[Any, ...]) -> Any:
     """What `function(*arguments)` returns where the scalar `condition` holds; elsewhere zero updates, and `before`.
 
     `function` returns updates and what becomes of each entry of `before`. A leaf that is no number passes through.

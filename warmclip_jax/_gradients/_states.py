@@ -52,7 +52,7 @@ def counter(start: int = 0) -> jax.Array:
     return jnp.full((), start, jnp.int32)
 
 
-def increment_if(condition: jax.Array | bool, count: jax.Array) -> jax.Array:
+def increment_if(condition: jax.Array | bool, count: Any) -> jax.Array:
     """`count` plus one where `condition` holds, never past its dtype."""
     return jnp.where(condition, optax.safe_increment(count), count)
 
