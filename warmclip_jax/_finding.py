@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 
 from warmclip_jax._gradients._clip import ClipState
+from warmclip_jax._gradients._groups import as_keys
 from warmclip_jax._gradients._history import History
 from warmclip_jax._gradients._recorder import LeafRecord, Ring
 from warmclip_jax._gradients._skipping import SkipState
@@ -116,8 +117,8 @@ def _as_state(node: Any, kinds: tuple[Any, ...] = KINDS) -> Any:
         return state
     # `nnx.state` drops labels, which are keys without leaves: the groups are then known by their numbers.
     number = 0 if isinstance(state.group_clipped_count, tuple) else state.group_clipped_count.shape[-1]
-    labels = state.group_labels or [f"group {place:0{len(str(number))}}" for place in range(number)]
-    return state._replace(group_labels=dict.fromkeys(labels, ()))
+    keys = state.group_labels or as_keys(f"group {place:0{len(str(number))}}" for place in range(number))
+    return state._replace(group_labels=dict.fromkeys(keys, ()))
 
 
 def _plain(value: Any) -> Any:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from warmclip_jax._checks import is_traced
 from warmclip_jax._finding import Path, found, of_this_process
 from warmclip_jax._gradients._clip import ClipState
+from warmclip_jax._gradients._groups import from_keys
 from warmclip_jax._gradients._history import History
 from warmclip_jax._gradients._skipping import SkipState
 from warmclip_jax._gradients._states import shown, shown_bound
@@ -105,19 +106,19 @@ def _of_state(state: Any) -> dict[str, jax.Array]:
     if isinstance(state, SkipState):
         measured = {"grad_norm": _known(state.skip_calls, state.grad_norm), "nonfinite_count": state.nonfinite_count}
         return {"calls": state.skip_calls, **measured, **_of_guard(state, state.skip_calls)}
-    labels = sorted(state.group_labels)
+    labels = from_keys(state.group_labels)
     norms, bounds, coefs = (
         _known(state.clip_calls, value) for value in (state.grad_norm, shown_bound(state.norm_bound), state.clip_coef)
     )
     counts = {name: getattr(state, name) for name in ("clipped_count", "nonfinite_count")}
-    if not labels:
+    if isinstance(state.group_clipped_count, tuple):
         numbers = {"grad_norm": norms, "max_norm": bounds, "clip_coef": coefs, **_typical(state.clip_history)}
         return {"calls": state.clip_calls, **numbers, **counts}
     known = {
         "calls": state.clip_calls,
         "grad_norm": _norm_of(norms),
-        "max_norm": jnp.full_like(coefs[..., 0], jnp.nan),
-        "clip_coef": jnp.min(coefs, axis=-1),
+        "max_norm": jnp.full(coefs.shape[:-1], jnp.nan, coefs.dtype),
+        "clip_coef": jnp.min(coefs, axis=-1, initial=1),
         **counts,
     }
     each = {"grad_norm": norms, "max_norm": bounds, "clip_coef": coefs, "clipped_count": state.group_clipped_count}
@@ -146,7 +147,7 @@ def _known(calls: jax.Array, value: jax.Array) -> jax.Array:
 
 
 def _norm_of(norms: jax.Array) -> jax.Array:
-    top = jnp.max(norms, axis=-1)
+    top = jnp.max(norms, axis=-1, initial=0)
     safe = jnp.where((top > 0) & (top < jnp.inf), top, 1)
     return safe * jnp.sqrt(jnp.sum(jnp.square(norms / safe[..., None]), axis=-1))
 

@@ -166,7 +166,7 @@ def pipeline(
                 grad_norm=norms.total.value,
                 max_norm=limit if members is None else UNKNOWN,
                 skip_bound=above,
-                clip_coef=jnp.where(taken, jnp.min(coef.value), 0),
+                clip_coef=jnp.where(taken, jnp.min(coef.value, initial=1), 0),
                 learning_rate=jnp.where(taken, learning_rate, UNKNOWN),
             ),
             inner_state=inner_state,

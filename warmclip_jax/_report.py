@@ -9,6 +9,7 @@ import numpy as np
 
 from warmclip_jax._checks import naming
 from warmclip_jax._gradients._clip import ClipState
+from warmclip_jax._gradients._groups import from_keys
 from warmclip_jax._gradients._history import History
 from warmclip_jax._gradients._recorder import STANDS_OUT, LeafRecord, Ring, names_of
 from warmclip_jax._gradients._skipping import SkipState
@@ -178,7 +179,7 @@ class _Account:
     def _clips(self) -> Iterator[str]:
         if self.clip is None:
             return
-        clipped, labels = int(self.clip.clipped_count), sorted(self.clip.group_labels)
+        clipped, labels = int(self.clip.clipped_count), from_keys(self.clip.group_labels)
         yield f"Clipped: {clipped} calls, {clipped / self.calls:.1%}."
         if not labels:
             return

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from warmclip_jax._checks import Choice
+from warmclip_jax._checks import Choice, naming
 from warmclip_jax._gradients._axes import AxisName, check_axis_name
 from warmclip_jax._gradients._bounds import check_bound
 from warmclip_jax._gradients._coefficient import Coefficient, coefficient, scale_tree
-from warmclip_jax._gradients._groups import Groups, labels_of
+from warmclip_jax._gradients._groups import Groups, as_keys, from_keys, labels_of, shown
 from warmclip_jax._gradients._history import History
 from warmclip_jax._gradients._leaves import accumulation_dtype
 from warmclip_jax._gradients._limits import Limit
@@ -34,7 +34,7 @@ class ClipState(NamedTuple):
     clipped_count: jax.Array  # int32 scalar: finite calls that were over a bound, and not skipped
     nonfinite_count: jax.Array  # int32 scalar: calls with a NaN or inf entry
     clip_history: History | tuple[()]  # of a running bound
-    group_labels: dict[str, tuple[()]]  # the labels, as the keys of a dict without leaves
+    group_labels: dict[str, tuple[()]]  # `as_keys` of the labels: a dict without leaves
     group_clipped_count: jax.Array | tuple[()]  # int32: the same for each group
     leaves: LeafRecord | tuple[()]
 
@@ -52,6 +52,10 @@ class Clip:
         record_leaves: bool = False,
     ) -> None:
         name = f"{function}: max_norm"
+        if groups is None and isinstance(max_norm, Mapping):
+            raise TypeError(
+                f"{name} may be a dict of rules only with groups; got {shown(dict(max_norm))}. Pass groups, or one rule."
+            )
         self._function, self._groups = function, groups
         if groups is not None and isinstance(max_norm, Mapping):
             self._bounds: Any = {label: check_bound(f"{name}[{label!r}]", bound) for label, bound in max_norm.items()}
@@ -75,7 +79,7 @@ class Clip:
             clipped_count=counter(),
             nonfinite_count=counter(),
             clip_history=limit.init(shape, dtype),
-            group_labels=dict.fromkeys(labels, ()),
+            group_labels=as_keys(labels),
             group_clipped_count=() if self._groups is None else jnp.zeros(shape, jnp.int32),
             leaves=init_leaf_record(params) if self._record_leaves else (),
         )
@@ -96,7 +100,7 @@ class Clip:
         self, updates: Any, state: ClipState, norms: Measured, members: Members | None, count: jax.Array, nonfinite: str
     ) -> tuple[Any, Coefficient, Any]:
         """The updates clipped at the bound of `count`, the coefficient, and that bound."""
-        limit = self._limit(sorted(state.group_labels)).at(state.clip_history, count)
+        limit = self._limit(from_keys(state.group_labels)).at(state.clip_history, count)
         coef = coefficient(norms.groups, limit, nonfinite, None if members is None else norms.total.is_finite)
         return scale_tree(updates, coef, nonfinite, None if members is None else members.places.tolist()), coef, limit
 
@@ -115,7 +119,7 @@ class Clip:
             clip_coef=like(state.clip_coef, value),
             clipped_count=increment_if(jnp.any(clipped), state.clipped_count),
             nonfinite_count=increment_if(~is_finite, state.nonfinite_count),
-            clip_history=self._limit(sorted(state.group_labels)).after(state.clip_history, norms.groups),
+            clip_history=self._limit(from_keys(state.group_labels)).after(state.clip_history, norms.groups),
             group_labels=state.group_labels,
             group_clipped_count=() if self._groups is None else increment_if(clipped, state.group_clipped_count),
             leaves=with_leaves(
@@ -128,18 +132,21 @@ class Clip:
         )
 
     def _labels(self, tree: Any, params: Any) -> list[str]:
-        return [] if self._groups is None else labels_of(self._groups, tree, params)
+        if self._groups is None:
+            return []
+        with naming(self._function):
+            return labels_of(self._groups, tree, params)
 
     def _members(self, updates: Any, state: ClipState, params: Any) -> Members | None:
         if self._groups is None:
             return None
-        places = {label: place for place, label in enumerate(sorted(state.group_labels))}
+        places = {label: place for place, label in enumerate(from_keys(state.group_labels))}
         labels = self._labels(updates, params)
         for label in labels:
             if label not in places:
                 raise ValueError(
-                    f"{self._function}: groups must give the labels that init saw, {sorted(places)}; got {label!r}. For other "
-                    "groups call init again, or adopt_state."
+                    f"{self._function}: groups must give the labels that init saw, {shown(sorted(places))}; got {label!r}. "
+                    "For other groups call init again, or adopt_state."
                 )
         return Members(np.array([places[label] for label in labels], np.int32), len(places))
 
@@ -152,6 +159,6 @@ class Clip:
             if label not in self._bounds:
                 raise ValueError(
                     f"{self._function}: max_norm must have a rule for each group; there is none for {label!r}. There are rules "
-                    f"for {sorted(self._bounds)} and groups {labels}. None as a rule measures only."
+                    f"for {shown(sorted(self._bounds))} and groups {shown(labels)}. None as a rule measures only."
                 )
         return Limit([self._bounds[label] for label in labels])

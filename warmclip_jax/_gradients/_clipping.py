@@ -144,6 +144,11 @@ def clip_by_group_norm(
     [0.6, 0.8, 1.2, 1.6]
     """
     _NONFINITE.check("clip_by_group_norm: nonfinite", nonfinite)
+    if groups is None:
+        raise ValueError(
+            "clip_by_group_norm: groups must be labels or a function of the parameters; got None. "
+            "Without groups use clip_by_global_norm."
+        )
     clip = Clip("clip_by_group_norm", max_norm, groups, axis_name=axis_name, record_leaves=record_leaves)
     return _transformation(clip, nonfinite)
 

@@ -1,7 +1,7 @@
 """Groups of leaves: a label for each leaf, given by the caller or taken from its path."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -10,6 +10,8 @@ from warmclip_jax._gradients._leaves import gradients, joined, paths, stops_a_pa
 
 #: Labels as a pytree prefix of the parameters with `str` leaves, or a function of the parameters that returns one.
 Groups = Any
+
+_KEY = "label "
 
 
 class LabelByPath:
@@ -78,15 +80,32 @@ def labels_of(groups: Groups, tree: Any, params: Any = None) -> list[str]:
     labels, structure = jax.tree.flatten(given)
     for label in labels:
         if not isinstance(label, str):
-            raise TypeError(f"groups must have labels that are str; got {label!r} ({type(label).__name__}) among {given!r}.")
+            kind = type(label).__name__
+            raise TypeError(f"groups must have labels that are str; got {shown(label)} ({kind}) among {shown(given)}.")
     try:
         parts = structure.flatten_up_to(tree)
     except ValueError as error:
         raise ValueError(
-            f"groups must be a pytree prefix of the parameters with a label for each leaf; got {given!r}, which does not match "
-            f"the gradients: {error}"
+            f"groups must be a pytree prefix of the parameters with a label for each leaf; got {shown(given)}, which does not "
+            f"match the gradients: {error!s:.200}"
         ) from error
     return [label for label, part in zip(labels, parts, strict=True) for _ in gradients(part)]
+
+
+def as_keys(labels: Iterable[str]) -> dict[str, tuple[()]]:
+    """Labels as a state holds them: as keys without leaves, none of which is `count` or another name that optax looks for."""
+    return {f"{_KEY}{label}": () for label in labels}
+
+
+def from_keys(keys: Iterable[str]) -> list[str]:
+    """The labels that a state holds, in the order of its arrays."""
+    return sorted(key.removeprefix(_KEY) for key in keys)
+
+
+def shown(value: Any) -> str:
+    """What a message says of a value that may be long."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]} ..."
 
 
 def _entries(patterns: Any) -> list[tuple[Any, Any]]:

@@ -37,7 +37,7 @@ def leaf_norms(tree: Any, *, axis_name: AxisName = None) -> dict[str, jax.Array]
     {'a/w': 5.0, 'b': 2.0}
     """
     value = scaled_leaf_norms(tree, axis_name=axis_name).value
-    return dict(zip(paths(tree), entries(value) if value.size else (), strict=True))
+    return dict(zip(paths(tree), entries(value), strict=True))
 
 
 def scaled_leaf_norms(tree: Any, *, axis_name: AxisName = None) -> ScaledNorm:
