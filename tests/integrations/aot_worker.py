@@ -88,6 +88,16 @@ def optimizers():
         # Where bad steps are left out:
         "optax_skip": optax.apply_if_finite(by_optax, 5),
         "pipeline": wc.pipeline(optax.adamw, schedule),
+        # A group for each leaf, bounds that follow them, and all that can be recorded.
+        "groups": wc.pipeline(
+            optax.adamw,
+            schedule,
+            max_norm=wc.running_bound(ceiling=1.0),
+            groups=wc.label_by_path(),
+            skip_above=wc.running_bound(deviations=6.0),
+            record=256,
+            record_leaves=True,
+        ),
     }
 
 
@@ -99,7 +109,8 @@ def lowered(clip, devices, shape, width):
     specs = {name: spec for name, (_, spec) in tree.items()}
     params = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, (shape, _) in tree.items()}
     state = jax.eval_shape(optimizer.init, params)
-    state_specs: Any = optax.tree.map_params(optimizer, lambda _, spec: spec, state, specs, transform_non_params=lambda _: P())
+    # Moments lie as their parameters do. `optax.tree.map_params` would not pass through the states of groups.
+    state_specs = jax.tree.map_with_path(lambda path, _: specs.get(getattr(path[-1], "key", None), P()), state)
     shardings: Any = jax.tree.map(lambda spec: NamedSharding(mesh, spec), (specs, state_specs))
 
     def placed(shapes, shardings):
@@ -107,7 +118,7 @@ def lowered(clip, devices, shape, width):
 
     def step(params, opt_state, grads):
         params, opt_state = wc.apply_gradients(optimizer, params, opt_state, grads=grads)
-        return params, opt_state, wc.metrics(opt_state) if clip in ("ours", "pipeline") else {}
+        return params, opt_state, wc.metrics(opt_state) if clip in ("ours", "pipeline", "groups") else {}
 
     jitted = jax.jit(step, donate_argnums=(0, 1), out_shardings=(*shardings, None))
     return jitted.lower(placed(params, shardings[0]), placed(state, shardings[1]), placed(params, shardings[0]))

@@ -12,7 +12,18 @@ from warmclip_jax._gradients._axes import AxisName, Reduction, reductions
 from warmclip_jax._gradients._entries import entries
 from warmclip_jax._gradients._leaves import accumulation_dtype, gradients, paths
 from warmclip_jax._gradients._norm import Range, ScaledNorm
-from warmclip_jax._gradients._sums import MIDDLE, SMALL, Rows, Summands, of_leaf, real_parts, rows, summed_rows, sums_of_rows
+from warmclip_jax._gradients._sums import (
+    MIDDLE,
+    SMALL,
+    Rows,
+    Summands,
+    may_be_sharded,
+    of_leaf,
+    real_parts,
+    rows,
+    summed_rows,
+    sums_of_rows,
+)
 
 
 def leaf_norms(tree: Any, *, axis_name: AxisName = None) -> dict[str, jax.Array]:
@@ -76,8 +87,9 @@ def _parts(per_leaf: tuple[Reduction, ...], leaves: list[jax.Array]) -> tuple[ja
     if not leaves:
         return jnp.zeros(0, dtype), jnp.ones(0, dtype)
     pairs = list(zip(per_leaf, leaves, strict=True))
-    # In a map every device must choose the same scale, so the sums are chosen from after they are communicated.
-    is_local = not any(reduction.axes for reduction in per_leaf)
+    # All devices must choose the same scale, so the sums of shards are chosen from after they are communicated: once, and not
+    # again in the branch of each leaf.
+    is_local = not any(reduction.axes or may_be_sharded(leaf) for reduction, leaf in pairs)
     totals, scales = lax.platform_dependent(
         cpu=lambda: _each_with_a_second_pass(pairs, dtype) if is_local else _all_scales(rows(pairs, SMALL), len(pairs), dtype),
         tpu=lambda: _all_scales(rows(pairs, 0), len(pairs), dtype),

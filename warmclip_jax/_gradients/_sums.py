@@ -29,7 +29,7 @@ def sums_of_squares(leaves: Summands, scales: tuple[jax.Array | None, ...], dtyp
     for reduction, leaf in leaves:
         # Leaves of one shape are usually sharded alike: adding their sums first leaves one number to communicate. Sorted,
         # shapes that are sharded alike stand together more often.
-        shape = leaf.shape if _may_be_sharded(leaf) else ()
+        shape = leaf.shape if may_be_sharded(leaf) else ()
         alike.setdefault((reduction, shape), []).append(of_leaf(leaf, scales, dtype))
     by_shape = sorted(alike.items(), key=lambda item: [size if isinstance(size, int) else -1 for size in item[0][1]])
     return [
@@ -115,14 +115,14 @@ def of_leaf(
 
 def _sums(squares: list[jax.Array], axes: tuple[int, ...] | None) -> list[jax.Array]:
     """The sum of each of some arrays of one shape: on a GPU one kernel, where separate sums would be two or three."""
-    if len(squares) == 1 or _may_be_sharded(squares[0]):
+    if len(squares) == 1 or may_be_sharded(squares[0]):
         return [jnp.sum(square, axes) for square in squares]
     zeros = [jnp.zeros((), square.dtype) for square in squares]
     dimensions = range(squares[0].ndim) if axes is None else axes
     return lax.reduce(squares, zeros, lambda left, right: jax.tree.map(jnp.add, left, right), dimensions)
 
 
-def _may_be_sharded(array: jax.Array) -> bool:
+def may_be_sharded(array: jax.Array) -> bool:
     """Whether the compiler may shard `array`: concatenating it, or reducing it other than by a sum, could gather it."""
     mesh = jax.typeof(array).sharding.mesh
     if mesh.axis_names and set(mesh.manual_axes) == set(mesh.axis_names):
@@ -159,7 +159,7 @@ def _entries(leaf: jax.Array) -> int | None:
 def _is_small(leaf: jax.Array, size: int) -> bool:
     """Whether a leaf has at most `size` entries, and may be read together with others."""
     entries = _entries(leaf)
-    return entries is not None and entries <= size and not _may_be_sharded(leaf)
+    return entries is not None and entries <= size and not may_be_sharded(leaf)
 
 
 def packed(leaves: Summands, size: int) -> Summands:
@@ -189,7 +189,7 @@ def _size(axes: tuple[str, ...]) -> int:
 
 def _added(values: list[jax.Array]) -> jax.Array:
     """The sum of n scalars. Added pairwise: rounding then grows with log(n), not n."""
-    if len(values) > 1 and not _may_be_sharded(values[0]):
+    if len(values) > 1 and not may_be_sharded(values[0]):
         return jnp.sum(jnp.stack(values))
     # In pairs, so that XLA can add the sums of shards before it communicates them.
     while len(values) > 1:
