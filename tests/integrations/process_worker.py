@@ -92,6 +92,11 @@ def train(entry, steps=STEPS):
     if jax.process_index() == 0:  # It asks alone: the others would not answer.
         assert f"call {BAD_STEP}, step {BAD_STEP}, skipped.\n  Leaves with NaN, {len(SHAPES)} of" in wc.report(opt_state)
         assert np.flatnonzero(wc.records(opt_state)["skipped"]).tolist() == [BAD_STEP]
+        alone = wc.metrics(opt_state)
+        assert set(alone) == set(history[-1])
+        for name, value in alone.items():
+            np.testing.assert_array_equal(value, history[-1][name], err_msg=name)
+            assert value.is_fully_addressable, name  # nothing that a later line has to ask the others for
     metrics = {name: np.stack([known[name] for known in history]) for name in history[0]}
     return {**metrics, **multihost_utils.process_allgather(params, tiled=True)}
 
