@@ -23,7 +23,8 @@ LONGEST = 250
 TESTED_BY = {
     "_rates": "test_pipeline.py",
     "_links": "test_adopting.py",
-    "_gradients/_clip": "_gradients/test_clipping_state.py",
+    "_gradients/_entries": "_gradients/test_leaf_norms.py",
+    "_gradients/_measuring": "_gradients/test_clip_groups.py",
     "_gradients/_limits": "_gradients/test_clipping_bounds.py",
     "_gradients/_applying": "_gradients/test_skipping.py",
     "_gradients/_coefficient": "_gradients/test_clipping.py",

@@ -53,7 +53,7 @@ def clip_of(labels: dict[str, str]) -> Any:
     """A clip that takes the place of the global one in the programs of `test_axes`."""
 
     def clip(tree: Any, axis_name: Any = None) -> Any:
-        transformation = wc.clip_by_group_norm(RULES, labels, axis_name=axis_name, record_leaves=True)
+        transformation: Any = wc.clip_by_group_norm(RULES, labels, axis_name=axis_name, record_leaves=True)
         clipped, state = transformation.update(tree, transformation.init(tree))
         return clipped, {**wc.metrics(state), "leaves": state.leaves.leaf_norms}
 
@@ -174,7 +174,7 @@ COLLECTIVES = r" (all-gather|all-to-all|collective-permute|all-reduce)(?:-start)
 def collectives(clip: Any, tree: Any, shardings: Any) -> list[str]:
     """What moves data between devices in the compiled update."""
     arguments = jax.tree.map(lambda x, to: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=to), tree, shardings)
-    compiled = jax.jit(lambda tree: clip.update(tree, clip.init(tree))).lower(arguments).compile()
+    compiled: Any = jax.jit(lambda tree: clip.update(tree, clip.init(tree))).lower(arguments).compile()
     return re.findall(COLLECTIVES, compiled.as_text())
 
 

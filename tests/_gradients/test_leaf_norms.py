@@ -62,9 +62,9 @@ def test_each_leaf_has_its_norm_over_the_whole_range_in_every_form(as_on, platfo
     tolerance = FEW_ULP if platform == "cpu" or devices > 1 else 70 * 80 * 2.0**-25
     jitted = jax.jit(wc.leaf_norms)
     for seed in range(25):
-        tree = tree_of(SHORT, seed)
         with case(seed=seed):
-            assert_norms(jitted(tree), tree, tolerance)
+            assert_norms(jitted(tree_of(SHORT, seed)), tree_of(SHORT, seed), tolerance)
+    tree = tree_of(SHORT, 0)
     eager = wc.leaf_norms(tree)
     assert {name: norm.tobytes() for name, norm in eager.items()} == {
         name: norm.tobytes() for name, norm in jitted(tree).items()
@@ -155,7 +155,10 @@ def test_paths_stop_at_variables_and_are_numbered_where_two_leaves_share_one():
 
 def test_vmap_takes_each_tree_in_its_own_range():
     scales = np.array([0, 1e-36, 1e-30, 1, 1e20, 1e37, math.inf], np.float32)
-    tree = {"small": scales[:, None] * np.float32([[1, 2, 2]]), "large": np.broadcast_to(scales[:, None, None], (7, 70, 80))}
+    tree = {
+        "small": scales[:, None] * np.array([[1, 2, 2]], np.float32),
+        "large": np.broadcast_to(scales[:, None, None], (7, 70, 80)),
+    }
     norms = jax.vmap(wc.leaf_norms)(tree)
     np.testing.assert_allclose(norms["small"], 3 * scales.astype(np.float64), rtol=FEW_ULP)
     # The last sum is of 5,600 entries, 70 times the root of them: past float32.
@@ -227,7 +230,7 @@ def test_groups_have_the_norm_of_their_leaves_whatever_their_scales(long):
                 with case(seed=seed, group=group):
                     assert_scaled(groups.mantissa[group], groups.scale[group], of_group)
             with case(seed=seed):
-                assert_scaled(*total, leaves)
+                assert_scaled(total.mantissa, total.scale, leaves)
 
 
 def assert_scaled(mantissa: Any, scale: Any, leaves: list[Any]) -> None:
@@ -265,7 +268,7 @@ def test_a_bad_leaf_makes_the_norm_of_its_group_bad_and_of_no_other():
 def test_all_norms_read_a_gradient_once(as_on, platform, reads):
     as_on(platform, devices=1)
     tree = {name: jnp.ones(shape) for name, shape in (("a", (1000, 100)), ("b", (10**6,)), ("c", (64, 3, 3, 64)))}
-    compiled = jax.jit(lambda tree: scaled_leaf_norms(tree)).lower(tree).compile()
+    compiled: Any = jax.jit(lambda tree: scaled_leaf_norms(tree)).lower(tree).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < tree["c"].nbytes / 4
     if platform == "cpu":
         for name in tree:
@@ -283,7 +286,7 @@ def test_a_leaf_of_zeros_makes_no_other_be_read_again(as_on):
 def test_large_leaves_of_one_shape_compile_as_one():
     # What XLA compiles alike it compiles once; slices of a vector would each be a program.
     leaves = [jnp.ones((70, 80))] * 12
-    text = jax.jit(wc.leaf_norms).lower(leaves).compile().as_text()
+    text: Any = jax.jit(wc.leaf_norms).lower(leaves).compile().as_text()
     assert " slice(" not in text[text.index("\nENTRY") :]
 
 

@@ -110,7 +110,7 @@ def lowered(clip, devices, shape, width):
     params = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, (shape, _) in tree.items()}
     state = jax.eval_shape(optimizer.init, params)
     # Moments lie as their parameters do. `optax.tree.map_params` would not pass through the states of groups.
-    state_specs = jax.tree.map_with_path(lambda path, _: specs.get(getattr(path[-1], "key", None), P()), state)
+    state_specs = jax.tree.map_with_path(lambda path, _: specs.get(getattr(path[-1], "key", ""), P()), state)
     shardings: Any = jax.tree.map(lambda spec: NamedSharding(mesh, spec), (specs, state_specs))
 
     def placed(shapes, shardings):

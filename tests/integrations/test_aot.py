@@ -22,8 +22,8 @@ from jax.sharding import PartitionSpec as P
 from tests.integrations import aot_worker
 
 PLUGINS = {"tpu": ("libtpu",), "cuda": ("jax_plugins.xla_cuda12", "jax_plugins.xla_cuda13")}
-#: An all-reduce, whoever asks for it, has up to 6 MiB of its own on a TPU, and 3 MiB more where it is of all leaves; the smallest
-#: kernel has 32 MiB on each device.
+#: An all-reduce, whoever asks for it, has up to 6 MiB of its own on a TPU, and 3 MiB more where it is of all leaves; the
+#: smallest kernel has 32 MiB on each device.
 SCRATCH = {"tpu": 10 * 2**20, "cuda": 2**20}
 
 
