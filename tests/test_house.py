@@ -23,9 +23,6 @@ LONGEST = 250
 TESTED_BY = {
     "_rates": "test_pipeline.py",
     "_links": "test_adopting.py",
-    "_gradients/_entries": "_gradients/test_leaf_norms.py",
-    "_gradients/_measuring": "_gradients/test_clip_groups.py",
-    "_gradients/_limits": "_gradients/test_clipping_bounds.py",
     "_gradients/_applying": "_gradients/test_skipping.py",
     "_gradients/_coefficient": "_gradients/test_clipping.py",
     "_gradients/_leaves": "_gradients/test_norm.py",

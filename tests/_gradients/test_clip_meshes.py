@@ -165,6 +165,15 @@ def test_shards_of_one_leaf_share_their_scale(scale):
     np.testing.assert_allclose(jax.jit(mapped)(tree), [dense, MOE_NORMS[1]], rtol=1e-6)
 
 
+@pytest.mark.parametrize("last", ["data", "model"])
+def test_the_last_leaf_alone_may_lie_on_other_axes(last):
+    first = "model" if last == "data" else "data"
+    tree, specs = {"a": jnp.arange(8.0), "b": jnp.ones(8), "c": jnp.full(8, 5.0)}, {"a": P(first), "b": P(first), "c": P(last)}
+    mapped = jax.shard_map(wc.leaf_norms, mesh=mesh_of((2, 4)), in_specs=(specs,), out_specs=P())
+    for name, norm in jax.jit(mapped)(tree).items():
+        np.testing.assert_allclose(norm, reference.global_norm([np.asarray(tree[name])]), rtol=1e-6)
+
+
 # What is communicated.
 
 

@@ -89,9 +89,10 @@ def summed_rows(sums: list[tuple[Reduction, tuple[int, ...], jax.Array]], number
     for axes, members in groups.items():
         joined = jnp.concatenate([values for _, values in members], axis=-1)
         # Leaves reduced over other axes take the zero padded at the end.
-        order = np.full(number, joined.shape[-1])
-        order[[place for places, _ in members for place in places]] = np.arange(joined.shape[-1])
-        if not np.array_equal(order, np.arange(number)):
+        there = [place for places, _ in members for place in places]
+        order = np.full(number, len(there))
+        order[there] = np.arange(len(there))
+        if there != list(range(number)):
             joined = jnp.pad(joined, [(0, 0)] * (joined.ndim - 1) + [(0, 1)])[..., order]
         vectors.append(lax.psum(joined, axes) if axes else joined)
     return functools.reduce(jnp.add, vectors)
