@@ -88,7 +88,7 @@ class Clip:
         """`state`, when it is this clip's. Raises TypeError."""
         state = own(ClipState, state, updates)
         check_keeps(state, group_clipped_count=self._groups is not None, leaves=self._record_leaves)
-        check_keeps(state, clip_history=self._limit(sorted(state.group_labels)).learns)
+        check_keeps(state, clip_history=self._limit(from_keys(state.group_labels)).learns)
         return state
 
     def measured(self, updates: Any, state: ClipState, params: Any) -> tuple[Measured, Members | None]:
