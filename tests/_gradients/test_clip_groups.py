@@ -318,24 +318,6 @@ def test_a_state_keeps_its_structure_and_dtypes_and_works_after_a_cast():
         assert jax.tree.map(jnp.result_type, after) == jax.tree.map(jnp.result_type, state)
 
 
-@functools.cache
-def compiled_step(leaves: int) -> Any:
-    optimizer = wc.pipeline(optax.sgd, 0.1, groups=wc.label_by_path(), max_norm=1.0)
-    params = [jnp.ones((70, 80))] * leaves
-    step = jax.jit(lambda p, s, g: wc.apply_gradients(optimizer, p, s, grads=g))
-    return step.lower(params, optimizer.init(params), params).compile().as_text()
-
-
-def test_leaves_of_one_shape_share_their_program_whatever_their_group():
-    # XLA compiles equal loops once: the place of a group must not be a part of the loop.
-    import re
-
-    loops = re.findall(r"\n(%fused_computation[^\n]*-> f32\[70,80\] \{\n.*?\n\})", compiled_step(6), re.DOTALL)
-    kinds = {re.sub(r"metadata=\{[^}]*\}|%?[\w.-]*\d+(?=[,)\s:])", "", loop.split("\n", 1)[1]) for loop in loops}
-    assert len(loops) >= 6
-    assert len(kinds) <= 2, kinds
-
-
 def test_short_dtypes_round_once():
     for dtype in SHORT:
         tree = {"x": normal(3, (50,), dtype), "y": normal(4, (5,), dtype)}

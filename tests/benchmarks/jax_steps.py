@@ -23,13 +23,17 @@ MEASURED = "wc.clip_by_global_norm(None)"
 SKIP = "wc.pipeline, update"
 APPLY = "wc.pipeline, apply_gradients"
 OPTAX_SKIP = "optax.apply_if_finite around it"
+RUNNING = "wc.pipeline, running bounds"
+GROUPS = "wc.pipeline, 8 groups"
+EACH = "wc.pipeline, a group for each leaf"
+RECORDED = "wc.pipeline, record and record_leaves"
 
 OPTIMIZERS: dict[str, Callable[[Any], optax.GradientTransformation]] = {
     "AdamW": optax.adamw,
     "SGD": functools.partial(optax.sgd, momentum=0.9),
 }
 #: Left out of workloads that are slow to build.
-SLOW = (OPTAX_SKIP, MEASURED, APPLY)
+SLOW = (OPTAX_SKIP, MEASURED, APPLY, RUNNING, GROUPS)
 Step = Callable[[Any, Any, Any], tuple[Any, Any]]
 
 
@@ -61,7 +65,12 @@ def optimizers(kind: str) -> dict[str, tuple[Any, Step]]:
     """Optimizers by name, each with how it takes a step."""
     plain = OPTIMIZERS[kind](LEARNING_RATE)
     by_optax = optax.chain(optax.clip_by_global_norm(MAX_NORM), plain)
-    pipeline = wc.pipeline(OPTIMIZERS[kind], LEARNING_RATE, max_norm=MAX_NORM)
+
+    def built(max_norm: Any = MAX_NORM, **options: Any) -> Any:
+        return wc.pipeline(OPTIMIZERS[kind], LEARNING_RATE, max_norm=max_norm, **options)
+
+    # Without the ceiling, a clip that follows the norms would leave these steps alone.
+    running, pipeline = wc.running_bound(ceiling=MAX_NORM), built()
     chained = {
         REFERENCE: plain,
         BARE: optax.chain(scaled_by_one_coefficient(MAX_NORM), plain),
@@ -70,11 +79,20 @@ def optimizers(kind: str) -> dict[str, tuple[Any, Step]]:
         OURS: optax.chain(wc.clip_by_global_norm(MAX_NORM), plain),
         MEASURED: optax.chain(wc.clip_by_global_norm(None), plain),
         SKIP: pipeline,
+        RUNNING: built(running, skip_above=wc.running_bound(deviations=6.0)),
+        GROUPS: built(groups=_in_eight),
+        EACH: built(groups=wc.label_by_path()),
+        RECORDED: built(record=256, record_leaves=True),
     }
     return {
         **{name: (optimizer, _update_then_apply(optimizer)) for name, optimizer in chained.items()},
         APPLY: (pipeline, _apply_gradients(pipeline)),
     }
+
+
+def _in_eight(params: list[Any]) -> list[str]:
+    """Labels of eight groups, of leaves that stand one after the other: as stages or kinds of layers would be."""
+    return [f"group {8 * place // len(params)}" for place in range(len(params))]
 
 
 def traced_lowered_compiled(step: Step, *arguments: Any) -> tuple[Any, dict[str, float]]:
@@ -114,35 +132,54 @@ def contenders(workload: Workload, progress: Progress, names: Iterable[str] | No
         progress(f"compiling {name}")
         opt_state = optimizer.init(params)
         leaves, structure = jax.tree.flatten((params, opt_state))
+        is_lent = jax.tree.leaves(jax.tree.map(_lent_of, (params, opt_state), is_leaf=_is_kept))
         if lent is None:
-            lent = _Lent([leaf for leaf in leaves if leaf.ndim])
+            lent = _Lent([leaf for leaf, which in zip(leaves, is_lent, strict=True) if which])
         compiled, facts = traced_lowered_compiled(step, params, opt_state, grads)
         facts["temporary_megabytes"] = compiled.memory_analysis().temp_size_in_bytes / 1e6
-        ready[name] = Contender(REFERENCE, _turn(compiled, lent, leaves, structure, grads, facts), facts)
+        ready[name] = Contender(REFERENCE, _turn(compiled, lent, leaves, is_lent, structure, grads, facts), facts)
     return ready
 
 
+def _is_kept(node: Any) -> bool:
+    """Whether a part of a state holds vectors over groups, leaves or calls, which other contenders have not."""
+    return isinstance(node, wc.ClipState) or hasattr(node, "ring_counts")
+
+
+def _lent_of(node: Any) -> Any:
+    return jax.tree.map(lambda _: False, node) if _is_kept(node) else node.ndim > 0
+
+
 def _turn(
-    compiled: Any, lent: _Lent, leaves: list[jax.Array], structure: Any, grads: Any, facts: dict[str, float]
+    compiled: Any,
+    lent: _Lent,
+    leaves: list[jax.Array],
+    is_lent: list[bool],
+    structure: Any,
+    grads: Any,
+    facts: dict[str, float],
 ) -> Callable[[], float]:
-    """Takes a step with the lent arrays and with scalars (counts, norms) of its own."""
+    """Takes a step with the lent arrays and with those of its own: counts, norms, records."""
     page_faults: list[int] = []
-    is_array = [leaf.ndim > 0 for leaf in leaves]
-    assert [leaf.shape for leaf in leaves if leaf.ndim] == [leaf.shape for leaf in lent.arrays]
-    scalars = [jnp.array(leaf, copy=True) for leaf in leaves if not leaf.ndim]
+
+    def parted(flat: list[jax.Array]) -> tuple[list[jax.Array], list[jax.Array]]:
+        pairs = list(zip(flat, is_lent, strict=True))
+        return [leaf for leaf, which in pairs if which], [leaf for leaf, which in pairs if not which]
+
+    arrays, own = parted(leaves)
+    assert [leaf.shape for leaf in arrays] == [leaf.shape for leaf in lent.arrays]
+    kept = [jnp.array(leaf, copy=True) for leaf in own]
 
     def turn() -> float:
-        nonlocal scalars
-        arrays, own = iter(lent.arrays), iter(scalars)
-        before = jax.tree.unflatten(structure, [next(arrays if which else own) for which in is_array])
+        nonlocal kept
+        arrays, own = iter(lent.arrays), iter(kept)
+        before = jax.tree.unflatten(structure, [next(arrays if which else own) for which in is_lent])
         lent.arrays = []  # the step may then take their place
         faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         seconds, after = seconds_of(compiled, *before, grads)
         page_faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults)
         facts["page_faults"] = statistics.median(page_faults)
-        flat = jax.tree.leaves(after)
-        lent.arrays = [leaf for leaf in flat if leaf.ndim]
-        scalars = [leaf for leaf in flat if not leaf.ndim]
+        lent.arrays, kept = parted(jax.tree.leaves(after))
         return seconds
 
     return turn

