@@ -34,7 +34,7 @@ def test_loops_that_read_one_entry_each_are_alike_on_cpu():
     def scaled(numbers, leaves):
         return [entry * leaf for entry, leaf in zip(entries(numbers), leaves, strict=True)]
 
-    text = jax.jit(scaled).lower(jnp.ones(3), [jnp.ones((8, 8))] * 3).compile().as_text()
+    text = str(jax.jit(scaled).lower(jnp.ones(3), [jnp.ones((8, 8))] * 3).compile().as_text())
     # A slice would have its place inside.
     loops = re.findall(r"\n%\S+ \([^\n]*-> f32\[8,8\] \{\n.*?\n\}", text, re.DOTALL)
     assert len(loops) == 3

@@ -235,7 +235,7 @@ def test_in_a_map_over_devices_bounds_are_those_of_the_whole_gradient():
 
 def test_a_skipped_call_teaches_the_clip_and_the_skip():
     optimizer = built(**RUNS["running"][0])
-    state, _ = scanned(optimizer, optimizer.init(PARAMS), np.float32([1, 1, 1, 1e4]))
+    state, _ = scanned(optimizer, optimizer.init(PARAMS), np.array([1, 1, 1, 1e4], np.float32))
     assert int(state.skipped_count) == 1
     assert int(state.skip_history.norms_taught) == int(state.clip_state.clip_history.norms_taught) == 4
     assert float(state.skip_history.log_mean) > 0.1
@@ -258,7 +258,7 @@ def test_a_fixed_bound_of_skipping_skips_what_is_above_it_and_not_what_is_at_it(
         state = guard.init(np.zeros(1, np.float32))
         for entry in (0.5, 1.0, 1.0000001, 3e38):
             before = int(state.skipped_count)
-            _, state = guard.update(np.float32([entry]), state)
+            _, state = guard.update(np.full(1, entry, np.float32), state)
             got.append(int(state.skipped_count) > before)
         assert got == skipped, bound
     # A gradient of zeros is not above a bound of zero.
