@@ -252,7 +252,7 @@ def test_a_group_of_one_leaf_has_the_bits_of_its_norm():
 
 def test_a_bad_leaf_makes_the_norm_of_its_group_bad_and_of_no_other():
     parts = ScaledNorm(
-        jnp.float32([math.nan, 1, math.inf, 2, 3e37, 0]), jnp.float32([2.0**-80, 1, 2.0**-80, 1, 2.0**-80, 2.0**70])
+        jnp.float32([math.nan, 1, math.inf, 2, 1e18, 0]), jnp.float32([2.0**-80, 1, 2.0**-80, 1, 2.0**-80, 2.0**70])
     )
     groups = combined(parts, np.array([0, 0, 1, 1, 2, 3]), 5)
     np.testing.assert_array_equal(groups.is_finite, [False, False, True, True, True])

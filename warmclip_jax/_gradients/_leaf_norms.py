@@ -66,19 +66,32 @@ def combined(norms: ScaledNorm, members: np.ndarray | None = None, number: int =
     places = np.full((len(of_groups), max(map(len, of_groups))), leaves)
     for group, of_group in enumerate(of_groups):
         places[group, : len(of_group)] = of_group
-    largest = Range.of(mantissas.dtype).up
-    mantissas, scales = jnp.pad(mantissas, (0, 1))[places], jnp.pad(scales, (0, 1), constant_values=largest)[places]
+    limits = Range.of(mantissas.dtype)
+    mantissas, scales = jnp.pad(mantissas, (0, 1))[places], jnp.pad(scales, (0, 1), constant_values=limits.up)[places]
     # The scale of the largest norm of a group: what is small beside it may vanish. A NaN counts as large.
-    scale = jnp.min(jnp.where(mantissas != 0, scales, largest), axis=1)
+    scale = jnp.min(jnp.where(mantissas != 0, scales, limits.up), axis=1)
     aligned = mantissas * jnp.minimum(scale[:, None] / scales, 1)
-    top = lax.stop_gradient(jnp.max(aligned, axis=1))
-    top = jnp.where((top > 0) & (top < jnp.inf), top, 1)
-    squares = jnp.sum(jnp.square(aligned / top[:, None]), axis=1)
-    some = squares > 0
-    # The root of zero has no slope.
-    mantissa = jnp.where(some, top * jnp.sqrt(jnp.where(some, squares, 1)), squares)
-    combination = ScaledNorm(mantissa, lax.stop_gradient(scale))
-    return ScaledNorm(*(part[0] for part in combination)) if members is None else combination
+    squares, lowered = (jnp.sum(jnp.square(each), axis=1) for each in (aligned, aligned * limits.down))
+    if members is None:
+        scale, squares, lowered = scale[0], squares[0], lowered[0]
+    # Each fits as it is, and all of them together do not.
+    overflows = jnp.isinf(squares) & (scale > limits.down)
+    # The root comes last: XLA would work out again in the loop of every leaf what is cheaper.
+    mantissa = _root(jnp.where(overflows, lowered, squares))
+    return ScaledNorm(mantissa, lax.stop_gradient(jnp.where(overflows, limits.down, scale)))
+
+
+@jax.custom_jvp
+def _root(square: jax.Array) -> jax.Array:
+    return jnp.sqrt(square)
+
+
+@_root.defjvp
+def _root_jvp(primals: Any, tangents: Any) -> Any:
+    # The root of zero has no slope here.
+    root = _root(*primals)
+    some = root > 0
+    return root, jnp.where(some, tangents[0] / jnp.where(some, 2 * root, 1), 0)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
