@@ -310,7 +310,11 @@ OPTIMIZERS: dict[str, Any] = {
     "lion": optax.lion,
     "adafactor": functools.partial(optax.adafactor, min_dim_size_to_factor=2),
     "adamw without decay of biases": functools.partial(optax.adamw, mask=MASK),
-    "adamw with scheduled decay": functools.partial(optax.adamw, weight_decay=SCHEDULE),
+    "adam with scheduled decay": lambda rate: optax.chain(
+        optax.scale_by_adam(),
+        optax.inject_hyperparams(optax.add_decayed_weights)(weight_decay=SCHEDULE),
+        optax.scale_by_learning_rate(rate),
+    ),
     "masked": lambda rate: optax.masked(optax.adamw(rate), MASK),
     "partition": lambda rate: optax.partition({True: optax.adamw(rate), False: optax.sgd(rate)}, MASK),
     "named_chain": lambda rate: optax.named_chain(("moments", optax.scale_by_adam()), ("rate", optax.sgd(rate))),
