@@ -1,7 +1,7 @@
 """Round a scaled leaf to its own dtype at the speed of memory.
 
-XLA's CPU backend rounds float32 to bfloat16 one number at a time, which costs more than a whole optimizer step. There the same
-rounding is done on the bits.
+XLA's CPU backend rounds float32 to bfloat16 one number at a time, which costs more than a whole optimizer step, and a choice
+between bfloat16 numbers may flush subnormals there. So both are done on the bits of float32.
 """
 
 from typing import Any
@@ -13,8 +13,8 @@ from jax import lax
 
 def unless(unchanged: jax.Array, leaf: jax.Array, scaled: jax.Array) -> jax.Array:
     """`leaf`, bit for bit, where the scalar `unchanged` holds; elsewhere `scaled`, rounded once to the dtype of `leaf`."""
-    is_slow = leaf.dtype == jnp.bfloat16 and scaled.dtype == jnp.float32
-    return _jitted_in_bfloat16(unchanged, leaf, scaled) if is_slow else _converted(unchanged, leaf, scaled)
+    is_bfloat16 = leaf.dtype == jnp.bfloat16
+    return _jitted_in_bfloat16(unchanged, leaf, scaled) if is_bfloat16 else _converted(unchanged, leaf, scaled)
 
 
 def _converted(unchanged: jax.Array, leaf: jax.Array, scaled: jax.Array) -> jax.Array:
@@ -23,7 +23,8 @@ def _converted(unchanged: jax.Array, leaf: jax.Array, scaled: jax.Array) -> jax.
 
 def _on_bits(unchanged: jax.Array, leaf: jax.Array, scaled: jax.Array) -> jax.Array:
     # Half to even: the lower 16 bits carry into the upper ones from just over a half, or from a half if those are odd.
-    bits = lax.bitcast_convert_type(jnp.where(unchanged, leaf.astype(scaled.dtype), scaled), jnp.uint32)
+    # XLA too goes from float64 to bfloat16 by way of float32.
+    bits = lax.bitcast_convert_type(jnp.where(unchanged, leaf.astype(jnp.float32), scaled.astype(jnp.float32)), jnp.uint32)
     upper = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
     return lax.bitcast_convert_type(upper.astype(jnp.uint16), leaf.dtype)
 
