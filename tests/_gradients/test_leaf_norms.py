@@ -16,7 +16,8 @@ from tests import reference
 from tests._gradients.compiled import readers
 from tests._gradients.trees import BF16, LONG, SHORT, gradients, normal
 from tests.cases import case
-from warmclip_jax._gradients._leaf_norms import combined, scaled_leaf_norms
+from warmclip_jax._gradients._axes import Reduction
+from warmclip_jax._gradients._leaf_norms import _bundles, combined, scaled_leaf_norms
 from warmclip_jax._gradients._norm import ScaledNorm
 
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
@@ -69,6 +70,31 @@ def test_each_leaf_has_its_norm_over_the_whole_range_in_every_form(as_on, platfo
     assert {name: norm.tobytes() for name, norm in eager.items()} == {
         name: norm.tobytes() for name, norm in jitted(tree).items()
     }
+
+
+def many_leaves() -> dict[str, np.ndarray]:
+    """So many that are read one by one that second passes are shared, of two shapes, at every magnitude."""
+    rng = np.random.default_rng(0)
+    powers = rng.choice([-100, -60, 0, 0, 0, 60, 100], 96)
+    leaves = [np.float32(2.0**power) * normal(place, (4100 + 100 * (place % 2),)) for place, power in enumerate(powers)]
+    leaves[7] = np.zeros_like(leaves[7])
+    return {f"{place:02}": leaf for place, leaf in enumerate(leaves)}
+
+
+def test_many_leaves_that_share_second_passes_have_the_norms_that_each_has_alone(as_on):
+    as_on("cpu", 1)
+    tree = many_leaves()
+    assert_norms(jax.jit(wc.leaf_norms)(tree), tree, FEW_ULP)
+
+
+def test_no_leaf_shares_its_second_pass_with_one_of_another_shape_or_group():
+    leaves = gradients(many_leaves())
+    members = tuple(place // 2 % 2 for place in range(96))
+    bundles = _bundles([(Reduction((), ()), leaf) for leaf in leaves], {3, 5}, members)
+    assert sorted(place for places in bundles for place in places) == sorted({*range(96)} - {3, 5})
+    assert 32 <= len(bundles) < 60
+    for places in bundles:
+        assert len({(members[place], leaves[place].shape) for place in places}) == 1
 
 
 def test_one_float64_leaf_makes_all_norms_float64(x64):

@@ -44,6 +44,17 @@ def test_all_norms_come_from_one_read_and_agree():
     assert program(APART, leaves=True).count("stablehlo.reduce(") == program(APART, leaves=False).count("stablehlo.reduce(")
 
 
+def test_groups_do_not_share_second_passes(as_on):
+    as_on("cpu", 1)
+    many = [normal(place, (5000,)) for place in range(128)]
+    branches = []
+    for members in (None, Members(np.arange(128) % 64, 64)):
+        run = jax.jit(lambda tree, members=members: measured(tree, axis_name=None, members=members, leaves=True))
+        branches.append(run.lower(many).as_text().count("stablehlo.case"))
+    # For 32 bundles of four leaves, and for 64 groups of two.
+    assert branches == [32, 64]
+
+
 @pytest.mark.parametrize("leaves", [False, True])
 def test_a_tree_without_gradients_has_norms_of_zero(leaves):
     found = measured({"count": jnp.int32(3)}, axis_name=None, members=Members(np.zeros(0, np.int32), 2), leaves=leaves)

@@ -25,6 +25,9 @@ from warmclip_jax._gradients._sums import (
     sums_of_rows,
 )
 
+#: At least this many second passes before leaves share them: each is a branch to compile.
+_BRANCHES = 32
+
 
 def leaf_norms(tree: Any, *, axis_name: AxisName = None) -> dict[str, jax.Array]:
     """The L2 norm of each leaf by its path, correct for every finite input.
@@ -51,9 +54,13 @@ def leaf_norms(tree: Any, *, axis_name: AxisName = None) -> dict[str, jax.Array]
     return dict(zip(paths(tree), entries(value), strict=True))
 
 
-def scaled_leaf_norms(tree: Any, *, axis_name: AxisName = None) -> ScaledNorm:
-    """The norm of each gradient of a tree, in leaf order: a mantissa and a scale that are vectors."""
-    mantissas, scales = _jitted_parts(tuple(reductions(tree, axis_name)), gradients(tree))
+def scaled_leaf_norms(tree: Any, *, axis_name: AxisName = None, members: np.ndarray | None = None) -> ScaledNorm:
+    """The norm of each gradient of a tree, in leaf order: a mantissa and a scale that are vectors.
+
+    `members` has the group of each: no leaf is read a second time because one of another group has to be.
+    """
+    per_leaf = tuple(reductions(tree, axis_name))
+    mantissas, scales = _jitted_parts(per_leaf, None if members is None else tuple(members.tolist()), gradients(tree))
     return ScaledNorm(mantissas, lax.stop_gradient(scales))
 
 
@@ -94,8 +101,10 @@ def _root_jvp(primals: Any, tangents: Any) -> Any:
     return root, jnp.where(some, tangents[0] / jnp.where(some, 2 * root, 1), 0)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _parts(per_leaf: tuple[Reduction, ...], leaves: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _parts(
+    per_leaf: tuple[Reduction, ...], members: tuple[int, ...] | None, leaves: list[jax.Array]
+) -> tuple[jax.Array, jax.Array]:
     dtype = accumulation_dtype(leaves)
     if not leaves:
         return jnp.zeros(0, dtype), jnp.ones(0, dtype)
@@ -104,7 +113,9 @@ def _parts(per_leaf: tuple[Reduction, ...], leaves: list[jax.Array]) -> tuple[ja
     # again in the branch of each leaf.
     is_local = not any(reduction.axes or may_be_sharded(leaf) for reduction, leaf in pairs)
     totals, scales = lax.platform_dependent(
-        cpu=lambda: _each_with_a_second_pass(pairs, dtype) if is_local else _all_scales(rows(pairs, SMALL), len(pairs), dtype),
+        cpu=lambda: (
+            _with_second_passes(pairs, members, dtype) if is_local else _all_scales(rows(pairs, SMALL), len(pairs), dtype)
+        ),
         tpu=lambda: _all_scales(rows(pairs, 0), len(pairs), dtype),
         default=lambda: _all_scales(rows(pairs, MIDDLE), len(pairs), dtype),
     )
@@ -112,10 +123,10 @@ def _parts(per_leaf: tuple[Reduction, ...], leaves: list[jax.Array]) -> tuple[ja
 
 
 @_parts.defjvp  # pyright: ignore[reportFunctionMemberAccess]
-def _parts_jvp(per_leaf: tuple[Reduction, ...], primals: Any, tangents: Any) -> Any:
+def _parts_jvp(per_leaf: tuple[Reduction, ...], members: tuple[int, ...] | None, primals: Any, tangents: Any) -> Any:
     # As for the global norm, leaf by leaf.
     (leaves,), (rates,) = primals, tangents
-    mantissas, scales = _parts(per_leaf, leaves)
+    mantissas, scales = _parts(per_leaf, members, leaves)
     scales = lax.stop_gradient(scales)
     if not leaves:
         return (mantissas, scales), (jnp.zeros_like(mantissas), jnp.zeros_like(scales))
@@ -131,30 +142,46 @@ def _parts_jvp(per_leaf: tuple[Reduction, ...], primals: Any, tangents: Any) -> 
 
 
 # Jitted, so that an eager call is one dispatch and does not compile its branches anew.
-_jitted_parts = jax.jit(_parts, static_argnums=0, inline=True)
+_jitted_parts = jax.jit(_parts, static_argnums=(0, 1), inline=True)
 
 
 def _all_scales(bundles: list[Rows], number: int, dtype: np.dtype) -> tuple[jax.Array, jax.Array]:
     """The sums of each leaf at the scale that keeps them in range, from the sums at all three."""
     limits = Range.of(dtype)
-    up, down = lax.optimization_barrier((jnp.asarray(limits.up), jnp.asarray(limits.down)))
-    sums = [(row.reduction, row.places, sums_of_rows(row, (None, up, down), dtype)) for row in bundles]
+    scales = limits.scales()
+    sums = [(row.reduction, row.places, sums_of_rows(row, scales, dtype)) for row in bundles]
     return limits.chosen(*summed_rows(sums, number))
 
 
-def _each_with_a_second_pass(pairs: Summands, dtype: np.dtype) -> tuple[jax.Array, jax.Array]:
-    """The same on CPUs: small leaves at all three scales, and each larger leaf read again by itself if it has to be."""
+def _with_second_passes(pairs: Summands, members: tuple[int, ...] | None, dtype: np.dtype) -> tuple[jax.Array, jax.Array]:
+    """The same on CPUs: small leaves at all three scales, larger ones read again if one of their bundle has to be."""
     limits = Range.of(dtype)
-    up, down = lax.optimization_barrier((jnp.asarray(limits.up), jnp.asarray(limits.down)))
-
-    def sums_and_scales(row: Rows) -> jax.Array:
-        if len(row.places) > 1:
-            return jnp.stack(limits.chosen(*sums_of_rows(row, (None, up, down), dtype)))
-        # Scalars of its own for each leaf, not places of a vector: equal programs are compiled once.
-        (plain,) = of_leaf(row.leaf, (None,), dtype)
-        fits, scale = limits.fitting(plain)
-        total = lax.cond(fits, lambda: plain, lambda: of_leaf(row.leaf, (scale,), dtype)[0])
-        return jnp.stack([total, scale])[:, None]
-
-    totals, scales = summed_rows([(row.reduction, row.places, sums_and_scales(row)) for row in rows(pairs, SMALL)], len(pairs))
+    scales = limits.scales()
+    small = [row for row in rows(pairs, SMALL) if len(row.places) > 1]
+    sums = [(row.reduction, row.places, jnp.stack(limits.chosen(*sums_of_rows(row, scales, dtype)))) for row in small]
+    for places in _bundles(pairs, {place for row in small for place in row.places}, members):
+        bundle = [pairs[place][1] for place in places]
+        sums.append((pairs[places[0]][0], places, _read_again_if_needed(bundle, limits, dtype)))
+    totals, scales = summed_rows(sums, len(pairs))
     return totals, scales
+
+
+def _bundles(pairs: Summands, done: set[int], members: tuple[int, ...] | None) -> list[tuple[int, ...]]:
+    """The places of the other leaves, in bundles of one shape and group, so that there are few branches to compile."""
+    sorts: dict[Any, list[int]] = {}
+    for place, (reduction, leaf) in enumerate(pairs):
+        if place not in done:
+            sorts.setdefault((reduction, leaf.dtype, leaf.shape, members and members[place]), []).append(place)
+    number = max(1, (len(pairs) - len(done)) // _BRANCHES)
+    return [tuple(sort[start : start + number]) for sort in sorts.values() for start in range(0, len(sort), number)]
+
+
+def _read_again_if_needed(leaves: list[jax.Array], limits: Range, dtype: np.dtype) -> jax.Array:
+    plain = jnp.stack([of_leaf(leaf, (None,), dtype)[0] for leaf in leaves])
+    fits, scales = limits.fitting(plain)
+    total = lax.cond(
+        jnp.all(fits),
+        lambda: plain,
+        lambda: jnp.stack([of_leaf(leaf, (scales[place],), dtype)[0] for place, leaf in enumerate(leaves)]),
+    )
+    return jnp.stack([total, scales])

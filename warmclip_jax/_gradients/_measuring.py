@@ -31,7 +31,7 @@ def measured(updates: Any, *, axis_name: AxisName, members: Members | None = Non
         norm = scaled_norm(updates, axis_name=axis_name)
         shape = () if members is None else (members.number,)
         return Measured(norm, ScaledNorm(*(jnp.broadcast_to(part, shape) for part in norm)), None)
-    each = scaled_leaf_norms(updates, axis_name=axis_name)
+    each = scaled_leaf_norms(updates, axis_name=axis_name, members=None if members is None else members.places)
     if not each.mantissa.size:
         return measured(updates, axis_name=axis_name, members=members)._replace(leaves=each)
     total = combined(each)

@@ -61,11 +61,15 @@ class Range(NamedTuple):
         fits = (plain >= self.low) & (plain < jnp.inf)
         return fits, jnp.where(fits, 1, jnp.where(plain < self.low, self.up, self.down)).astype(plain.dtype)
 
+    def scales(self) -> tuple[None, jax.Array, jax.Array]:
+        """The scales 1, `up` and `down` of the sums that `chosen` takes."""
+        # Hidden from the compiler, which turns (x * up) * (x * up) of a single number into x * x * up^2, and up^2 is inf.
+        return None, *lax.optimization_barrier((jnp.asarray(self.up), jnp.asarray(self.down)))
+
     def chosen(self, plain: jax.Array, raised: jax.Array, lowered: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The one of the sums at scales 1, `up` and `down` that can be trusted, and its scale."""
-        small, fits = plain < self.low, plain < jnp.inf
-        scale = jnp.where(small, self.up, jnp.where(fits, 1, self.down)).astype(plain.dtype)
-        return jnp.where(small, raised, jnp.where(fits, plain, lowered)), scale
+        fits, scale = self.fitting(plain)
+        return jnp.where(plain < self.low, raised, jnp.where(fits, plain, lowered)), scale
 
 
 def global_norm(tree: Any, *, axis_name: AxisName = None) -> jax.Array:
@@ -161,6 +165,4 @@ def _second_pass_if_needed(leaves: Summands, dtype: np.dtype) -> tuple[jax.Array
 def _all_scales(leaves: Summands, dtype: np.dtype) -> tuple[jax.Array, jax.Array]:
     """The same without a branch: the sums at all three scales, of entries that are read once."""
     limits = Range.of(dtype)
-    # Hidden from the compiler, which turns (x * up) * (x * up) of a single number into x * x * up^2, and up^2 is inf.
-    up, down = lax.optimization_barrier((jnp.asarray(limits.up), jnp.asarray(limits.down)))
-    return limits.chosen(*sums_of_squares(leaves, (None, up, down), dtype))
+    return limits.chosen(*sums_of_squares(leaves, limits.scales(), dtype))

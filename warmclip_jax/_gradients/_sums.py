@@ -41,11 +41,12 @@ def sums_of_squares(leaves: Summands, scales: tuple[jax.Array | None, ...], dtyp
 def one_by_one(leaves: Summands, scale: jax.Array) -> jax.Array:
     """The sum of the squares of all entries, each times a scale: in few kernels, and with little memory at a time."""
     sums: Summands = []
-    for reduction, group in _groups(leaves, MIDDLE, sum(_entries(leaf) or 0 for _, leaf in leaves) // _PARTS):
-        if len(group) > 1 and sums and sums[-1][0] == reduction:
-            # A zero that depends on the previous sum: otherwise XLA concatenates every group before it reads the first.
-            group = [jnp.minimum(sums[-1][1], 0).astype(group[0].dtype), *group]
-        sums.append((reduction, *of_leaf(_joined(group), (scale,), scale.dtype)))
+    for places in _together(leaves, MIDDLE, most=sum(_entries(leaf) or 0 for _, leaf in leaves) // _PARTS):
+        reduction, part = leaves[places[0]][0], [leaves[place][1] for place in places]
+        if len(part) > 1 and sums and sums[-1][0] == reduction:
+            # A zero that depends on the previous sum: otherwise XLA concatenates every part before it reads the first.
+            part = [jnp.minimum(sums[-1][1], 0).astype(part[0].dtype), *part]
+        sums.append((reduction, *of_leaf(_joined(part), (scale,), scale.dtype)))
     return summed(sums)
 
 
@@ -59,17 +60,10 @@ class Rows(NamedTuple):
 
 def rows(leaves: Summands, size: int) -> list[Rows]:
     """The leaves, those of at most `size` entries and of one shape and dtype stacked."""
-    alone: list[Rows] = []
-    sorts: dict[tuple[Reduction, Any, tuple[int, ...]], list[int]] = {}
-    for place, (reduction, leaf) in enumerate(leaves):
-        if _is_small(leaf, size):
-            sorts.setdefault((reduction, leaf.dtype, leaf.shape), []).append(place)
-        else:
-            alone.append(Rows(reduction, (place,), leaf))
-    return alone + [
-        Rows(reduction, tuple(part), jnp.stack([leaves[place][1] for place in part]) if len(part) > 1 else leaves[part[0]][1])
-        for (reduction, _, _), sort in sorts.items()
-        for part in (sort[start : start + _TOGETHER] for start in range(0, len(sort), _TOGETHER))
+    return [
+        Rows(leaves[places[0]][0], places, jnp.stack(part) if len(part) > 1 else part[0])
+        for places in _together(leaves, size, alike=True)
+        for part in [[leaves[place][1] for place in places]]
     ]
 
 
@@ -83,8 +77,7 @@ def summed_rows(sums: list[tuple[Reduction, tuple[int, ...], jax.Array]], number
     """The sums `[..., places]` of rows in leaf order, `[..., number]`, over all shards: one `psum` for each set of axes."""
     groups: dict[tuple[str, ...], list[tuple[tuple[int, ...], jax.Array]]] = {}
     for reduction, places, values in sums:
-        values = values / _size(reduction.copies) if reduction.copies else values
-        groups.setdefault(reduction.axes, []).append((places, values))
+        groups.setdefault(reduction.axes, []).append((places, _once(reduction, values)))
     vectors: list[jax.Array] = []
     for axes, members in groups.items():
         joined = jnp.concatenate([values for _, values in members], axis=-1)
@@ -132,24 +125,24 @@ def may_be_sharded(array: jax.Array) -> bool:
     return mesh.size > 1 or jax.device_count() > 1
 
 
-def _groups(leaves: Summands, size: int, most: int) -> list[tuple[Reduction, list[jax.Array]]]:
-    """The leaves, those of `size` entries at most in groups of one sort with `most` at most: instructions take time to compile.
+def _together(leaves: Summands, size: int, *, alike: bool = False, most: int | None = None) -> list[tuple[int, ...]]:
+    """The places of the leaves that are read together: those of at most `size` entries and one dtype (and shape, if `alike`).
 
-    Alone where something may be sharded: the compiler might have to gather what is put together.
+    At most `_TOGETHER` of them, with at most `most` entries: instructions take time to compile. Alone where something may be
+    sharded: the compiler might have to gather what is put together.
     """
-    alone: list[tuple[Reduction, list[jax.Array]]] = []
-    sorts: dict[tuple[Reduction, Any], list[jax.Array]] = {}
-    for reduction, leaf in leaves:
+    alone: list[tuple[int, ...]] = []
+    sorts: dict[tuple[Reduction, Any, Any], list[int]] = {}
+    for place, (reduction, leaf) in enumerate(leaves):
         if _is_small(leaf, size):
-            sorts.setdefault((reduction, leaf.dtype), []).append(leaf)
+            sorts.setdefault((reduction, leaf.dtype, leaf.shape if alike else None), []).append(place)
         else:
-            alone.append((reduction, [leaf]))
-    return alone + [
-        (reduction, sort[start : start + together])
-        for (reduction, _), sort in sorts.items()
-        for together in [max(1, min(_TOGETHER, most // max(1, *(leaf.size for leaf in sort))))]
-        for start in range(0, len(sort), together)
-    ]
+            alone.append((place,))
+    for sort in sorts.values():
+        largest = max(1, *(leaves[place][1].size for place in sort))
+        number = _TOGETHER if most is None else max(1, min(_TOGETHER, most // largest))
+        alone += [tuple(sort[start : start + number]) for start in range(0, len(sort), number)]
+    return alone
 
 
 def _entries(leaf: jax.Array) -> int | None:
@@ -164,7 +157,9 @@ def _is_small(leaf: jax.Array, size: int) -> bool:
 
 
 def packed(leaves: Summands, size: int) -> Summands:
-    return [(reduction, _joined(group)) for reduction, group in _groups(leaves, size, _TOGETHER * size)]
+    """The leaves, those of at most `size` entries and of one dtype concatenated."""
+    parts = _together(leaves, size)
+    return [(leaves[places[0]][0], _joined([leaves[place][1] for place in places])) for places in parts]
 
 
 def _joined(group: list[jax.Array]) -> jax.Array:
@@ -180,12 +175,13 @@ def summed(sums: Summands) -> jax.Array:
     """The sum over all leaves and all their shards: one `psum` for each distinct set of axes."""
     groups: dict[tuple[str, ...], list[jax.Array]] = {}
     for reduction, value in sums:
-        groups.setdefault(reduction.axes, []).append(value / _size(reduction.copies) if reduction.copies else value)
+        groups.setdefault(reduction.axes, []).append(_once(reduction, value))
     return _added([lax.psum(_added(values), axes) if axes else _added(values) for axes, values in groups.items()])
 
 
-def _size(axes: tuple[str, ...]) -> int:
-    return int(np.prod([lax.axis_size(axis) for axis in axes]))
+def _once(reduction: Reduction, value: jax.Array) -> jax.Array:
+    """A sum that several devices hold alike, divided by their number: added over them it counts once."""
+    return value / int(np.prod([lax.axis_size(axis) for axis in reduction.copies])) if reduction.copies else value
 
 
 def _added(values: list[jax.Array]) -> jax.Array:
