@@ -244,11 +244,12 @@ def test_a_prefix_of_partition_specs_says_it_for_whole_subtrees():
 def test_what_is_said_overrides_the_type():
     def update(tree):
         gathered = {**tree, "kernel": lax.all_gather(tree["kernel"], ("data", "model"), tiled=True)}
-        return wc.global_norm(gathered), wc.global_norm(gathered, axis_name=P())
+        return wc.global_norm(gathered), wc.global_norm(gathered, axis_name=P()), wc.leaf_norms(gathered, axis_name=P())
 
     mapped = jax.shard_map(update, mesh=mesh_of(MESH), in_specs=(SPECS,), out_specs=P())
-    by_type, said = jax.jit(mapped)(TREE)
+    by_type, said, by_leaf = jax.jit(mapped)(TREE)
     np.testing.assert_allclose(said, NORM, rtol=1e-6)
+    np.testing.assert_allclose(by_leaf["kernel"], truth({"kernel": TREE["kernel"]}, 1.0)[0], rtol=1e-6)
     assert by_type > 2 * NORM  # eight equal copies, each typed as a shard
 
 
