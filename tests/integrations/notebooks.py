@@ -1,11 +1,12 @@
 """Runs notebooks, and takes the curves out of their figures.
 
-`python -m tests.integrations.notebooks` runs all anew and writes them back.
+`python -m tests.integrations.notebooks` runs all anew and writes them back, and README's picture.
 
 A PNG is the same only under one version of matplotlib. So each cell with figures also keeps, in its metadata, some points of
 every line in them, in fractions of the axes: these hold for every version.
 """
 
+import base64
 import copy
 import json
 import os
@@ -17,6 +18,8 @@ import nbformat
 
 COLABS = pathlib.Path(__file__).parents[2] / "colabs"
 NOTEBOOKS = sorted(COLABS.glob("*.ipynb"))
+#: The figure of the quickstart that README shows, in the cell with the tag "picture".
+PICTURE = COLABS / "quickstart.png"
 
 # Runs in the kernel, before the notebook: whenever a figure is rendered, notes where its lines are.
 _RECORD = """
@@ -57,6 +60,12 @@ def pictures(cell: Any) -> list[str]:
     return [output.data["image/png"] for output in cell.get("outputs", []) if "image/png" in output.get("data", {})]
 
 
+def picture() -> bytes:
+    """The PNG of the quickstart's cell with the tag "picture"."""
+    (cell,) = [cell for cell in codes(read(PICTURE.with_suffix(".ipynb"))) if "picture" in cell.metadata.get("tags", [])]
+    return base64.b64decode(*pictures(cell))
+
+
 def curves(cell: Any) -> Any:
     """Points of every line in every figure that a cell shows: figures, axes, lines, points, x and y."""
     return json.loads(cell.metadata.get("curves", "[]"))
@@ -91,3 +100,4 @@ if __name__ == "__main__":
     for path in NOTEBOOKS:
         nbformat.write(executed(read(path)), path)
         print("ran", path.name)
+    PICTURE.write_bytes(picture())

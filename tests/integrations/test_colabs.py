@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from tests.integrations.notebooks import NOTEBOOKS, codes, curves, executed, pictures, read
+from tests.integrations.notebooks import NOTEBOOKS, PICTURE, codes, curves, executed, picture, pictures, read
 
 # The kernel's own machinery warns about sockets and event loops.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -109,6 +109,12 @@ def test_a_notebook_is_committed_executed_and_every_cell_ends_in_something_to_se
         assert not any(output.output_type == "error" or output.get("name") == "stderr" for output in cell.outputs), cell.source
 
 
-@every_notebook
-def test_a_notebook_installs_the_package_where_it_is_missing(path: pathlib.Path):
-    assert "pip install" in codes(read(path))[0].source
+def test_every_notebook_finds_the_package_in_the_same_way():
+    found = [cell.source for path in NOTEBOOKS for cell in codes(read(path)) if "pip install" in cell.source]
+    assert len(found) == len(NOTEBOOKS)
+    assert len(set(found)) == 1
+
+
+def test_readme_shows_the_quickstarts_figure():
+    assert PICTURE.read_bytes() == picture()
+    assert f"({PICTURE.relative_to(PICTURE.parents[1])})" in (PICTURE.parents[1] / "README.md").read_text()
