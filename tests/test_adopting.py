@@ -392,7 +392,7 @@ def test_states_of_a_stack_of_runs_are_adopted_by_vmap():
 
 
 def test_a_state_keeps_its_sharding():
-    mesh = jax.make_mesh((8,), ("d",))
+    mesh = jax.make_mesh((8,), ("d",), axis_types=(jax.sharding.AxisType.Explicit,))
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("d"))
     params = jax.device_put(jnp.ones(16), sharding)
     old = optax.adamw(SCHEDULE)

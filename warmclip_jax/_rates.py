@@ -7,11 +7,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import get_opaque_trace_state
 
 from warmclip_jax._gradients._states import UNKNOWN
 from warmclip_jax._schedules._schedule import Schedule
 from warmclip_jax._schedules._transforms import shift
+
+try:
+    from jax.extend.core import get_opaque_trace_state
+except ImportError:  # jax before 0.10
+    from jax.core import get_opaque_trace_state
 
 
 class _Listeners(threading.local):

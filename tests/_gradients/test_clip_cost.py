@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import warmclip_jax as wc
-from tests._gradients.compiled import readers
+from tests._gradients.compiled import WRITES_SQUARES, readers, temporaries
 
 LABELS = {"leaf": "a", "flat": "b", "four": "a", "half": "c"}
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -36,7 +36,7 @@ def test_a_gradient_is_read_once_for_all_norms_and_once_to_be_scaled_in_place(as
         assert readers(compiled, f"updates[\\'{leaf}\\']") == ["fusion", "fusion"], leaf
     used: Any = compiled.memory_analysis()
     assert used.alias_size_in_bytes >= sum(leaf.nbytes for leaf in tree.values())
-    assert used.temp_size_in_bytes < min(leaf.nbytes for leaf in tree.values()) / 4
+    assert temporaries(compiled, tree.values()) < min(leaf.nbytes for leaf in tree.values()) / 4
 
 
 def test_a_pipeline_with_all_of_it_keeps_no_copy_of_a_gradient(as_on):
@@ -46,8 +46,8 @@ def test_a_pipeline_with_all_of_it_keeps_no_copy_of_a_gradient(as_on):
     step = jax.jit(
         lambda params, state, grads: wc.apply_gradients(optimizer, params, state, grads=grads), donate_argnums=(0, 1)
     )
-    used: Any = step.lower(params, optimizer.init(params), params).compile().memory_analysis()
-    assert used.temp_size_in_bytes < params[0].nbytes / 4
+    compiled = step.lower(params, optimizer.init(params), params).compile()
+    assert temporaries(compiled, params) < params[0].nbytes / 4
 
 
 def test_leaves_of_one_shape_share_their_program_whatever_their_group(as_on):
@@ -57,5 +57,6 @@ def test_leaves_of_one_shape_share_their_program_whatever_their_group(as_on):
     clip = wc.clip_by_group_norm(1.0, wc.label_by_path())
     text = str(jax.jit(clip.update).lower(leaves, clip.init(leaves)).compile().as_text())
     loops = re.findall(r"\n%\S+ \([^\n]*-> f32\[70,80\] \{\n(.*?)\n\}", text, re.DOTALL)
-    assert len(loops) == 6
-    assert len({re.sub(r"metadata=\{[^}]*\}|%[\w.-]+", "", loop) for loop in loops}) == 1
+    kinds = 3 if WRITES_SQUARES else 1  # besides the scaled entries, the squares of either pass
+    assert len(loops) == 6 * kinds
+    assert len({re.sub(r"metadata=\{[^}]*\}|%[\w.-]+", "", loop) for loop in loops}) == kinds

@@ -13,7 +13,7 @@ from jax.test_util import check_grads
 
 import warmclip_jax as wc
 from tests import reference
-from tests._gradients.compiled import readers
+from tests._gradients.compiled import readers, summation_error, temporaries
 from tests._gradients.trees import BF16, LONG, SHORT, gradients, normal
 from tests.cases import case
 from warmclip_jax._gradients._axes import Reduction
@@ -51,9 +51,11 @@ def assert_norms(norms: dict[str, Any], tree: dict[str, np.ndarray], tolerance: 
     for name, leaf in tree.items():
         expected = reference.global_norm([leaf])
         # A norm below the smallest normal number is flushed to zero as an entry is.
-        absolute = float(np.finfo(np.asarray(norms[name]).dtype).tiny)
+        dtype = np.asarray(norms[name]).dtype
+        absolute = float(np.finfo(dtype).tiny)
+        relative = tolerance + (summation_error(leaf.shape) if dtype == np.float32 else 0)
         with case(name=name):
-            assert float(norms[name]) == pytest.approx(expected, rel=tolerance, abs=0 if expected > absolute else absolute)
+            assert float(norms[name]) == pytest.approx(expected, rel=relative, abs=0 if expected > absolute else absolute)
 
 
 @pytest.mark.parametrize(("platform", "devices"), FORMS)
@@ -188,7 +190,8 @@ def test_vmap_takes_each_tree_in_its_own_range():
     norms = jax.vmap(wc.leaf_norms)(tree)
     np.testing.assert_allclose(norms["small"], 3 * scales.astype(np.float64), rtol=FEW_ULP)
     # The last sum is of 5,600 entries, 70 times the root of them: past float32.
-    np.testing.assert_allclose(norms["large"][:-2], math.sqrt(5600) * scales[:-2].astype(np.float64), rtol=FEW_ULP)
+    tolerance = FEW_ULP + summation_error((70, 80))
+    np.testing.assert_allclose(norms["large"][:-2], math.sqrt(5600) * scales[:-2].astype(np.float64), rtol=tolerance)
 
 
 # Derivatives.
@@ -264,7 +267,8 @@ def assert_scaled(mantissa: Any, scale: Any, leaves: list[Any]) -> None:
     expected, power = reference.scaled_norm(leaves)
     shift = power + round(math.log2(float(scale)))
     got = math.ldexp(float(mantissa), -shift) if mantissa else 0.0
-    assert got == pytest.approx(expected, rel=FEW_ULP_64 if mantissa.dtype == np.float64 else FEW_ULP, abs=0)
+    tolerance = FEW_ULP + max((summation_error(leaf.shape) for leaf in leaves), default=0)
+    assert got == pytest.approx(expected, rel=FEW_ULP_64 if mantissa.dtype == np.float64 else tolerance, abs=0)
 
 
 def test_a_group_of_one_leaf_has_the_bits_of_its_norm():
@@ -295,7 +299,8 @@ def test_all_norms_read_a_gradient_once(as_on, platform, reads):
     as_on(platform, devices=1)
     tree = {name: jnp.ones(shape) for name, shape in (("a", (1000, 100)), ("b", (10**6,)), ("c", (64, 3, 3, 64)))}
     compiled: Any = jax.jit(lambda tree: scaled_leaf_norms(tree)).lower(tree).compile()
-    assert compiled.memory_analysis().temp_size_in_bytes < tree["c"].nbytes / 4
+    # The forms of accelerators add three squares of an entry at once, and write none.
+    assert temporaries(compiled, tree.values() if platform == "cpu" else ()) < tree["c"].nbytes / 4
     if platform == "cpu":
         for name in tree:
             assert readers(compiled, f"tree[\\'{name}\\']") == ["fusion"] * reads, name

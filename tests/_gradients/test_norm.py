@@ -15,6 +15,7 @@ from jax.test_util import check_grads
 
 import warmclip_jax as wc
 from tests import reference
+from tests._gradients.compiled import summation_error
 from tests._gradients.trees import BF16, ENTRIES, LONG, SHORT, gradients, mixed, normal
 from tests.cases import case
 
@@ -112,7 +113,7 @@ def test_the_error_is_a_few_ulp_for_a_hundred_million_entries():
 @pytest.mark.parametrize("shape", [(10**6,), (1000, 1000), (10**5, 2, 5), (5, 2 * 10**5), (2 * 10**5, 5)])
 @pytest.mark.parametrize("dtype", [BF16, np.float32])
 def test_the_error_is_a_few_ulp_for_any_shape_of_a_million_entries(shape, dtype):
-    assert_norm(normal(0, shape, dtype) + np.asarray(1, dtype))
+    assert_norm(normal(0, shape, dtype) + np.asarray(1, dtype), FEW_ULP + summation_error(shape))
 
 
 # Range.
@@ -178,7 +179,7 @@ def test_small_entries_add_to_one_that_fits():
 
 @pytest.mark.parametrize("shape", [(10**6,), (1000, 1000)])
 def test_a_million_of_the_largest_float32_entries_that_have_a_norm(shape):
-    assert_norm(np.full(shape, 3e35, np.float32))
+    assert_norm(np.full(shape, 3e35, np.float32), FEW_ULP + summation_error(shape))
 
 
 def test_a_norm_past_the_largest_number_is_inf():

@@ -10,7 +10,7 @@ import pytest
 
 import warmclip_jax as wc
 from tests import reference
-from tests._gradients.compiled import readers
+from tests._gradients.compiled import readers, temporaries
 from tests._gradients.trees import SHORT, normal
 from tests.cases import case
 
@@ -74,8 +74,7 @@ def test_a_second_pass_counts_each_leaf_once(as_on):
 def test_what_is_put_together_is_a_small_part_at_a_time(as_on, entries, leaves):
     as_on("cpu", devices=1)
     tree = [np.zeros(entries, np.float32)] * leaves
-    memory = lowered(tree).compile().memory_analysis()
-    assert memory.temp_size_in_bytes < sum(leaf.nbytes for leaf in tree) / 10
+    assert temporaries(lowered(tree).compile(), tree) < sum(leaf.nbytes for leaf in tree) / 10
 
 
 @pytest.mark.parametrize(("platform", "read"), [("gpu", 2), ("tpu", 4)])
@@ -104,4 +103,4 @@ def test_the_norm_reads_a_gradient_once_and_makes_no_temporary_of_its_size():
     program = lowered(tree).compile()
     for name in tree:
         assert readers(program, f"tree[\\'{name}\\']") == ["fusion"], name
-    assert program.memory_analysis().temp_size_in_bytes < min(leaf.nbytes for leaf in tree.values()) / 4
+    assert temporaries(program, tree.values()) < min(leaf.nbytes for leaf in tree.values()) / 4

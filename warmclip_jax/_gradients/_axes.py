@@ -70,14 +70,21 @@ def manual_axes() -> tuple[str, ...]:
 
 
 def _check_summed(leaf: Any) -> None:
-    kind = jax.typeof(leaf)
-    unreduced = kind.sharding.spec.unreduced | kind.manual_axis_type.unreduced
+    unreduced = jax.typeof(leaf).sharding.spec.unreduced | _manual_type(leaf)[1]
     if unreduced:
         raise ValueError(
-            f"gradients must be summed before they are measured; got one of type {kind}, whose sum over "
+            f"gradients must be summed before they are measured; got one of type {jax.typeof(leaf)}, whose sum over "
             f"{', '.join(map(repr, sorted(unreduced)))} is still to come. Take it first: "
             "jax.lax.psum inside of a map, jax.sharding.reshard elsewhere."
         )
+
+
+def _manual_type(leaf: Any) -> tuple[frozenset[str], frozenset[str]]:
+    """The manual axes that the type of `leaf` varies over, and those over which its sum is still to come."""
+    kind = jax.typeof(leaf)
+    if hasattr(kind, "manual_axis_type"):
+        return kind.manual_axis_type.varying, kind.manual_axis_type.unreduced
+    return kind.vma, frozenset()  # jax before 0.10
 
 
 def _typed(manual: Sequence[str]) -> bool:
@@ -86,7 +93,7 @@ def _typed(manual: Sequence[str]) -> bool:
 
 
 def _varying(leaf: Any, manual: Sequence[str]) -> tuple[str, ...]:
-    varying = jax.typeof(leaf).manual_axis_type.varying if manual else ()
+    varying = _manual_type(leaf)[0] if manual else ()
     return tuple(axis for axis in manual if axis in varying)
 
 
