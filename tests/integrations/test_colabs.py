@@ -3,8 +3,10 @@
 import base64
 import io
 import pathlib
+import re
 from typing import Any
 
+import jax
 import matplotlib.image
 import numpy as np
 import pytest
@@ -21,6 +23,17 @@ def texts(cell: Any) -> str:
     """What a cell printed or returned as text; a figure's text is only its size."""
     outputs = [output for output in cell.get("outputs", []) if "image/png" not in output.get("data", {})]
     return "".join(output.get("text", "") + output.get("data", {}).get("text/plain", "") for output in outputs)
+
+
+def says_the_same(before: str, after: str) -> bool:
+    """Whether two texts are equal; under an older XLA, but for the last place of a float32 and the spaces that make room for it."""
+    if jax.__version_info__ >= (0, 10, 2):
+        return before == after
+    number = r"(-?\d+\.?\d*(?:e[+-]?\d+)?)"
+    (old, new) = (re.split(number, text) for text in (before, after))
+    if [word.strip() for word in old[::2]] != [word.strip() for word in new[::2]]:
+        return False
+    return np.allclose(np.array(old[1::2], float), np.array(new[1::2], float), rtol=2.0**-23, atol=0)
 
 
 def distances(before: Any, after: Any) -> list[float]:
@@ -72,7 +85,7 @@ def test_there_are_notebooks():
 def test_a_notebook_runs_and_shows_what_is_committed(path: pathlib.Path):
     committed = read(path)
     for before, after in zip(codes(committed), codes(executed(committed)), strict=True):
-        assert texts(after) == texts(before), before.source
+        assert says_the_same(texts(before), texts(after)), before.source
         assert len(pictures(after)) == len(pictures(before)), before.source
         assert moved(curves(before), curves(after)) <= (0.25 if is_chaotic(before) else 0), before.source
         for old, new in zip(pictures(before), pictures(after), strict=True):
@@ -98,6 +111,13 @@ def test_a_changed_curve_is_seen_in_pixels_and_in_points():
     assert moved([[[[0.0, 0.5]]]], [[[[0.0, 0.52]]]]) > 0.25
     assert moved([[[[0.0, None]]]], [[[[0.0, 0.5]]]]) > 0.25
     assert moved([[[[0.0, 0.5]]]], [[]]) > 0.25
+
+
+def test_a_changed_number_or_word_is_seen_in_text():
+    assert says_the_same("rates [0.9 1. ]", "rates [0.9 1. ]")
+    assert not says_the_same("rates [0.9 1. ]", "rates [0.9001 1. ]")
+    assert not says_the_same("rates [0.9 1. ]", "bounds [0.9 1. ]")
+    assert not says_the_same("rates [0.9 1. ]", "rates [0.9 ]")
 
 
 @every_notebook

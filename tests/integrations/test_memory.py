@@ -9,6 +9,7 @@ import optax
 import pytest
 
 import warmclip_jax as wc
+from tests._gradients.compiled import WRITES_SQUARES
 
 #: Each optimizer of optax with the copies that a clip before it, and a pipeline of it, make XLA's CPU compiler keep. What it
 #: uses more than once it computes anew each time, but not where it chooses between two arrays, as the clip does for each leaf.
@@ -45,7 +46,8 @@ def temporaries(optimizer: Any) -> float:
 def test_a_step_keeps_as_many_copies_of_the_gradients_as_the_table_says_and_no_more(name: str):
     build, by_clip, by_pipeline = COPIES[name]
     alone = temporaries(build(0.1))
-    assert temporaries(optax.chain(wc.clip_by_global_norm(1.0), build(0.1))) < alone + by_clip + 0.25
+    squares = int(WRITES_SQUARES)  # as large as the gradients, and no longer there when the other copies are made
+    assert temporaries(optax.chain(wc.clip_by_global_norm(1.0), build(0.1))) < max(alone + by_clip, squares) + 0.25
     # The bound on a skipped step is another scalar, and costs no more.
     pipeline = wc.pipeline(build, 0.1, skip_above=wc.running_bound(deviations=6.0))
-    assert temporaries(pipeline) < alone + by_pipeline + 0.25
+    assert temporaries(pipeline) < max(alone + by_pipeline, squares) + 0.25
