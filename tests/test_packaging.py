@@ -1,19 +1,24 @@
-"""What is installed: one version, no behaviour in assert statements, importable from an archive."""
+"""What is installed: one version, no behaviour in assert statements, importable from an archive; and how it is released."""
 
 import ast
 import importlib.metadata
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
+from typing import Any
 
 import pytest
+import yaml
 
 import warmclip_jax as wc
 
 PACKAGE = pathlib.Path(wc.__file__).parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
+ROOT = pathlib.Path(__file__).parent.parent
 CHANGELOG = (PACKAGE / "CHANGELOG.md").read_text(encoding="utf-8")
 
 USE = """
@@ -87,3 +92,93 @@ def test_the_metadata_is_complete():
     assert {"Summary", "License-Expression", "License-File", "Requires-Python", "Classifier", "Keywords"} <= set(metadata)
     assert metadata["Description-Content-Type"] == "text/markdown"
     assert "Typing :: Typed" in metadata.get_all("Classifier", [])
+
+
+def test_the_metadata_names_no_address():
+    # The project has none of its own yet; the repository that publishes it is the one that PyPI shows.
+    metadata = importlib.metadata.metadata("warmclip-jax")
+    assert not {"Home-page", "Download-URL", "Project-URL", "Author-email", "Maintainer-email"} & set(metadata)
+
+
+# How it is released.
+
+WORKFLOWS: dict[str, Any] = {
+    path.stem: yaml.safe_load(path.read_text("utf-8")) for path in (ROOT / ".github" / "workflows").glob("*.yml")
+}
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+GATE = (ROOT / ".ci" / "run").read_text("utf-8")
+
+
+def steps_of(job: dict[str, Any]) -> list[dict[str, Any]]:
+    return job.get("steps", [])
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_a_workflow_reads_only_and_uses_released_actions(name: str):
+    workflow = WORKFLOWS[name]
+    assert workflow["permissions"] == {"contents": "read"}
+    for job in workflow["jobs"].values():
+        assert ("runs-on" in job and "timeout-minutes" in job) != ("uses" in job)
+        for step in steps_of(job):
+            assert ("run" in step) != ("uses" in step)
+            assert "uses" not in step or re.fullmatch(r"[\w-]+/[\w-]+@(v\d+|release/v\d+)", step["uses"])
+
+
+def test_every_script_that_a_workflow_runs_is_there():
+    runs = [
+        step.get("run", "") for workflow in WORKFLOWS.values() for job in workflow["jobs"].values() for step in steps_of(job)
+    ]
+    scripts = {name for run in runs for name in re.findall(r"\.ci/\w+", run)}
+    assert scripts == {".ci/run", ".ci/meet", ".ci/tagged"}
+    assert all((ROOT / script).is_file() for script in scripts)
+
+
+def test_the_wheel_meets_the_versions_of_the_gate_on_the_lowest_and_the_newest_python():
+    matrix = WORKFLOWS["release"]["jobs"]["test"]["strategy"]["matrix"]
+    lowest = " ".join(requirement.replace(">=", "==") for requirement in PROJECT["dependencies"])
+    (between,) = re.findall(r"^between=\((.*)\)$", GATE, flags=re.MULTILINE)
+    (newest,) = re.findall(r'^ *bash \.ci/meet \S+ "\$newest" (.*)$', GATE, flags=re.MULTILINE)
+    assert matrix["versions"] == [lowest, between, newest]
+    pythons = [name.rpartition(" ")[2] for name in PROJECT["classifiers"] if re.search(r":: 3\.\d+$", name)]
+    assert matrix["python"] == [pythons[0], pythons[-1]]
+    assert PROJECT["requires-python"] == f">={pythons[0]}"
+    assert f"python{pythons[-1]}\n" in GATE
+
+
+def test_only_a_tag_is_published_after_the_whole_gate_and_by_nobodys_token():
+    jobs = WORKFLOWS["release"]["jobs"]
+    (publish,) = [job for job in jobs.values() if any("pypi-publish" in step.get("uses", "") for step in steps_of(job))]
+    assert publish["if"] == "github.event_name == 'push' && github.ref_type == 'tag'"
+    assert publish["environment"] == "pypi"
+    assert set(publish["needs"]) == {"test", "gate"}
+    assert [job.get("permissions") for job in jobs.values() if job is not publish] == [None] * (len(jobs) - 1)
+    assert publish["permissions"] == {"id-token": "write"}
+    assert jobs["gate"]["uses"] == "./.github/workflows/ci.yml"
+    # YAML reads the word `on` as true.
+    assert WORKFLOWS["release"][True]["push"]["tags"] == ["v*"]
+    assert "workflow_call" in WORKFLOWS["ci"][True]
+    checks = [step for step in steps_of(jobs["build"]) if ".ci/tagged" in step.get("run", "")]
+    assert [step["if"] for step in checks] == ["github.ref_type == 'tag'"]
+    assert "secrets." not in (ROOT / ".github" / "workflows" / "release.yml").read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("tag", "heading", "complaint"),
+    [
+        ("v1.2.3", "## [1.2.3] - 2001-02-03", ""),
+        ("v1.2.4", "## [1.2.3] - 2001-02-03", "the tag must be v1.2.3"),
+        ("1.2.3", "## [1.2.3] - 2001-02-03", "the tag must be v1.2.3"),
+        ("v1.2.3", "## [1.2.3] - Unreleased", "must begin with 1.2.3 and its date"),
+        ("v1.2.3", "## [1.2.2] - 2001-02-03\n## [1.2.3] - 2001-02-03", "must begin with 1.2.3 and its date"),
+        ("v1.2.3", "## [1x2.3] - 2001-02-03", "must begin with 1.2.3 and its date"),
+    ],
+)
+def test_a_tag_is_the_version_and_the_version_has_its_date(tmp_path: pathlib.Path, tag: str, heading: str, complaint: str):
+    (tmp_path / ".ci").mkdir()
+    shutil.copy(ROOT / ".ci" / "tagged", tmp_path / ".ci")
+    (tmp_path / "warmclip_jax").mkdir()
+    (tmp_path / "warmclip_jax" / "__init__.py").write_text('"""A docstring."""\n\n__version__ = "1.2.3"\n')
+    (tmp_path / "warmclip_jax" / "CHANGELOG.md").write_text(f"# Changelog\n\n{heading}\n\n### Added\n")
+    run = subprocess.run(["bash", ".ci/tagged", tag], cwd=tmp_path, capture_output=True, text=True)
+    assert (run.returncode == 0) == (complaint == ""), run.stderr
+    assert complaint in run.stderr

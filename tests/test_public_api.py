@@ -103,4 +103,4 @@ def test_the_package_holds_its_licence_changelog_and_type_marker():
     package = pathlib.Path(wc.__file__).parent
     assert (package / "py.typed").is_file()
     assert wc.__version__ in (package / "CHANGELOG.md").read_text(encoding="utf-8")
-    assert "Apache License" in (package.parent / "LICENSE").read_text(encoding="utf-8")
+    assert "Apache License" in (importlib.metadata.distribution("warmclip-jax").read_text("licenses/LICENSE") or "")

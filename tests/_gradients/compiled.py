@@ -42,7 +42,7 @@ def _partial_sums(shape: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
 def summation_error(shape: tuple[int, ...]) -> float:
     """What the norm of a float32 leaf may be off by, relatively, where XLA for CPUs adds the squares that it has written.
 
-    The entries of a window are added one after the other. Each addition rounds by 2^-24 of the sum at most; the root halves that.
+    It adds the entries of a window one after the other. Each addition rounds by 2^-24 of the sum at most; the root halves that.
     """
     if not WRITES_SQUARES:
         return 0.0

@@ -26,7 +26,7 @@ def texts(cell: Any) -> str:
 
 
 def says_the_same(before: str, after: str) -> bool:
-    """Whether two texts are equal; under an older XLA, but for the last place of a float32 and the spaces that make room for it."""
+    """Whether two texts are equal; under an older XLA, but for the last place of a float32 and the spaces around it."""
     if jax.__version_info__ >= (0, 10, 2):
         return before == after
     number = r"(-?\d+\.?\d*(?:e[+-]?\d+)?)"
