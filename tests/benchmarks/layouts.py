@@ -1,4 +1,4 @@
-"""Prints the README's tables on device layouts: `python -m tests.benchmarks.layouts`.
+"""Prints the tables on device layouts of the README beside this file: `python -m tests.benchmarks.layouts`.
 
 The targets are those whose compilers are installed: `pip install 'jax[tpu]'`, `pip install 'jax[cuda12]'`.
 """
