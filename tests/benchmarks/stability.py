@@ -1,0 +1,156 @@
+"""Which learning rates train: `python -m tests.benchmarks.stability [--quick] [--json FILE] [--plot FILE]`.
+
+Two models, each at two depths, are trained with every recipe made of warm-up, clip and decay, at learning rates over three
+decades, with several seeds. All recipes of a model see the same start and the same batches, and all of a model's runs are one
+compiled program: schedules and bounds are data to it. Only the running bound, which keeps a history, is a program of its own.
+
+- A recipe is measured by the loss on held-out data after the last step, by the peak of its learning rate.
+- Its width is how many decades of peaks come within 5 % of the best loss that any recipe has at any peak, seed by seed: the
+  mean, and the standard error of the mean. Wortsman et al. 2023 (arXiv 2309.14322, section 2) measure the same sensitivity.
+- The norms are those of the gradients of the first and of the last layer, with and without warm-up: Gilmer et al. 2021 (arXiv
+  2110.04369) say of warm-up that it keeps early steps small where the curvature is large; Zhang et al. 2020 (arXiv 1905.11881)
+  of clipping that it allows larger rates where the curvature grows with the gradient.
+"""
+
+import argparse
+import json
+import pathlib
+import time
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+
+import warmclip_jax as wc
+from tests.benchmarks import machine, stability_figure
+from tests.benchmarks.stability_models import TASKS, Task
+
+WARMUP, MAX_NORM, WITHIN = 0.1, 1.0, 1.05
+FULL, QUICK = {"steps": 200, "seeds": 3, "every": 1}, {"steps": 40, "seeds": 2, "every": 4}
+
+
+class Recipe(NamedTuple):
+    """What is done beside the optimizer, as numbers: one program trains with all of them."""
+
+    warmup: Any = 0.0  # as a share of the steps
+    end: Any = 1.0  # of the peak, where a cosine over all steps arrives; 1 is a constant rate
+    max_norm: Any = np.inf
+
+
+RECIPES = {
+    "none": Recipe(),
+    "warm-up": Recipe(warmup=WARMUP),
+    "clip": Recipe(max_norm=MAX_NORM),
+    "decay": Recipe(end=0.0),
+    "warm-up, clip": Recipe(warmup=WARMUP, max_norm=MAX_NORM),
+    "warm-up, decay": Recipe(warmup=WARMUP, end=0.0),
+    "clip, decay": Recipe(end=0.0, max_norm=MAX_NORM),
+    "all": Recipe(WARMUP, 0.0, MAX_NORM),
+}
+RUNNING = "all, running bound"
+
+
+class Result(NamedTuple):
+    loss: Any  # on held-out data
+    norms: Any  # (2, steps): of the gradients of the first and of the last layer
+
+
+def schedule(peak: Any, recipe: Recipe, steps: int) -> wc.Schedule:
+    """The learning rate of a recipe: the same kind for all, so that recipes are data."""
+    # From 1/W to the peak. A warm-up of one step is none.
+    rise = wc.shift(wc.linear_warmup(peak_value=1.0, warmup_steps=jnp.maximum(recipe.warmup * steps, 1.0)), by=1)
+    return peak * rise * wc.cosine_decay(init_value=1.0, decay_steps=steps, end_value=recipe.end)
+
+
+def trained(task: Task, depth: int, data: Any, peak: Any, recipe: Recipe, steps: int, *, running: bool) -> Result:
+    bound = wc.running_bound(ceiling=recipe.max_norm) if running else recipe.max_norm
+    optimizer = optax.chain(wc.clip_by_global_norm(bound), task.optimizer(schedule(peak, recipe, steps)))
+
+    def step(carry: Any, batch: Any) -> Any:
+        params, state = carry
+        grads = jax.grad(task.loss)(params, batch, depth)
+        updates, state = optimizer.update(grads, state, params)
+        blocks = grads["blocks"]
+        norms = jnp.stack([wc.global_norm(blocks[place]) for place in (min(blocks), max(blocks))])
+        return (optax.apply_updates(params, updates), state), norms
+
+    (params, _), norms = lax.scan(step, (data.start, optimizer.init(data.start)), data.batches)
+    return Result(task.loss(params, data.held_out, depth), norms.T)
+
+
+def sweep(task: Task, depth: int, *, steps: int, seeds: int, every: int) -> Result:
+    """Arrays (recipes, peaks, seeds, ...) of one model, the running bound as the last recipe."""
+    peaks = jnp.asarray(task.peaks[::every], jnp.float32)
+    recipes = jax.tree.map(lambda *numbers: jnp.asarray(numbers, jnp.float32), *RECIPES.values())
+    everything = jax.tree.map(lambda number: number[-1:], recipes)
+
+    def runs(data: Any, recipes: Recipe, running: bool) -> Result:
+        pairs = jax.tree.map(lambda number: jnp.repeat(number, len(peaks)), recipes), jnp.tile(peaks, len(recipes.end))
+        # One after the other: these matrices are faster alone than in a batch of runs.
+        results = lax.map(lambda pair: trained(task, depth, data, pair[1], pair[0], steps, running=running), pairs)
+        return jax.tree.map(lambda leaf: leaf.reshape(-1, len(peaks), *leaf.shape[1:]), results)
+
+    compiled = jax.jit(runs, static_argnums=2)
+    of_seeds = []
+    for seed in range(seeds):
+        data = jax.tree.map(jnp.asarray, task.data(depth, seed, steps))
+        parts = jax.device_get([compiled(data, recipes, False), compiled(data, everything, True)])
+        of_seeds.append(jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts))
+    return jax.tree.map(lambda *leaves: np.stack(leaves, axis=2), *of_seeds)
+
+
+def widths(losses: np.ndarray, peaks: np.ndarray) -> np.ndarray:
+    """How many decades of peaks train, `[recipes, seeds]`, from the losses `[recipes, peaks, seeds]`."""
+    losses = np.nan_to_num(losses, nan=np.inf)
+    best = losses.min(axis=(0, 1))
+    return (losses <= WITHIN * best).sum(axis=1) * np.log10(peaks[1] / peaks[0])
+
+
+def table(name: str, losses: np.ndarray, peaks: np.ndarray) -> str:
+    lines = [f"\n{name}:\n", "| recipe | best loss | at | decades that train |", "|---|---|---|---|"]
+    decades = widths(losses, peaks)
+    mean = np.nan_to_num(losses, nan=np.inf).mean(axis=-1)
+    for index, recipe in enumerate([*RECIPES, RUNNING]):
+        best, width = mean[index].argmin(), decades[index]
+        error = width.std(ddof=1) / len(width) ** 0.5
+        lines.append(f"| {recipe} | {mean[index, best]:.3g} | {peaks[best]:.2g} | {width.mean():.2f} ± {error:.2f} |")
+    return "\n".join(lines)
+
+
+def norms_table(name: str, norms: np.ndarray, peaks: np.ndarray) -> str:
+    """Norms `[recipes, peaks, seeds, layers, steps]` of the first tenth of the steps at the middle peak, by recipe."""
+    middle, early = len(peaks) // 2, slice(max(norms.shape[-1] // 10, 1))
+    lines = [f"\n{name}, norms of gradients in the first tenth of the steps, peak {peaks[middle]:.2g}:\n"]
+    lines += ["| recipe | first layer: median, largest | last layer: median, largest |", "|---|---|---|"]
+    for recipe in ("none", "warm-up", "clip", "all"):
+        of_layers = np.moveaxis(norms[list(RECIPES).index(recipe), middle][..., early], 1, 0).reshape(2, -1)
+        lines.append(f"| {recipe} | " + " | ".join(f"{np.median(of):.2g}, {of.max():.2g}" for of in of_layers) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer steps, peaks and seeds: two minutes, to see that it runs")
+    parser.add_argument("--json", type=pathlib.Path, default=pathlib.Path("runs/stability.json"))
+    parser.add_argument("--plot", type=pathlib.Path, default=pathlib.Path("runs/stability.png"))
+    arguments = parser.parse_args()
+    size = QUICK if arguments.quick else FULL
+    began, models = time.monotonic(), {}
+    for task in TASKS:
+        for depth in task.depths:
+            name, peaks = f"{task.name}, {depth} layers", task.peaks[:: size["every"]]
+            result = sweep(task, depth, **size)
+            print(table(name, result.loss, peaks), flush=True)
+            print(norms_table(name, result.norms, peaks), flush=True)
+            models[name] = {"peaks": peaks.tolist(), "recipes": [*RECIPES, RUNNING], "losses": result.loss.tolist()}
+    print(f"\n{time.monotonic() - began:.0f} seconds")
+    arguments.json.parent.mkdir(parents=True, exist_ok=True)
+    arguments.json.write_text(json.dumps({"size": size, "machine": machine.facts(), "models": models}))
+    stability_figure.draw(models, arguments.plot)
+
+
+if __name__ == "__main__":
+    main()
