@@ -142,11 +142,43 @@ def big_vision_cooldown(step: int, cooldown: int) -> float:
     return big_vision(step, "rsqrt") * min(1.0, (T - step) / cooldown)
 
 
+def big_vision_stair(step: int) -> float:
+    reached = sum(boundary < step + 1 for boundary in (30, 60))
+    return PEAK * (1.0, 0.1, 0.01)[reached] * min(1.0, step / W)
+
+
 def levanter_inverse_sqrt(step: int, timescale: int) -> float:
     if step < W:
         return PEAK * step / W
     decay = min(1.0, 1.0 / math.sqrt(max(step - W + W, 1) / timescale))  # Their count begins after the warm-up.
     return max(PEAK * decay, END)
+
+
+def levanter(step: int, schedule: str, stable: int = 0, cooldown: int = 0) -> float:
+    if step < W:
+        return PEAK * step / W
+    if step < W + stable:
+        return PEAK
+    length, ratio = T - W - stable - cooldown, END / PEAK
+    share = min(step - W - stable, length) / length
+    decayed = {
+        "cosine": PEAK * ((1 - ratio) * 0.5 * (1 + math.cos(math.pi * share)) + ratio),
+        "linear": PEAK + (END - PEAK) * share,
+        "constant": PEAK,
+    }[schedule]
+    if cooldown and step >= T - cooldown:
+        return decayed + (END - decayed) * min(step - (T - cooldown), cooldown) / cooldown
+    return decayed
+
+
+def maxtext_to_the_end(step: int) -> float:
+    """As it was until there were other shapes: over all T steps, and zeros after them."""
+    if step < W:
+        return PEAK * step / W
+    if step >= T:
+        return 0.0
+    share = 0.5 * (math.cos(math.pi * (step - W) / (T - W)) + 1)
+    return PEAK * share + END * (1 - share)
 
 
 def maxtext(step: int) -> float:
@@ -168,6 +200,17 @@ def easylm_weight_decay(step: int) -> float:
 
 def purejaxrl(step: int, minibatches: int, epochs: int, updates: int) -> float:
     return PEAK * (1.0 - (step // (minibatches * epochs)) / updates)
+
+
+def flax_rsqrt(step: int) -> float:
+    return PEAK * step / W if step < W else PEAK * (step - W + W) ** -0.5 * W**0.5  # Their count begins after the warm-up.
+
+
+def flax_cosine(step: int, per_epoch: int, warmup_epochs: int, epochs: int) -> float:
+    warmup, length = warmup_epochs * per_epoch, max(epochs - warmup_epochs, 1) * per_epoch
+    if step < warmup:
+        return PEAK * step / warmup
+    return PEAK * 0.5 * (1 + math.cos(math.pi * min(step - warmup, length) / length))
 
 
 def flax_stepped(step: int, per_epoch: int) -> float:

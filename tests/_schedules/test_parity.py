@@ -30,6 +30,7 @@ class Row(NamedTuple):
 
 RUN: Any = {"peak_value": PEAK, "total_steps": T, "warmup_steps": W}
 HF = "transformers/optimization.py"
+LEVANTER = "levanter/optim/config.py, lr_scheduler"
 MEGATRON = "megatron/core/optimizer_param_scheduler.py, get_lr"
 #: Flat for W steps, then the inverse square root of the step.
 EASYLM = wc.shift(wc.inverse_sqrt_decay(init_value=PEAK / 0.01 / math.sqrt(W), timescale=W), by=-W)
@@ -202,6 +203,13 @@ TABLE = [
         ),
     ),
     Row(
+        "big_vision, stair",
+        "big_vision/utils.py, create_learning_rate_schedule",
+        elsewhere.big_vision_stair,
+        wc.piecewise_constant(values=[PEAK, 0.1 * PEAK, 0.01 * PEAK], boundaries=[30, 60])
+        * wc.linear_warmup(peak_value=1.0, warmup_steps=W),
+    ),
+    Row(
         "big_vision, rsqrt with a cooldown",
         "big_vision/utils.py, create_learning_rate_schedule",
         lambda step: elsewhere.big_vision_cooldown(step, 20),
@@ -219,6 +227,54 @@ TABLE = [
             wc.minimum(END, wc.linear_warmup(peak_value=PEAK, warmup_steps=W)),
         ),
     ),
+    *(
+        Row(
+            f"Levanter, inv_sqrt with its timescale, {timescale}",
+            "levanter/optim/config.py, _inv_sqrt_decay_schedule",
+            lambda step, timescale=timescale: elsewhere.levanter_inverse_sqrt(step, timescale),
+            wc.maximum(
+                wc.join(
+                    [
+                        wc.linear_warmup(peak_value=PEAK, warmup_steps=W),
+                        wc.shift(wc.inverse_sqrt_decay(init_value=PEAK, timescale=timescale), by=W - timescale),
+                    ],
+                    boundaries=[W],
+                ),
+                wc.minimum(END, wc.linear_warmup(peak_value=PEAK, warmup_steps=W)),
+            ),
+        )
+        for timescale in (4, 50)  # theirs is 10,000 always: shorter than the warm-up, or longer
+    ),
+    Row(
+        "Levanter, cosine with min_lr_ratio, its default",
+        LEVANTER,
+        lambda step: elsewhere.levanter(step, "cosine"),
+        wc.warmup_cosine_decay(**RUN, end_value=END),
+    ),
+    Row(
+        "Levanter, linear",
+        LEVANTER,
+        lambda step: elsewhere.levanter(step, "linear"),
+        wc.warmup_polynomial_decay(**RUN, end_value=END),
+    ),
+    Row(
+        "Levanter, linear after a stable phase",
+        LEVANTER,
+        lambda step: elsewhere.levanter(step, "linear", stable=30),
+        wc.warmup_stable_decay(**RUN, decay_steps=T - W - 30, end_value=END),
+    ),
+    Row(
+        "Levanter, constant with a cooldown",
+        LEVANTER,
+        lambda step: elsewhere.levanter(step, "constant", cooldown=20),
+        wc.warmup_stable_decay(**RUN, decay_steps=20, end_value=END),
+    ),
+    Row(
+        "MaxText, cosine to T",
+        "MaxText/maxtext_utils.py, create_learning_rate_schedule",
+        elsewhere.maxtext_to_the_end,
+        wc.join([wc.warmup_cosine_decay(**RUN, end_value=END), wc.constant(value=0.0)], boundaries=[T]),
+    ),
     Row(
         "MaxText, cosine to T - 1",
         "MaxText/maxtext_utils.py, create_learning_rate_schedule",
@@ -232,6 +288,7 @@ TABLE = [
             boundaries=[W, T],
         ),
     ),
+    Row("EasyLM, PaLM's rate", "EasyLM/optimizers.py, PalmOptimizerFactory", elsewhere.easylm_rate, EASYLM),
     Row(
         "EasyLM, PaLM's weight decay of the square of the rate",
         "EasyLM/optimizers.py, PalmOptimizerFactory",
@@ -243,6 +300,26 @@ TABLE = [
         "purejaxrl/ppo.py, linear_schedule",
         lambda step: max(0.0, elsewhere.purejaxrl(step, 4, 3, T // 12)),
         wc.stretch(wc.polynomial_decay(init_value=PEAK, decay_steps=T // 12), factor=4 * 3),
+    ),
+    Row(
+        "flax, lm1b and gemma",
+        "examples/lm1b/train.py and examples/gemma/train.py, create_learning_rate_schedule",
+        elsewhere.flax_rsqrt,
+        wc.with_warmup(RSQRT, warmup_steps=W),
+    ),
+    *(
+        Row(
+            f"flax, ImageNet's cosine by epochs, {warmup} of {epochs}",
+            "examples/imagenet/train.py, create_learning_rate_fn",
+            lambda step, epochs=epochs, warmup=warmup: elsewhere.flax_cosine(step, 7, warmup, epochs),
+            wc.warmup_cosine_decay(
+                peak_value=PEAK,
+                # 66 // 9 is 7: the loader drops the last batch of every epoch.
+                total_steps=wc.steps(epochs=epochs, dataset_size=66, batch_size=9, drop_remainder=True),
+                warmup_steps=wc.steps(epochs=warmup, dataset_size=66, batch_size=9, drop_remainder=True),
+            ),
+        )
+        for epochs, warmup in ((14, 3), (100, 5))
     ),
     Row(
         "flax, stepped schedule of ImageNet",
@@ -275,6 +352,16 @@ def test_our_call_gives_the_numbers_of_their_formula(row: Row):
     theirs = np.array([row.theirs(int(step)) for step in steps])
     # 4 ulp of the peak: 1.5e-7 of the largest value, 1e-5 of the smallest but zero.
     np.testing.assert_allclose(row.ours(steps), theirs, rtol=0, atol=4 * np.spacing(np.float32(theirs.max())))
+
+
+def test_shares_and_epochs_become_other_numbers_of_steps_elsewhere():
+    # MaxText and Levanter cut off, big_vision rounds to the nearest and halves to even.
+    assert (int(0.145 * 100), round(0.145 * 100), wc.steps(fraction=0.145, total_steps=100)) == (14, 14, 15)
+    assert (int(0.1 * 1005), round(0.1 * 1005), wc.steps(fraction=0.1, total_steps=1005)) == (100, 100, 101)
+    # Epochs: big_vision to the nearest, the data loader of flax drops the rest of each, ours makes a step of what is left.
+    assert round(3 * 1001 / 33) == wc.steps(epochs=3, dataset_size=1001, batch_size=33) == 91
+    assert (round(1001 / 32), wc.steps(epochs=1, dataset_size=1001, batch_size=32)) == (31, 32)
+    assert wc.steps(epochs=3, dataset_size=1001, batch_size=32, drop_remainder=True) == 3 * (1001 // 32)
 
 
 DIFFERENT = [row for row in TABLE if row.differs_from is not None]
