@@ -59,6 +59,23 @@ def global_norm(leaves: Sequence[Any]) -> float:
         return math.inf
 
 
+def norms_of_rows(rows: np.ndarray) -> np.ndarray:
+    """The norm of each row of numbers that came from at most 32 bits: float64 holds their squares."""
+    return np.sqrt(np.sum(np.square(rows), axis=1))
+
+
+def clipped_rows(rows: np.ndarray, max_norm: np.ndarray) -> np.ndarray:
+    """`x * max_norm / max(norm, max_norm)` for each row x with a bound of its own, not rounded."""
+    norms = norms_of_rows(rows)
+    return rows * np.where(norms > max_norm, max_norm / np.where(norms > max_norm, norms, 1), 1)[:, None]
+
+
+def ulp(numbers: np.ndarray, leaf: Any) -> np.ndarray:
+    """The distance of neighbours in the dtype of a leaf, at each of some numbers in its range."""
+    info = limits(leaf)
+    return np.ldexp(float(info.eps), np.maximum(np.frexp(numbers)[1] - 1, info.minexp))
+
+
 def is_over(leaves: Sequence[Any], max_norm: float) -> bool:
     """Whether the norm is over the bound, also where it is not representable."""
     mantissa, power = scaled_norm(leaves)

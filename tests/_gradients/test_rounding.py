@@ -35,6 +35,21 @@ def test_every_normal_float32_is_rounded_half_to_even(unless, lower):
     np.testing.assert_array_equal(np.asarray(got).view(np.uint16), expected.view(np.uint16))
 
 
+#: The bits of float64 below those of bfloat16: 45, of which float32 keeps the upper 16.
+TIE = 2**44
+
+
+@pytest.mark.parametrize("lower", [0, TIE - 2**29, TIE - 1, TIE, TIE + 1, TIE + 2**28, TIE + 2**29, 2 * TIE - 1])
+def test_every_normal_float64_is_rounded_to_float32_and_then_to_bfloat16(unless, lower):
+    normal = EVERY[np.isin(EVERY.view(np.uint16) & 0x7F80, [0, 0x7F80], invert=True)]
+    scaled = (normal.astype(np.float64).view(np.uint64) + np.uint64(lower)).view(np.float64)
+    with np.errstate(over="ignore"):  # the largest round to inf
+        expected = scaled.astype(np.float32).astype(ml_dtypes.bfloat16)
+    with jax.enable_x64(True):
+        got = unless(jnp.asarray(False), jnp.zeros(scaled.shape, jnp.bfloat16), scaled)
+    np.testing.assert_array_equal(np.asarray(got).view(np.uint16), expected.view(np.uint16))
+
+
 def test_inf_stays_inf_and_nan_stays_nan(unless):
     bad = every_upper_half(0)
     bad = bad[~np.isfinite(bad)]
