@@ -102,7 +102,13 @@ class Number:
     def check(self, name: str, value: Any) -> Any:
         """`value` as a Python number, or as it is when it is traced. Raises TypeError or ValueError."""
         value = as_array_like(value)
-        _check_scalar(name, value, self)
+        if not isinstance(value, (int, float)) or isinstance(value, bool):
+            shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
+            if shape is None or dtype is None or not is_real(dtype):
+                raise broken_rule(name, self.rule, value, "Pass a Python number or a scalar array.", TypeError)
+            if shape != ():
+                remedy = f"Its shape is {shape}; use jax.vmap to build one object for each entry."
+                raise broken_rule(name, f"{self.rule}, a scalar", value, remedy)
         if is_traced(value):
             return value
         number = as_number(value)
@@ -140,15 +146,12 @@ class Choice:
 
     def check(self, name: str, value: Any) -> Any:
         """`value`, when it is one of the options. Raises TypeError (another type) or ValueError."""
+        rule = f"one of {', '.join(map(repr, self.options))}"
         if not isinstance(value, type(self.options[0])):
-            raise broken_rule(name, self._rule, value, "It is fixed when the object is built and cannot be traced.", TypeError)
+            raise broken_rule(name, rule, value, "It is fixed when the object is built and cannot be traced.", TypeError)
         if value not in self.options:
-            raise broken_rule(name, self._rule, value, "Check the spelling.")
+            raise broken_rule(name, rule, value, "Check the spelling.")
         return value
-
-    @property
-    def _rule(self) -> str:
-        return "one of " + ", ".join(map(repr, self.options))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,13 +183,3 @@ def exactly_one(arguments: dict[str, Any]) -> str:
         received = ", ".join(f"{name}={arguments[name]!r}" for name in given or arguments)
         raise ValueError(f"exactly one of {', '.join(arguments)} must be given; got {received}. Give one of them.")
     return given[0]
-
-
-def _check_scalar(name: str, value: Any, number: Number) -> None:
-    shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
-    is_python = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not is_python and (shape is None or dtype is None or not is_real(dtype)):
-        raise broken_rule(name, number.rule, value, "Pass a Python number or a scalar array.", TypeError)
-    if not is_python and shape != ():
-        remedy = f"Its shape is {shape}; use jax.vmap to build one object for each entry."
-        raise broken_rule(name, f"{number.rule}, a scalar", value, remedy)

@@ -54,10 +54,9 @@ def _called(call: ast.Call) -> Value:
         raise ValueError(f"{name}: write each argument out instead of **")
     if repeated := [argument for argument in said if said.count(argument) > 1]:
         raise ValueError(f"{name}: {repeated[0]} is repeated")
-    arguments = [_literal(argument) for argument in call.args]
     named = {str(keyword.arg): _literal(keyword.value) for keyword in call.keywords}
     try:
-        return known[name](*arguments, **named)
+        return known[name](*map(_literal, call.args), **named)
     except TypeError as error:
         raise ValueError(str(error)) from error
 
@@ -68,13 +67,11 @@ def _literal(node: ast.expr) -> Any:
         return _called(node)
     if isinstance(node, (ast.List, ast.Tuple)):
         return [_literal(element) for element in node.elts]
-    if isinstance(node, ast.Constant) and isinstance(node.value, (int, float, str, type(None))):
-        return node.value
-    if isinstance(node, ast.UnaryOp) and isinstance(node.op, (ast.USub, ast.UAdd)):
-        number = _literal(node.operand)
-        if isinstance(number, (int, float)) and not isinstance(number, bool):
-            return -number if isinstance(node.op, ast.USub) else number
-    raise ValueError(f"{_short(ast.unparse(node))!r} is neither a number nor a call; write the number itself")
+    try:
+        return ast.literal_eval(node)
+    except (ValueError, TypeError):
+        wrong = _short(ast.unparse(node))
+        raise ValueError(f"{wrong!r} is neither a number nor a call; write the number itself") from None
 
 
 def _short(text: str) -> str:

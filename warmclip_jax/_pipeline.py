@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from warmclip_jax._checks import Choice, Number, Scalar, default_float
+from warmclip_jax._checks import Choice, Scalar, default_float
 from warmclip_jax._gradients._applying import as_transformation
 from warmclip_jax._gradients._axes import AxisName
 from warmclip_jax._gradients._bounds import Bound
@@ -24,8 +24,9 @@ from warmclip_jax._rates import Rate
 from warmclip_jax._schedules._schedule import Schedule
 from warmclip_jax._values import Function
 
-_RATE_RULE, _RATE_REMEDY = "a schedule or a finite number", "Pass warmclip_jax.linear_warmup(...), any optax schedule, or 1e-3."
-_LEARNING_RATE = Function(_RATE_RULE, _RATE_REMEDY, Number(_RATE_RULE, _RATE_REMEDY, np.isfinite))
+_LEARNING_RATE = Function.or_number(
+    "a schedule or a finite number", "Pass warmclip_jax.linear_warmup(...), any optax schedule, or 1e-3.", np.isfinite
+)
 _NONFINITE = Choice(("skip", "propagate", "zero"))
 
 

@@ -5,13 +5,13 @@ import functools
 import inspect
 import typing
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, TypeVar, cast
+from typing import Any, ClassVar, Self, TypeVar, cast
 
 import jax
 import numpy as np
 
 from warmclip_jax._checks import Choice, Each, Number, as_number, broken_rule, is_traced, naming, nearest
-from warmclip_jax._foreign import Foreign
+from warmclip_jax._foreign import Foreign, takes_a_count
 
 F = TypeVar("F", bound=Callable[..., Any])
 Prepare = Callable[[dict[str, Any]], dict[str, Any]]
@@ -78,9 +78,11 @@ class Value:
         return tuple(self._arguments[name] for name in names)
 
     def tree_flatten_with_keys(self) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-        keys = map(jax.tree_util.GetAttrKey, self._kind.numbers)
-        numbers = tuple(zip(keys, self._part(self._kind.numbers), strict=True))
-        return numbers, (self._kind, self._part(self._kind.options))
+        numbers, auxiliary = self.tree_flatten()
+        return tuple(zip(map(jax.tree_util.GetAttrKey, self._kind.numbers), numbers, strict=True)), auxiliary
+
+    def tree_flatten(self) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        return self._part(self._kind.numbers), (self._kind, self._part(self._kind.options))
 
     @classmethod
     def tree_unflatten(cls, auxiliary: tuple[Any, ...], children: tuple[Any, ...]) -> "Value":
@@ -97,16 +99,25 @@ class Function:
     remedy: str
     number: Number | None = None
 
+    @classmethod
+    def or_number(cls, rule: str, remedy: str, holds: Callable[[float], bool]) -> Self:
+        """The rule for a function, or a number for which `holds` is true."""
+        return cls(rule, remedy, Number(rule, remedy, holds))
+
     def check(self, name: str, value: Any) -> Any:
         """The value, `Foreign` function or number to keep for this argument. Raises TypeError or ValueError."""
-        if any(value is kind.factory for kind in Kind.registry.values()):
-            remedy = f"Call it with its arguments: {value.__name__}(...)."
-            raise TypeError(f"{name} must be {self.rule}; got the function {value.__name__} itself. {remedy}")
         if self.number is not None and (not callable(value) or hasattr(value, "__jax_array__")):
             return self.number.check(name, value)
         if not callable(value) or isinstance(value, type):
             raise broken_rule(name, self.rule, value, self.remedy, TypeError)
-        return value if isinstance(value, (Value, Foreign)) else Foreign(value)
+        if isinstance(value, (Value, Foreign)):
+            return value
+        if any(value is factory for factory in factories().values()) or not takes_a_count(value):
+            called = getattr(value, "__name__", repr(value))
+            raise TypeError(
+                f"{name} must be {self.rule}; got the function {called} itself. Call it with its arguments: {called}(...)."
+            )
+        return Foreign(value)
 
 
 class Kind:

@@ -1,6 +1,6 @@
 """Annotations for the arguments of schedules, each with the rule that checks the argument."""
 
-import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Annotated, Any
@@ -11,7 +11,7 @@ import numpy as np
 from warmclip_jax._checks import MAX_COUNT, Each, Number, Scalar, broken_rule, is_traced
 from warmclip_jax._foreign import Foreign
 from warmclip_jax._schedules._counts import as_step
-from warmclip_jax._schedules._schedule import Schedule
+from warmclip_jax._schedules._schedule import Schedule, computed
 from warmclip_jax._values import Function
 
 #: Far above any rate, and low enough that the difference of two is finite in float32 too.
@@ -29,12 +29,16 @@ class _AnySchedule(Function):
     def as_array(self, lowered: Any) -> Any:
         if isinstance(lowered, Foreign):
             return lambda count: lowered(as_step(count))
+        if isinstance(lowered, Schedule):
+            return functools.partial(computed, lowered)
         return self.number.as_array(lowered) if self.number and not callable(lowered) else lowered
 
 
-_FINITE_RULE = "a finite number from -1e38 to 1e38"
-_FINITE_REMEDY = "Learning rates are finite; leave out a floor or ceiling that is never reached."
-_FINITE = Number(_FINITE_RULE, _FINITE_REMEDY, lambda value: abs(value) <= _MAX_VALUE)
+_FINITE = Number(
+    "a finite number from -1e38 to 1e38",
+    "Learning rates are finite; leave out a floor or ceiling that is never reached.",
+    lambda value: abs(value) <= _MAX_VALUE,
+)
 Finite = Annotated[Scalar, _FINITE]
 _STEPS = Number("a whole number of steps, 0 or more", "Count optimizer steps; 0 means none.", lambda n: n >= 0, whole=True)
 Steps = Annotated[Scalar, _STEPS]
@@ -58,10 +62,9 @@ _ANY = "Pass warmclip_jax.linear_warmup(...), any optax schedule, or a pure func
 _INNER = _AnySchedule("a schedule", _ANY)
 #: A schedule as an argument of another.
 Inner = Annotated[Callable[[Any], Any], _INNER]
-_OPERAND = f"a schedule, or {_FINITE_RULE}"
 #: A schedule or a number.
 Operand = Annotated[
-    Scalar | Callable[[Any], Any], _AnySchedule(_OPERAND, _ANY, dataclasses.replace(_FINITE, rule=_OPERAND, remedy=_ANY))
+    Scalar | Callable[[Any], Any], _AnySchedule.or_number(f"a schedule, or {_FINITE.rule}", _ANY, _FINITE.holds)
 ]
 
 EachFinite = Annotated[Sequence[Scalar] | np.ndarray | jax.Array, Each(_FINITE)]

@@ -1,6 +1,5 @@
 """The schedule: a value that is called with a count."""
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, cast
@@ -11,7 +10,7 @@ import jax.numpy as jnp
 from warmclip_jax._checks import Number, Scalar, default_float
 from warmclip_jax._foreign import Foreign
 from warmclip_jax._schedules._counts import as_step, on_host
-from warmclip_jax._values import Kind, Value, factories
+from warmclip_jax._values import Value, factories
 
 
 class Schedule(Value):
@@ -69,7 +68,7 @@ Raises:
         Returns:
           The value in the default float dtype (float32, or float64 under x64), with the shape of `count`.
         """
-        return self.lowered()(on_host(count))
+        return computed(self.lowered(), on_host(count))
 
     def __mul__(self, other: Scalar | Callable[[Any], Any]) -> "Schedule":
         return _product(self, other)
@@ -82,11 +81,10 @@ Raises:
             raise _no_operator("/", other)
         return _product(self, 1 / _DIVISOR.check("Schedule / other: other", other))
 
-    def lowered(self) -> "Program":
-        """The program that computes its values."""
+    def lowered(self) -> "Schedule":
+        """The schedule with the numbers that a compiled call receives, for `computed`."""
         rules, numbers = self._kind.rules, self._kind.numbers
-        lowered = tuple(rules[name].lowered(self._arguments[name]) for name in numbers)
-        return Program(self._kind, self._part(self._kind.options), lowered)
+        return self._kind.value(self._arguments | {name: rules[name].lowered(self._arguments[name]) for name in numbers})
 
 
 _DIVISOR = Number("a finite number other than 0", "Divide by a number or a scalar array.", lambda number: number != 0)
@@ -119,35 +117,25 @@ for _symbol, _names in {"+": ("add", "radd"), "-": ("sub", "rsub", "neg"), "**":
         setattr(Schedule, f"__{_name}__", _refused(_symbol))
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=("numbers",), meta_fields=("kind", "options"))
-@dataclasses.dataclass(slots=True)
-class Program:
-    """A schedule ready to compute: its kind, its options and its lowered numbers. A pytree of those numbers."""
-
-    kind: Kind
-    options: tuple[Any, ...]
-    numbers: tuple[Any, ...]
-
-    def __call__(self, count: Any) -> jax.Array:
-        # One compiled call takes 16 microseconds; dispatching each operation by itself takes 450. A foreign function may close
-        # over the caller's tracers, or not be traceable at all, so it runs in the caller's context.
-        return (_evaluated if _is_foreign(self) else _compiled)(self, count)
+def computed(lowered: Schedule, count: Any) -> jax.Array:
+    """The value of a lowered schedule."""
+    # One compiled call takes 16 microseconds; dispatching each operation by itself takes 450. A foreign function may close
+    # over the caller's tracers, or not be traceable at all, so it runs in the caller's context.
+    return (_evaluated if _is_foreign(lowered) else _compiled)(lowered, count)
 
 
-def _evaluated(program: Program, count: Any) -> jax.Array:
-    kind, step = program.kind, as_step(jnp.asarray(count))
-    numbers = {name: kind.rules[name].as_array(number) for name, number in zip(kind.numbers, program.numbers, strict=True)}
-    value = kind.called({**dict(zip(kind.options, program.options, strict=True)), **numbers})(step)
+def _evaluated(lowered: Schedule, count: Any) -> jax.Array:
+    kind, arguments, step = lowered._kind, lowered._arguments, as_step(jnp.asarray(count))
+    value = kind.called(arguments | {name: kind.rules[name].as_array(arguments[name]) for name in kind.numbers})(step)
     return jnp.broadcast_to(value, jnp.broadcast_shapes(jnp.shape(value), step.shape)).astype(default_float())
 
 
 _compiled = jax.jit(_evaluated, inline=True)
 
 
-def _is_foreign(lowered: Any) -> bool:
-    if isinstance(lowered, (tuple, Program)):
-        return any(map(_is_foreign, lowered.numbers if isinstance(lowered, Program) else lowered))
-    return isinstance(lowered, Foreign)
+def _is_foreign(part: Any) -> bool:
+    parts = part._arguments.values() if isinstance(part, Schedule) else part if isinstance(part, tuple) else ()
+    return isinstance(part, Foreign) or any(map(_is_foreign, parts))
 
 
 def curve(value: Callable[[jax.Array], jax.Array]) -> Any:
