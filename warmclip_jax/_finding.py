@@ -12,22 +12,20 @@ from warmclip_jax._gradients._recorder import LeafRecord, Ring
 from warmclip_jax._gradients._skipping import SkipState
 from warmclip_jax._pipeline import PipelineState
 
-KINDS: tuple[Any, ...] = (ClipState, SkipState, PipelineState)
-_PARTS: tuple[Any, ...] = (History, Ring, LeafRecord)
+#: What only a dict made of a state has, in any version: the dict that `metrics` returns has none of these pairs.
+_STATES: dict[Any, set[str]] = {
+    ClipState: {"clip_calls", "clip_coef"},
+    PipelineState: {"clip_state", "inner_state"},
+    SkipState: {"skipped_count", "inner_state"},
+}
+#: What a field of a state may be, told by all of its own fields.
+_PARTS: dict[Any, set[str]] = {kind: set(kind._fields) for kind in (History, Ring, LeafRecord)}
 #: The fields that may be empty, which a checkpoint may have left out.
 _EMPTY: dict[Any, dict[str, Any]] = {
     ClipState: {"clip_history": (), "group_labels": {}, "group_clipped_count": (), "leaves": ()},
     SkipState: {"skip_history": (), "ring": (), "leaves": (), "inner_state": ()},
     PipelineState: {"skip_history": (), "ring": (), "inner_state": ()},
 }
-_REQUIRED = {kind: set(kind._fields) - set(_EMPTY.get(kind, ())) for kind in (*KINDS, *_PARTS)}
-_GUARDS = (SkipState, PipelineState)
-#: What only a dict made of a state has, in any version: the dict that `metrics` returns has none of these pairs.
-_SIGNS: tuple[tuple[Any, set[str]], ...] = (
-    (ClipState, {"clip_calls", "clip_coef"}),
-    (PipelineState, {"clip_state", "inner_state"}),
-    (SkipState, {"skipped_count", "inner_state"}),
-)
 
 Path = tuple[Any, ...]
 
@@ -61,57 +59,50 @@ def of_this_process(leaf: Any) -> Any:
     return leaf.addressable_data(0) if is_spread else leaf
 
 
+def calls_of(state: Any) -> Any:
+    """How many calls a state of ours has seen."""
+    if isinstance(state, PipelineState):
+        return state.clip_state.clip_calls
+    return state.clip_calls if isinstance(state, ClipState) else state.skip_calls
+
+
 def _collect(tree: Any, path: Path, guard: int | None, seen: list[Found]) -> None:
-    for below, node in jax.tree_util.tree_flatten_with_path(tree, is_leaf=_may_be_ours)[0]:
+    for below, node in jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda node: _kind_of(node) is not None)[0]:
         at = (*path, *below)
-        if _is_ours(node):
-            state = _as_state(node)
-            place = len(seen)
-            if not isinstance(state, _GUARDS):
-                seen.append(Found(at, state, guard))
-                continue
+        if (kind := _kind_of(node)) is None:
+            continue
+        state = _as_state(kind, node, at)
+        if kind is ClipState:
+            seen.append(Found(at, state, guard))
+        else:
             seen.append(Found(at, state._replace(inner_state=()), guard))
-            _collect(state.inner_state, (*at, jax.tree_util.GetAttrKey("inner_state")), place, seen)
-        elif (difference := _of_another_version(node)) is not None:
-            raise ValueError(
-                "opt_state must hold states that this version of warmclip_jax wrote; got one of another version at "
-                f"{jax.tree_util.keystr(at) or 'its top'}: a {difference}. Read it with the version that wrote it."
-            )
+            _collect(state.inner_state, (*at, jax.tree_util.GetAttrKey("inner_state")), len(seen) - 1, seen)
 
 
-def _kind_of(node: Any, kinds: tuple[Any, ...] = KINDS) -> Any:
-    for kind in kinds:
-        if isinstance(node, kind) or (isinstance(node, Mapping) and _REQUIRED[kind] <= set(node) <= set(kind._fields)):
+def _kind_of(node: Any, kinds: dict[Any, set[str]] = _STATES) -> Any:
+    """The class of state that a node is, or that a dict was made of in any version; None for any other node."""
+    for kind, signs in kinds.items():
+        if isinstance(node, kind) or (isinstance(node, Mapping) and (signs <= node.keys() or _required(kind) <= node.keys())):
             return kind
     return None
 
 
-def _is_ours(node: Any) -> bool:
-    return _kind_of(node) is not None
+def _required(kind: Any) -> set[str]:
+    return set(kind._fields) - set(_EMPTY.get(kind, ()))
 
 
-def _may_be_ours(node: Any) -> bool:
-    return _is_ours(node) or _of_another_version(node) is not None
-
-
-def _of_another_version(node: Any) -> str | None:
-    """How the fields of a dict differ from those of the state that another version made it of; None for any other node."""
-    if not isinstance(node, Mapping) or _is_ours(node):
-        return None
-    names = set(map(str, node))
-    kind = next((kind for kind, signs in _SIGNS if signs <= names), None)
-    if kind is None:
-        return None
-    lacking, unknown = sorted(_REQUIRED[kind] - names), sorted(names - set(kind._fields))
-    parts = [f"without {', '.join(lacking)}"] * bool(lacking) + [f"with {', '.join(unknown)}"] * bool(unknown)
-    return f"{kind.__name__} {' and '.join(parts)}"
-
-
-def _as_state(node: Any, kinds: tuple[Any, ...] = KINDS) -> Any:
+def _as_state(kind: Any, node: Any, at: Path) -> Any:
     """A state with arrays in its fields: not with the variables of a framework, not as a dict."""
-    kind = _kind_of(node, kinds)
     fields = node if isinstance(node, Mapping) else node._asdict()
-    plain = {name: value if name in ("inner_state", "group_labels") else _plain(value) for name, value in fields.items()}
+    lacking, unknown = sorted(_required(kind) - fields.keys()), sorted(map(str, fields.keys() - set(kind._fields)))
+    if lacking or unknown:
+        parts = [f"without {', '.join(lacking)}"] * bool(lacking) + [f"with {', '.join(unknown)}"] * bool(unknown)
+        raise ValueError(
+            "opt_state must hold states that this version of warmclip_jax wrote; got one of another version at "
+            f"{jax.tree_util.keystr(at) or 'its top'}: a {kind.__name__} {' and '.join(parts)}. Read it with the version that "
+            "wrote it."
+        )
+    plain = {name: value if name in ("inner_state", "group_labels") else _plain(value, at) for name, value in fields.items()}
     state = kind(**{**_EMPTY.get(kind, {}), **plain})
     if kind is not ClipState:
         return state
@@ -121,8 +112,9 @@ def _as_state(node: Any, kinds: tuple[Any, ...] = KINDS) -> Any:
     return state._replace(group_labels=dict.fromkeys(keys, ()))
 
 
-def _plain(value: Any) -> Any:
-    if _kind_of(value, (ClipState, *_PARTS)) is not None:
-        return _as_state(value, (ClipState, *_PARTS))
+def _plain(value: Any, at: Path) -> Any:
+    """A field of a state: a clip, a history or a record; one array; or ()."""
+    if (kind := _kind_of(value, _STATES | _PARTS)) is not None:
+        return _as_state(kind, value, at)
     leaves = jax.tree.leaves(value)
     return leaves[0] if len(leaves) == 1 else ()

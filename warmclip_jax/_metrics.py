@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from warmclip_jax._checks import is_traced
-from warmclip_jax._finding import Path, found, of_this_process
+from warmclip_jax._finding import Path, calls_of, found, of_this_process
 from warmclip_jax._gradients._clip import ClipState
 from warmclip_jax._gradients._groups import from_keys
 from warmclip_jax._gradients._history import History
@@ -15,19 +15,15 @@ from warmclip_jax._gradients._skipping import SkipState
 from warmclip_jax._gradients._states import shown, shown_bound
 from warmclip_jax._pipeline import PipelineState
 
+_OF_SKIPS = ("skipped_count", "consecutive_skips", "last_skipped_call")
 #: What a guard around a clip or pipeline counts of every call, and what stands inside counts only of some.
-_OF_EVERY_CALL = (
-    "calls",
-    "grad_norm",
-    "nonfinite_count",
-    "skipped_count",
-    "consecutive_skips",
-    "last_skipped_call",
-    "skip_bound",
-    "typical_norm",
-)
+_OF_EVERY_CALL = ("calls", "grad_norm", "nonfinite_count", *_OF_SKIPS, "skip_bound", "typical_norm")
 #: With more groups than this, their numbers would bury the others.
 _MOST_GROUPS = 32
+_KEYS = (jax.tree_util.DictKey, jax.tree_util.SequenceKey, jax.tree_util.FlattenedIndexKey, jax.tree_util.GetAttrKey)
+
+#: Where each state is, and the place in their list of the guard around it.
+Places = tuple[tuple[Path, int | None], ...]
 
 
 def metrics(opt_state: Any) -> dict[str, jax.Array]:
@@ -60,23 +56,24 @@ def metrics(opt_state: Any) -> dict[str, jax.Array]:
     ['calls', 'clip_coef', 'clipped_count', 'grad_norm', 'max_norm', 'nonfinite_count']
     """
     seen = found(opt_state)
-    paths, states, guards = (tuple(column) for column in zip(*seen, strict=True))
+    places = tuple((each.path, each.guard) for each in seen)
+    states = tuple(each.state for each in seen)
     if any(map(is_traced, jax.tree.leaves(states))):
-        return _merged(states, paths, guards)
+        return _merged(states, places)
     # One compiled call for all: as single copies they take twenty times as long.
-    return _copies(jax.tree.map(of_this_process, states), paths, guards)
+    return _copies(jax.tree.map(of_this_process, states), places)
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2))
-def _copies(states: tuple[Any, ...], paths: tuple[Path, ...], guards: tuple[int | None, ...]) -> dict[str, jax.Array]:
+@functools.partial(jax.jit, static_argnums=1)
+def _copies(states: tuple[Any, ...], places: Places) -> dict[str, jax.Array]:
     # Copied, since a number handed through would die with the state that it came from.
-    return {name: jnp.copy(value) for name, value in _merged(states, paths, guards).items()}
+    return {name: jnp.copy(value) for name, value in _merged(states, places).items()}
 
 
-def _merged(states: tuple[Any, ...], paths: tuple[Path, ...], guards: tuple[int | None, ...]) -> dict[str, jax.Array]:
+def _merged(states: tuple[Any, ...], places: Places) -> dict[str, jax.Array]:
     merged: dict[str, jax.Array] = {}
     owners: dict[str, Any] = {}
-    for state, path, group, guard in zip(states, paths, _groups(states, paths, guards), guards, strict=True):
+    for state, (path, guard), group in zip(states, places, _groups(states, places), strict=True):
         known = _of_state(state)
         if guard is not None and "clip_coef" in known:
             # What a guard skips never gets to the clip inside.
@@ -98,43 +95,37 @@ def _merged(states: tuple[Any, ...], paths: tuple[Path, ...], guards: tuple[int 
 
 
 def _of_state(state: Any) -> dict[str, jax.Array]:
+    """What one state knows, by name."""
+    if isinstance(state, ClipState):
+        return _of_clip(state)
+    calls = calls_of(state)
+    known = {name: getattr(state, name) for name in _OF_SKIPS}
+    known |= {"step": calls - state.skipped_count, "skip_bound": _known(calls, shown_bound(state.above_bound))}
+    known |= _typical(state.skip_history)
     if isinstance(state, PipelineState):
-        calls = state.clip_state.clip_calls
-        rate = {"learning_rate": shown(state.last_learning_rate)}
-        # The skip's usual norm where the clip has none.
-        return {**_of_guard(state, calls), **_of_state(state.clip_state), **rate}
-    if isinstance(state, SkipState):
-        measured = {"grad_norm": _known(state.skip_calls, state.grad_norm), "nonfinite_count": state.nonfinite_count}
-        return {"calls": state.skip_calls, **measured, **_of_guard(state, state.skip_calls)}
-    labels = from_keys(state.group_labels)
-    norms, bounds, coefs = (
-        _known(state.clip_calls, value) for value in (state.grad_norm, shown_bound(state.norm_bound), state.clip_coef)
-    )
-    counts = {name: getattr(state, name) for name in ("clipped_count", "nonfinite_count")}
+        # The clip's usual norm takes the place of the skip's.
+        return {**known, **_of_clip(state.clip_state), "learning_rate": shown(state.last_learning_rate)}
+    return {**known, "calls": calls, "grad_norm": _known(calls, state.grad_norm), "nonfinite_count": state.nonfinite_count}
+
+
+def _of_clip(state: ClipState) -> dict[str, jax.Array]:
+    measured = {"grad_norm": state.grad_norm, "max_norm": shown_bound(state.norm_bound), "clip_coef": state.clip_coef}
+    each = {name: _known(state.clip_calls, value) for name, value in measured.items()} | _typical(state.clip_history)
+    known = {"calls": state.clip_calls, "clipped_count": state.clipped_count, "nonfinite_count": state.nonfinite_count}
     if isinstance(state.group_clipped_count, tuple):
-        numbers = {"grad_norm": norms, "max_norm": bounds, "clip_coef": coefs, **_typical(state.clip_history)}
-        return {"calls": state.clip_calls, **numbers, **counts}
-    known = {
-        "calls": state.clip_calls,
-        "grad_norm": _norm_of(norms),
-        "max_norm": jnp.full(coefs.shape[:-1], jnp.nan, coefs.dtype),
-        "clip_coef": jnp.min(coefs, axis=-1, initial=1),
-        **counts,
-    }
-    each = {"grad_norm": norms, "max_norm": bounds, "clip_coef": coefs, "clipped_count": state.group_clipped_count}
-    each |= _typical(state.clip_history)
+        return each | known
+    known["grad_norm"] = _norm_of(each["grad_norm"])
+    known["max_norm"] = jnp.full_like(known["grad_norm"], jnp.nan)
+    known["clip_coef"] = jnp.min(each["clip_coef"], axis=-1, initial=1)
+    each["clipped_count"] = state.group_clipped_count
+    labels = from_keys(state.group_labels)
     for place, label in enumerate(labels if len(labels) <= _MOST_GROUPS else ()):
         known |= {f"{label}/{name}": values[..., place] for name, values in each.items()}
     return known
 
 
-def _of_guard(state: Any, calls: jax.Array) -> dict[str, jax.Array]:
-    counts = {name: getattr(state, name) for name in ("skipped_count", "consecutive_skips", "last_skipped_call")}
-    bound = _known(calls, shown_bound(state.above_bound))
-    return {**counts, "step": calls - state.skipped_count, "skip_bound": bound, **_typical(state.skip_history)}
-
-
 def _typical(history: Any) -> dict[str, jax.Array]:
+    """The usual norm that a running bound knows; nothing for another bound."""
     if not isinstance(history, History):
         return {}
     return {"typical_norm": jnp.where(history.norms_taught > 0, jnp.exp(history.log_mean), jnp.nan)}
@@ -147,33 +138,22 @@ def _known(calls: jax.Array, value: jax.Array) -> jax.Array:
 
 
 def _norm_of(norms: jax.Array) -> jax.Array:
+    """The norm of all groups from the norm of each, whose square may be past the dtype."""
     top = jnp.max(norms, axis=-1, initial=0)
     safe = jnp.where((top > 0) & (top < jnp.inf), top, 1)
     return safe * jnp.sqrt(jnp.sum(jnp.square(norms / safe[..., None]), axis=-1))
 
 
-def _groups(states: tuple[Any, ...], paths: tuple[Path, ...], guards: tuple[int | None, ...]) -> list[str]:
+def _groups(states: tuple[Any, ...], places: Places) -> list[str]:
     """The name that each state has before those of its metrics, "" for the only one."""
-    places = [place for place, state in enumerate(states) if not isinstance(state, SkipState)]
+    clips = [path for state, (path, _) in zip(states, places, strict=True) if not isinstance(state, SkipState)]
     # Guards alone are told apart as clips are; beside clips, a guard speaks for all of them, or for the group that it is in.
-    places = places or [place for place, guard in enumerate(guards) if guard is None]
-    names = dict(zip(places, _names([paths[place] for place in places]), strict=True))
-    return [names.get(place, "" if len(places) == 1 else _name(path, _KEYS[:1])) for place, path in enumerate(paths)]
-
-
-_KEYS = (jax.tree_util.DictKey, jax.tree_util.SequenceKey, jax.tree_util.FlattenedIndexKey, jax.tree_util.GetAttrKey)
-
-
-def _names(paths: list[Path]) -> list[str]:
-    """The shortest names that tell some paths apart: of dict keys; with indices; or of all keys."""
-    if len(paths) == 1:
-        return [""]
-    names: list[str] = []
-    for kinds in (_KEYS[:1], _KEYS[:3], _KEYS):
-        names = [_name(path, kinds) for path in paths]
-        if len(set(names)) == len(names):
-            break
-    return names
+    named = clips or [path for path, guard in places if guard is None]
+    # The shortest names that tell paths apart: of dict keys; with indices; or of all keys.
+    kinds = next(
+        (kinds for kinds in (_KEYS[:1], _KEYS[:3]) if len({_name(path, kinds) for path in named}) == len(named)), _KEYS
+    )
+    return ["" if len(named) == 1 else _name(path, kinds if path in named else _KEYS[:1]) for path, _ in places]
 
 
 def _name(path: Path, kinds: tuple[type, ...]) -> str:

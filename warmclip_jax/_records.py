@@ -6,11 +6,9 @@ import jax
 import numpy as np
 
 from warmclip_jax._checks import is_traced, naming
-from warmclip_jax._finding import Found, found, of_this_process
-from warmclip_jax._gradients._clip import ClipState
+from warmclip_jax._finding import Found, calls_of, found, of_this_process
 from warmclip_jax._gradients._recorder import COUNTS, NUMBERS, Ring
 from warmclip_jax._gradients._states import shown, shown_bound
-from warmclip_jax._pipeline import PipelineState
 
 
 @naming("records")
@@ -48,7 +46,11 @@ def records(opt_state: Any) -> dict[str, np.ndarray]:
 
 def recorded(seen: list[Found]) -> dict[str, np.ndarray]:
     """What the one recorder in a state kept. Raises ValueError where there is none, or there are several."""
-    holders = holders_of_rings(seen)
+
+    def is_guarded(each: Found) -> bool:
+        return each.guard is not None and (ring_of(seen[each.guard].state) is not None or is_guarded(seen[each.guard]))
+
+    holders = [each for each in seen if ring_of(each.state) is not None and not is_guarded(each)]
     if not holders:
         raise ValueError(
             "opt_state must hold a recorder; got one without. Build the optimizer with record=256, in pipeline or "
@@ -66,14 +68,12 @@ def recorded(seen: list[Found]) -> dict[str, np.ndarray]:
 def on_host(opt_state: Any) -> list[Found]:
     """Our states in an optimizer state, with NumPy arrays in them. Raises as `found`, and TypeError for a traced state."""
     seen = found(opt_state)
-    paths, states, guards = zip(*seen, strict=True)
-    if any(map(is_traced, jax.tree.leaves(states))):
+    if any(map(is_traced, jax.tree.leaves([each.state for each in seen]))):
         raise TypeError(
             "opt_state must hold arrays, since it is read on the host; got a traced state. Return the state from the compiled "
             "function and read it outside."
         )
-    states = jax.tree.map(np.asarray, jax.device_get(jax.tree.map(of_this_process, states)))
-    return [Found(*each) for each in zip(paths, states, guards, strict=True)]
+    return [each._replace(state=jax.tree.map(lambda leaf: np.asarray(of_this_process(leaf)), each.state)) for each in seen]
 
 
 def check_one_run(seen: list[Found]) -> None:
@@ -87,49 +87,23 @@ def check_one_run(seen: list[Found]) -> None:
             )
 
 
-def calls_of(state: Any) -> Any:
-    """How many calls a state of ours has seen."""
-    if isinstance(state, PipelineState):
-        return state.clip_state.clip_calls
-    return state.clip_calls if isinstance(state, ClipState) else state.skip_calls
-
-
-def holders_of_rings(seen: list[Found]) -> list[Found]:
-    """The states with a recorder, but for those inside of a guard with one."""
-
-    def is_guarded(each: Found) -> bool:
-        return each.guard is not None and (_has_ring(seen[each.guard]) or is_guarded(seen[each.guard]))
-
-    return [each for each in seen if _has_ring(each) and not is_guarded(each)]
-
-
-def _has_ring(each: Found) -> bool:
-    return isinstance(getattr(each.state, "ring", ()), Ring)
+def ring_of(state: Any) -> Ring | None:
+    """The ring of a state of ours; None without a recorder."""
+    return getattr(state, "ring", ()) or None
 
 
 def in_order_of_time(ring: Ring) -> dict[str, np.ndarray]:
     """The rows of a ring on the host that are written, as `records` gives them."""
     order = np.argsort(np.asarray(ring.ring_counts)[..., :1], axis=-2)
-    counts = np.take_along_axis(np.asarray(ring.ring_counts), order, axis=-2)
-    numbers = np.take_along_axis(np.asarray(ring.ring_numbers), order, axis=-2).astype(np.float32)
+    counts, numbers = (np.take_along_axis(np.asarray(rows), order, axis=-2) for rows in ring)
     # Of vmapped runs one may have made fewer calls than another: its first rows then have the call -1 and know nothing.
-    numbers = np.where(counts[..., :1] >= 0, numbers, np.float32(np.nan))
+    numbers = np.where(counts[..., :1] >= 0, numbers.astype(np.float32), np.float32(np.nan))
     is_written = np.any(counts[..., 0] >= 0, axis=tuple(range(counts.ndim - 2)))
-    columns = dict(zip(COUNTS, np.moveaxis(counts[..., is_written, :], -1, 0), strict=True))
-    columns |= dict(zip(NUMBERS, np.moveaxis(numbers[..., is_written, :], -1, 0), strict=True))
-    told = {"max_norm": shown_bound, "skip_bound": shown_bound, "clip_coef": shown, "learning_rate": shown}
-    names = ("call", "step", "grad_norm", "max_norm", "skip_bound", "clip_coef", "learning_rate", "skipped")
-    known = {name: np.asarray(told[name](columns[name]) if name in told else columns[name]) for name in names}
-    return known | {"skipped": known["skipped"] > 0}
-
-
-def row_of(rows: dict[str, np.ndarray] | None, call: int) -> dict[str, Any] | None:
-    """What was recorded of one call; None where it is not among the last."""
-    places = np.flatnonzero(rows["call"] == call) if rows is not None else np.empty(0, int)
-    return {name: column[places[0]] for name, column in rows.items()} if rows is not None and places.size else None
-
-
-def runs(calls: np.ndarray) -> list[tuple[int, int]]:
-    """The first and the last of each run of calls that follow one another."""
-    parts = np.split(calls, np.flatnonzero(np.diff(calls) > 1) + 1) if calls.size else []
-    return [(int(part[0]), int(part[-1])) for part in parts]
+    columns = {name: counts[..., is_written, place] for place, name in enumerate(COUNTS)}
+    columns |= {name: numbers[..., is_written, place] for place, name in enumerate(NUMBERS)}
+    for name in ("max_norm", "skip_bound"):
+        columns[name] = np.asarray(shown_bound(columns[name]))
+    for name in ("clip_coef", "learning_rate"):
+        columns[name] = np.asarray(shown(columns[name]))
+    # Whether a call was skipped comes last.
+    return columns | {"skipped": columns.pop("skipped") > 0}

@@ -8,14 +8,15 @@ import jax
 import numpy as np
 
 from warmclip_jax._checks import naming
+from warmclip_jax._finding import calls_of
 from warmclip_jax._gradients._clip import ClipState
 from warmclip_jax._gradients._groups import from_keys
 from warmclip_jax._gradients._history import History
-from warmclip_jax._gradients._recorder import STANDS_OUT, LeafRecord, Ring, names_of
+from warmclip_jax._gradients._recorder import STANDS_OUT, LeafRecord, names_of
 from warmclip_jax._gradients._skipping import SkipState
 from warmclip_jax._gradients._states import shown
 from warmclip_jax._pipeline import PipelineState
-from warmclip_jax._records import calls_of, check_one_run, in_order_of_time, on_host, row_of, runs
+from warmclip_jax._records import check_one_run, in_order_of_time, on_host, ring_of
 
 #: How many leaves, groups, or runs of skips are listed; the others are counted.
 _LISTED = 5
@@ -55,61 +56,65 @@ def report(opt_state: Any) -> str:
     """
     seen = on_host(opt_state)
     check_one_run(seen)
+    accounts = [_Account(each.state) for each in seen]
     lines: list[str] = []
-    for each in seen:
+    for each, account in zip(seen, accounts, strict=True):
         if len(seen) > 1:
             place = jax.tree_util.keystr(each.path, simple=True, separator="/")
             lines.append(f"{type(each.state).__name__}{place and f' at {place}'}:")
-        lines += _Account(each.state).lines()
-    return "\n".join([*lines, *_wishes([each.state for each in seen])])
+        lines += account.lines()
+    wishes = {
+        "record=256 keeps the last calls (pipeline, skip_nonfinite)": all(account.rows is None for account in accounts),
+        "record_leaves=True keeps which leaves": all(account.leaves is None for account in accounts),
+    }
+    if any(wishes.values()):
+        lines.append(f"To know more next time: {'; '.join(itertools.compress(wishes, wishes.values()))}.")
+    return "\n".join(lines)
 
 
 class _Account:
     """What one state knows."""
 
     def __init__(self, state: Any) -> None:
-        clip = state.clip_state if isinstance(state, PipelineState) else state
-        self.state = state
-        self.clip: ClipState | None = clip if isinstance(clip, ClipState) else None
+        clip = getattr(state, "clip_state", state)
+        self.state, self.calls = state, int(calls_of(state))
         self.counts: ClipState | SkipState = clip
+        self.clip: ClipState | None = clip if isinstance(clip, ClipState) else None
         self.guard: SkipState | PipelineState | None = None if isinstance(state, ClipState) else state
-        self.calls = int(calls_of(state))
-        self.leaves: LeafRecord | None = clip.leaves if isinstance(clip.leaves, LeafRecord) else None
-        ring = getattr(state, "ring", ())
-        self.rows = in_order_of_time(ring) if isinstance(ring, Ring) else None
+        self.leaves: LeafRecord | None = clip.leaves or None
+        ring = ring_of(state)
+        self.rows = None if ring is None else _by_call(in_order_of_time(ring))
 
     def lines(self) -> Iterator[str]:
-        yield self._calls()
-        if not self.calls:
-            return
-        if self.guard is not None and self.guard.consecutive_skips > 1:
-            yield f"All of the last {int(self.guard.consecutive_skips)} calls were skipped: nothing is being learnt."
-        yield from self._bad_call()
-        yield from self._spike()
-        yield from self._clips()
-        yield self._last_call()
-        yield from self._record()
+        yield from self._calls()
+        if self.calls:
+            yield from self._bad_call()
+            yield from self._large_call()
+            yield from self._clips()
+            yield self._last_call()
+            yield from self._record()
 
-    def _calls(self) -> str:
+    def _calls(self) -> Iterator[str]:
         text = f"Calls: {self.calls}, numbered from 0."
         if self.guard is None:
-            return text
-        skipped = int(self.guard.skipped_count)
+            yield text
+            return
+        skipped, in_a_row = int(self.guard.skipped_count), int(self.guard.consecutive_skips)
         last = f", the last at call {int(self.guard.last_skipped_call)}" if skipped else ""
-        return f"{text} Updates: {self.calls - skipped}. Skipped: {skipped}{last}."
+        yield f"{text} Updates: {self.calls - skipped}. Skipped: {skipped}{last}."
+        if in_a_row > 1:
+            yield f"All of the last {in_a_row} calls were skipped: nothing is being learnt."
 
     def _bad_call(self) -> Iterator[str]:
-        count = int(self.counts.nonfinite_count)
+        count, call = int(self.counts.nonfinite_count), self._last_bad_call()
         if not count:
             yield "No call had a NaN or inf."
-            return
-        call = self._last_bad_call()
-        if call is None:
+        elif call is None:
             yield f"Calls with NaN or inf: {count}. When they came is not known."
-            return
-        others = f" There were {count} such calls in all." if count > 1 else ""
-        yield f"Last call with NaN or inf: {self._place(call)}.{others}"
-        if self.leaves is None or self.leaves.bad_call != call:
+        else:
+            others = f" There were {count} such calls in all." if count > 1 else ""
+            yield f"Last call with NaN or inf: {self._place(call)}.{others}"
+        if not count or self.leaves is None or self.leaves.bad_call != call:
             return
         names, norms = names_of(self.leaves), self.leaves.bad_leaf_norms
         for kind, held in (("NaN", np.isnan(norms)), ("inf", np.isinf(norms))):
@@ -123,53 +128,41 @@ class _Account:
     def _last_bad_call(self) -> int | None:
         if self.leaves is not None and self.leaves.bad_call >= 0:
             return int(self.leaves.bad_call)
-        if self.rows is not None:
-            bad = self.rows["call"][~np.isfinite(self.rows["grad_norm"])]
-            if bad.size:
-                return int(bad[-1])
-        if self.guard is not None and self.guard.skipped_count == self.counts.nonfinite_count:
+        bad = [call for call, row in (self.rows or {}).items() if not np.isfinite(row["grad_norm"])]
+        if not bad and self.guard is not None and self.guard.skipped_count == self.counts.nonfinite_count:
             return int(self.guard.last_skipped_call)
-        return None
+        return bad[-1] if bad else None
 
-    def _spike(self) -> Iterator[str]:
-        leaves = self.leaves
+    def _large_call(self) -> Iterator[str]:
+        """The last spike or, where leaves do not tell, the last call over a bound."""
+        leaves, rows = self.leaves, self.rows or {}
         if leaves is None or leaves.spike_call < 0:
-            yield from self._large_row()
+            over = [c for c, row in rows.items() if np.isfinite(row["grad_norm"]) and (row["skipped"] or row["clip_coef"] < 1)]
+            if over:
+                yield self._over_bound("Last call over a bound", over[-1], rows[over[-1]]["grad_norm"])
             return
-        call, norms = int(leaves.spike_call), leaves.spike_leaf_norms.astype(np.float64)
-        stood_out = leaves.spike_deviations >= STANDS_OUT
+        norms, stood_out = leaves.spike_leaf_norms.astype(np.float64), leaves.spike_deviations >= STANDS_OUT
         what = "Last spike" if stood_out else "Last call over a bound"
-        yield f"{what}: {self._place(call)}. Norm {np.sqrt(np.sum(norms**2)):.3g}{self._bound_at(call)}."
+        yield self._over_bound(what, int(leaves.spike_call), np.linalg.norm(norms))
         if not stood_out:
             yield "  No leaf stood out from what is usual for it."
             return
-        history = leaves.leaf_history
+        history, names = leaves.leaf_history, names_of(leaves)
         usual = np.where(history.norms_taught > 0, np.exp(history.log_mean.astype(np.float64)), np.nan)
-        ratios, names = norms / usual, names_of(leaves)
+        ratios = norms / usual
         yield "  times usual       norm  leaf"
         for place in np.argsort(np.where(np.isnan(ratios), -1, ratios))[::-1][:_LISTED]:
             yield f"  {ratios[place]:11.3g}  {norms[place]:9.3g}  {names[place]}"
 
-    def _large_row(self) -> Iterator[str]:
-        """The last call over a bound, where leaves are not recorded but calls are."""
-        if self.rows is None:
-            return
-        is_large = np.isfinite(self.rows["grad_norm"]) & (self.rows["skipped"] | (self.rows["clip_coef"] < 1))
-        if is_large.any():
-            call, norm = (self.rows[name][is_large][-1] for name in ("call", "grad_norm"))
-            yield f"Last call over a bound: {self._place(int(call))}. Norm {norm:.3g}{self._bound_at(int(call))}."
-
-    def _bound_at(self, call: int) -> str:
-        row = row_of(self.rows, call)
-        if row is None:
-            return ""
+    def _over_bound(self, what: str, call: int, norm: Any) -> str:
+        row = (self.rows or {}).get(call, {"skipped": False, "max_norm": np.inf})
         bound, name = (row["skip_bound"], "bound of skipping") if row["skipped"] else (row["max_norm"], "bound")
-        return f", over the {name} of {bound:.3g}" if np.isfinite(bound) else ""
+        over = f", over the {name} of {bound:.3g}" if np.isfinite(bound) else ""
+        return f"{what}: {self._place(call)}. Norm {norm:.3g}{over}."
 
     def _place(self, call: int) -> str:
         """When a call was, and what became of it, as far as it is known."""
-        row = row_of(self.rows, call)
-        if row is not None:
+        if row := (self.rows or {}).get(call):
             clipped = f", multiplied by {row['clip_coef']:.3g}" if row["clip_coef"] < 1 else ""
             return f"call {call}, step {row['step']}{', skipped' if row['skipped'] else clipped}"
         if self.guard is not None and call == self.guard.last_skipped_call:
@@ -206,19 +199,25 @@ class _Account:
         return f"Last call: {', '.join(facts)}."
 
     def _record(self) -> Iterator[str]:
-        if self.rows is None or not self.rows["call"].size:
+        if not self.rows:
             return
-        calls, norms, skipped = (self.rows[name] for name in ("call", "grad_norm", "skipped"))
+        calls = list(self.rows)
         yield f"Record: calls {calls[0]} to {calls[-1]}."
-        finite = np.isfinite(norms)
-        if finite.any():
-            largest = np.argmax(np.where(finite, norms, -1))
-            yield f"  Norm: median {np.median(norms[finite]):.3g}, largest {norms[largest]:.3g} at call {calls[largest]}."
-        skips = runs(calls[skipped])
-        if skips:
-            texts = [str(first) if first == last else f"{first} to {last}" for first, last in skips]
-            longest = max(last - first + 1 for first, last in skips)
+        norms = {call: row["grad_norm"] for call, row in self.rows.items() if np.isfinite(row["grad_norm"])}
+        if norms:
+            largest = max(norms, key=norms.__getitem__)
+            yield f"  Norm: median {np.median([*norms.values()]):.3g}, largest {norms[largest]:.3g} at call {largest}."
+        skipped = np.array([call for call, row in self.rows.items() if row["skipped"]])
+        if skipped.size:
+            runs = np.split(skipped, np.flatnonzero(np.diff(skipped) > 1) + 1)
+            texts = [str(run[0]) if run.size == 1 else f"{run[0]} to {run[-1]}" for run in runs]
+            longest = max(run.size for run in runs)
             yield f"  Skipped: {_listed(texts)}." + (f" Longest run: {longest} calls." if longest > 1 else "")
+
+
+def _by_call(columns: dict[str, np.ndarray]) -> dict[int, dict[str, Any]]:
+    """The rows of a record, in order of time."""
+    return {int(row[0]): dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)}
 
 
 def _listed(texts: Iterable[str]) -> str:
@@ -229,14 +228,3 @@ def _listed(texts: Iterable[str]) -> str:
 
 def _bound(name: str, bound: Any) -> str:
     return f"{name} {bound:.3g}" if bound >= 0 else f"no {name}"
-
-
-def _wishes(states: list[Any]) -> Iterator[str]:
-    """What to record to know more."""
-    wishes = []
-    if not any(isinstance(getattr(state, "ring", ()), Ring) for state in states):
-        wishes.append("record=256 keeps the last calls (pipeline, skip_nonfinite)")
-    if not any(isinstance(getattr(state, "clip_state", state).leaves, LeafRecord) for state in states):
-        wishes.append("record_leaves=True keeps which leaves")
-    if wishes:
-        yield f"To know more next time: {'; '.join(wishes)}."

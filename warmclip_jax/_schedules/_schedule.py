@@ -1,6 +1,5 @@
 """The schedule: a value that is called with a count."""
 
-import functools
 from collections.abc import Callable
 from typing import Any, cast
 
