@@ -175,3 +175,91 @@ def test_no_field_of_ours_shadows_one_that_optax_is_searched_for():
     _, state = run(wc.pipeline(optax.inject_hyperparams(optax.sgd, hyperparam_dtype=jnp.float32), 0.25), [gradients(0)])
     assert float(optax.tree.get(state, "learning_rate")) == 0.25
     assert int(optax.tree.get(state, "count")) == 1
+
+
+def injected(rate: Any) -> Any:
+    return optax.inject_hyperparams(optax.sgd)(learning_rate=rate)
+
+
+#: Optimizers of two parts of the parameters, the rate, one that is set, and the rate that both parts then use, if it is one.
+PARTS: dict[str, tuple[Any, Any, Any, float]] = {
+    "equal": (lambda rate: (injected(rate), optax.sgd(rate)), 0.5, None, 0.5),
+    "equal by a schedule": (lambda rate: (injected(rate), optax.sgd(rate)), optax.constant_schedule(0.5), None, 0.5),
+    "one is set": (lambda rate: (injected(rate), optax.sgd(rate)), 0.5, 0.25, np.nan),
+    "one is another": (lambda rate: (injected(0.25), optax.sgd(rate)), 0.5, None, np.nan),
+    "a schedule beside another": (lambda rate: (injected(0.25), optax.adam(rate)), optax.constant_schedule(0.5), None, np.nan),
+    "two in one part": (
+        lambda rate: (optax.masked(optax.chain(injected(0.25)), {"w": True, "b": False}), optax.sgd(rate)),
+        0.5,
+        None,
+        np.nan,
+    ),
+    "the other is frozen": (lambda rate: (injected(rate), optax.set_to_zero()), 0.5, 0.25, 0.25),
+    "both in one injection": (
+        lambda rate: (
+            optax.inject_hyperparams(lambda learning_rate: optax.masked(optax.sgd(learning_rate), {"w": True, "b": False}))(
+                learning_rate=rate
+            ),
+            optax.set_to_zero(),
+        ),
+        0.5,
+        0.25,
+        0.25,
+    ),
+}
+
+
+@pytest.mark.parametrize("combine", ["partition", "masked"])
+@pytest.mark.parametrize("parts", PARTS)
+def test_the_rate_of_two_parts_is_known_where_it_is_one(parts: str, combine: str):
+    build, rate, changed, expected = PARTS[parts]
+
+    def optimizer(rate: Any) -> Any:
+        first, second = build(rate)
+        if combine == "partition":
+            return optax.partition({"w": first, "b": second}, {"w": "w", "b": "b"})
+        return optax.chain(optax.masked(first, {"w": True, "b": False}), optax.masked(second, {"w": False, "b": True}))
+
+    pipeline: Any = wc.pipeline(optimizer, rate, max_norm=None)
+    state = pipeline.init(PARAMS)
+    if changed is not None:
+        state = optax.tree.set(state, learning_rate=jnp.float32(changed))
+    _, state = pipeline.update(gradients(1), state, PARAMS)
+    np.testing.assert_equal(float(wc.metrics(state)["learning_rate"]), expected)
+
+
+@pytest.mark.parametrize(
+    ("factory", "message"),
+    [
+        (optax.adam, r"<function adam at .*> returned a \w+, not a number\. Pass a schedule\."),
+        (optax.constant_schedule, "returned another function, not a number. Call it with its arguments first"),
+        (optax.cosine_decay_schedule, r"got the function cosine_decay_schedule itself\. Call it with its arguments: cosine"),
+        (wc.product, r"got the function product itself\. Call it with its arguments: product"),
+        (optax.adam(0.1), "must be a schedule|must be a non-negative number, a schedule"),
+    ],
+)
+def test_a_factory_or_an_optimizer_in_the_place_of_a_schedule_is_told_so(factory: Any, message: str):
+    uses: dict[str, Any] = {
+        "schedule": lambda: wc.pipeline(optax.sgd, factory),
+        "max_norm": lambda: wc.pipeline(optax.sgd, 0.1, max_norm=factory),
+        "skip_above": lambda: wc.pipeline(optax.sgd, 0.1, skip_above=factory),
+        "shift": lambda: optax.sgd(wc.shift(factory, by=1)),
+        "product": lambda: optax.sgd(wc.product(0.5, factory)),
+    }
+    for build in uses.values():
+        with pytest.raises(TypeError, match=message):
+            run(build(), [gradients(0)])
+    with pytest.raises(TypeError, match=f"^plot: .*{message}"):
+        wc.plot(factory)
+
+
+def test_a_function_whose_signature_hides_what_it_takes_is_a_schedule():
+    def configured(function: Any) -> Any:
+        return functools.wraps(function)(lambda count: function(count, peak=2.0))
+
+    @configured
+    def rate(count: Any, peak: float) -> Any:
+        return peak * count
+
+    assert float(wc.shift(rate, by=1)(2)) == 6.0
+    assert float(wc.shift([1.0, 2.0, 4.0].__getitem__, by=1)(1)) == 4.0

@@ -159,21 +159,16 @@ def _refilled(target: Any, links: Iterator[Any], frames: Frames, step: Any) -> A
 
 def _kept(wanted: list[Any], have: list[Any], step: Any, at: str) -> list[Any]:
     """A link of `have` for each that is wanted. Clocks go on from `step` where `have` has others, or none."""
-
-    def of(links: list[Any], *, clocks: bool) -> list[Any]:
-        return [link for link in links if is_clock(link) == clocks]
-
-    def have_same(*, clocks: bool) -> bool:
-        return [*map(type, of(wanted, clocks=clocks))] == [*map(type, of(have, clocks=clocks))]
-
-    if not have_same(clocks=False):
+    moments, clocks = [link for link in have if not is_clock(link)], [link for link in have if is_clock(link)]
+    if [type(link) for link in wanted if not is_clock(link)] != [*map(type, moments)]:
         raise _MisfitError(f"{at} holds {names(tuple(have))}, not {names(tuple(wanted))}" if at else "")
-    moments, clocks = iter(of(have, clocks=False)), iter(of(have, clocks=True))
-    counts = (clock.count for clock in clocks) if have_same(clocks=True) else itertools.repeat(step)
+    has_clocks = [type(link) for link in wanted if is_clock(link)] == [*map(type, clocks)]
+    counts = iter([clock.count for clock in clocks]) if has_clocks else itertools.repeat(step)
+    given = iter(moments)
     return [
         link._replace(count=_clock(link.count, next(counts)))
         if is_clock(link)
-        else _fitted(link, next(moments), step, at or type(link).__name__)
+        else _fitted(link, next(given), step, at or type(link).__name__)
         for link in wanted
     ]
 

@@ -150,9 +150,8 @@ def _groups(states: tuple[Any, ...], places: Places) -> list[str]:
     # Guards alone are told apart as clips are; beside clips, a guard speaks for all of them, or for the group that it is in.
     named = clips or [path for path, guard in places if guard is None]
     # The shortest names that tell paths apart: of dict keys; with indices; or of all keys.
-    kinds = next(
-        (kinds for kinds in (_KEYS[:1], _KEYS[:3]) if len({_name(path, kinds) for path in named}) == len(named)), _KEYS
-    )
+    distinct = (kinds for kinds in (_KEYS[:1], _KEYS[:3]) if len({_name(path, kinds) for path in named}) == len(named))
+    kinds = next(distinct, _KEYS)
     return ["" if len(named) == 1 else _name(path, kinds if path in named else _KEYS[:1]) for path, _ in places]
 
 

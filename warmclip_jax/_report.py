@@ -64,8 +64,8 @@ def report(opt_state: Any) -> str:
             lines.append(f"{type(each.state).__name__}{place and f' at {place}'}:")
         lines += account.lines()
     wishes = {
-        "record=256 keeps the last calls (pipeline, skip_nonfinite)": all(account.rows is None for account in accounts),
-        "record_leaves=True keeps which leaves": all(account.leaves is None for account in accounts),
+        "record=256 keeps the last calls (pipeline, skip_nonfinite)": not any(ring_of(account.state) for account in accounts),
+        "record_leaves=True keeps which leaves": not any(account.leaves for account in accounts),
     }
     if any(wishes.values()):
         lines.append(f"To know more next time: {'; '.join(itertools.compress(wishes, wishes.values()))}.")
@@ -83,7 +83,7 @@ class _Account:
         self.guard: SkipState | PipelineState | None = None if isinstance(state, ClipState) else state
         self.leaves: LeafRecord | None = clip.leaves or None
         ring = ring_of(state)
-        self.rows = None if ring is None else _by_call(in_order_of_time(ring))
+        self.rows = {} if ring is None else _by_call(in_order_of_time(ring))
 
     def lines(self) -> Iterator[str]:
         yield from self._calls()
@@ -128,14 +128,14 @@ class _Account:
     def _last_bad_call(self) -> int | None:
         if self.leaves is not None and self.leaves.bad_call >= 0:
             return int(self.leaves.bad_call)
-        bad = [call for call, row in (self.rows or {}).items() if not np.isfinite(row["grad_norm"])]
+        bad = [call for call, row in self.rows.items() if not np.isfinite(row["grad_norm"])]
         if not bad and self.guard is not None and self.guard.skipped_count == self.counts.nonfinite_count:
             return int(self.guard.last_skipped_call)
         return bad[-1] if bad else None
 
     def _large_call(self) -> Iterator[str]:
         """The last spike or, where leaves do not tell, the last call over a bound."""
-        leaves, rows = self.leaves, self.rows or {}
+        leaves, rows = self.leaves, self.rows
         if leaves is None or leaves.spike_call < 0:
             over = [c for c, row in rows.items() if np.isfinite(row["grad_norm"]) and (row["skipped"] or row["clip_coef"] < 1)]
             if over:
@@ -155,14 +155,14 @@ class _Account:
             yield f"  {ratios[place]:11.3g}  {norms[place]:9.3g}  {names[place]}"
 
     def _over_bound(self, what: str, call: int, norm: Any) -> str:
-        row = (self.rows or {}).get(call, {"skipped": False, "max_norm": np.inf})
+        row = self.rows.get(call, {"skipped": False, "max_norm": np.inf})
         bound, name = (row["skip_bound"], "bound of skipping") if row["skipped"] else (row["max_norm"], "bound")
         over = f", over the {name} of {bound:.3g}" if np.isfinite(bound) else ""
         return f"{what}: {self._place(call)}. Norm {norm:.3g}{over}."
 
     def _place(self, call: int) -> str:
         """When a call was, and what became of it, as far as it is known."""
-        if row := (self.rows or {}).get(call):
+        if row := self.rows.get(call):
             clipped = f", multiplied by {row['clip_coef']:.3g}" if row["clip_coef"] < 1 else ""
             return f"call {call}, step {row['step']}{', skipped' if row['skipped'] else clipped}"
         if self.guard is not None and call == self.guard.last_skipped_call:

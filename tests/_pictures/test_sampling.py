@@ -200,3 +200,22 @@ def test_a_length_that_is_no_number_of_steps_is_refused(steps: Any):
 def test_marks_do_not_depend_on_the_precision():
     with jax.enable_x64(True):
         assert sample(RUN, 120)[3:] == (10, 10, 100)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "jump"),
+    [
+        (wc.piecewise_constant(values=[1.0, 0.1], boundaries=[BILLION]), (BILLION - 1, BILLION)),
+        # This one has its end value at the seam itself, and restarts in the step after it.
+        (wc.polynomial_decay(init_value=1.0, decay_steps=BILLION, cycle=True), (BILLION, BILLION + 1)),
+    ],
+)
+def test_a_jump_is_drawn_upright_however_few_steps_are_sampled(schedule: Any, jump: tuple[int, int]):
+    line = sample(schedule, int(1.5 * BILLION))
+    place = int(np.argmax(np.abs(np.diff(line.values))))
+    assert (line.steps[place], line.steps[place + 1]) == jump
+
+
+def test_of_equal_peaks_the_first_is_marked_in_a_long_run_too():
+    sawtooth = wc.repeat(wc.linear_warmup(peak_value=1.0, warmup_steps=BILLION // 7), period=BILLION // 7)
+    assert sample(sawtooth, BILLION).peak == BILLION // 7 - 1

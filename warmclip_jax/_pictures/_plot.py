@@ -67,10 +67,12 @@ def plot(
 
 def _draw(ax: Any, line: Sampled, place: int, number: int, log_scale: bool) -> None:
     """One curve with its marks. Each is thinner than the one before and dashed: where curves coincide, all are seen."""
+    from matplotlib import colormaps
+
     many = number > _MANY
     over = 0 if many else (number - 1 - place) * min(1, 4 / number)
     values = np.where(line.values > 0, line.values, np.nan) if log_scale else line.values
-    style = {"color": _scale(place / (number - 1))} if many else {"dashes": (4, 1.5) if place else ()}
+    style = {"color": colormaps["viridis"](place / (number - 1))} if many else {"dashes": (4, 1.5) if place else ()}
     (drawn,) = ax.plot(line.steps, values, label=line.name, linewidth=1.5 + over, **style)
     color = drawn.get_color()
     if line.warmup is not None:
@@ -100,13 +102,6 @@ def _marks(ax: Any) -> list[Any]:
         for mark, style in styles.items()
         if any(label.startswith("_") and label.endswith(f" {mark}") for label in drawn)
     ]
-
-
-def _scale(share: float) -> Any:
-    """The colour of a curve among many, dark for the first."""
-    import matplotlib
-
-    return matplotlib.colormaps["viridis"](share)
 
 
 def matplotlib_figure(function: str = "plot") -> Any:

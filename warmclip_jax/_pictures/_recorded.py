@@ -39,21 +39,18 @@ def plot_records(opt_state: Any, *, ax: Any = None) -> Any:
     seen = on_host(opt_state)
     check_one_run(seen)
     known = recorded(seen)
-    calls = known["call"]
-    below = None
+    panels = [ax]
     if ax is None:
         figure = matplotlib_figure("plot_records").Figure(figsize=(8, 5), layout="constrained")
-        if np.isfinite(known["learning_rate"]).any():
-            ax, below = figure.subplots(2, sharex=True, height_ratios=(3, 1))
-        else:
-            ax = figure.subplots()
-    _draw_norms(ax, known)
-    (below or ax).set_xlabel("call")
-    if below is not None:
-        below.plot(calls, known["learning_rate"], color="C0", linewidth=1.5)
+        heights = (3, 1) if np.isfinite(known["learning_rate"]).any() else (1,)
+        panels = figure.subplots(len(heights), squeeze=False, sharex=True, height_ratios=heights)[:, 0]
+    _draw_norms(panels[0], known)
+    for below in panels[1:]:
+        below.plot(known["call"], known["learning_rate"], color="C0", linewidth=1.5)
         below.set(ylabel="learning rate", ylim=(0, None))
         below.grid(alpha=0.25)
-    return ax.figure
+    panels[-1].set_xlabel("call")
+    return panels[0].figure
 
 
 def _draw_norms(ax: Any, known: dict[str, np.ndarray]) -> None:
@@ -65,11 +62,10 @@ def _draw_norms(ax: Any, known: dict[str, np.ndarray]) -> None:
         bounds = np.where(np.isfinite(known[name]) & (known[name] > 0), known[name], np.nan)
         if not np.isnan(bounds).all():
             ax.plot(calls, bounds, color="black", linestyle=style, linewidth=1.2, label=label)
-    marks = {
-        "clipped": (finite & ~skipped & (known["clip_coef"] < 1), {"marker": ".", "color": "C1", "markersize": 6}),
-        "skipped for its norm": (finite & skipped, {"marker": "X", "color": "C3", "markersize": 9, "markeredgecolor": "white"}),
-    }
-    for label, (chosen, style) in marks.items():
+    for label, chosen, style in (
+        ("clipped", finite & ~skipped & (known["clip_coef"] < 1), {"marker": ".", "color": "C1", "markersize": 6}),
+        ("skipped for its norm", finite & skipped, {"marker": "X", "color": "C3", "markersize": 9, "markeredgecolor": "white"}),
+    ):
         if chosen.any():
             ax.plot(calls[chosen], norms[chosen], linestyle="", zorder=3, **style, label=f"{label}: {chosen.sum()}")
     label = f"NaN or inf: {(~finite).sum()}"

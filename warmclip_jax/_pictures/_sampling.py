@@ -66,6 +66,7 @@ def extent(schedule: Drawable) -> int:
 def sample(schedule: Drawable, steps: int, name: str = "schedule") -> Sampled:
     """The schedule at steps 0 to `steps`: at all of them if they are few, else at even spaces, seams and marks."""
     told = structure(schedule)
+    # Beside a seam too, so that a jump is drawn upright however few steps are sampled.
     near = {seam + offset for seam in told.seams for offset in (-1, 0, 1)}
     first = np.linspace(0, steps, min(steps + 1, _MAX_SAMPLES)).astype(np.int64)
     at = np.union1d(first, [seam for seam in near if 0 <= seam <= steps]).astype(np.int32)
@@ -78,7 +79,7 @@ def sample(schedule: Drawable, steps: int, name: str = "schedule") -> Sampled:
     places = _outstanding(values)
     rise, end = (None if place is None else int(at[place]) for place in (places[0], places[2]))
     peak = int(at[places[1]])
-    seams = [seam for seam in told.seams if seam <= steps]
+    seams = [int(seam) for seam in told.seams if seam <= steps]
     line = Sampled(name, at, values, None, peak, end)
     if told.warmup is not None:
         rise = int(told.warmup) if told.warmup <= steps else None
@@ -93,26 +94,22 @@ def sample(schedule: Drawable, steps: int, name: str = "schedule") -> Sampled:
 
 def _named(schedules: Any) -> list[tuple[str, Drawable]]:
     """The schedules with their names: the keys of a dict, else their kinds, numbered where two are of one kind."""
-    if isinstance(schedules, Mapping):
-        named = [(str(name), _checked(f"schedules[{name!r}]", schedule)) for name, schedule in schedules.items()]
     # An optimizer is a tuple too, of functions that are no schedules.
-    elif isinstance(schedules, (list, tuple)) and not hasattr(schedules, "_fields"):
-        each = [_checked(f"schedules[{place}]", schedule) for place, schedule in enumerate(schedules)]
-        kinds = list(map(_kind, each))
-        named = [
-            (kind if kinds.count(kind) == 1 else f"{kind} {kinds[: place + 1].count(kind)}", schedule)
-            for place, (kind, schedule) in enumerate(zip(kinds, each, strict=True))
-        ]
-    else:
-        named = [(_kind(schedules), _checked("schedules", schedules))]
+    is_row = isinstance(schedules, (list, tuple)) and not hasattr(schedules, "_fields")
+    if not is_row and not isinstance(schedules, Mapping):
+        _SCHEDULE.check("schedules", schedules)
+        return [(_kind(schedules), schedules)]
+    named = dict(enumerate(schedules)) if is_row else schedules
     if not named:
         raise broken_rule("schedules", "a schedule, or a list or dict of at least one", schedules, "Pass a schedule.")
-    return named
-
-
-def _checked(name: str, schedule: Any) -> Drawable:
-    _SCHEDULE.check(name, schedule)
-    return schedule
+    for key, schedule in named.items():
+        _SCHEDULE.check(f"schedules[{key!r}]", schedule)
+    if not is_row:
+        return [(str(key), schedule) for key, schedule in named.items()]
+    kinds = [_kind(schedule) for schedule in schedules]
+    numbers = [kinds[: place + 1].count(kind) for place, kind in enumerate(kinds)]
+    names = [kind if kinds.count(kind) == 1 else f"{kind} {number}" for kind, number in zip(kinds, numbers, strict=True)]
+    return list(zip(names, schedules, strict=True))
 
 
 def _kind(schedule: Any) -> str:

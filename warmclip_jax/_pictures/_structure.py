@@ -1,7 +1,7 @@
 """Read the length of a schedule, the steps where its formula changes, and its warm-up from its kind and arguments."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from warmclip_jax._checks import MAX_COUNT
@@ -17,68 +17,73 @@ class Structure(NamedTuple):
     """The length and seams of a schedule, in steps. A constant has length 0."""
 
     length: float
-    seams: tuple[int, ...]  # Where one formula gives way to another, in order.
-    warmup: float | None  # The step at which the warm-up ends; None where the arguments do not tell.
-    is_known: bool  # False if it holds a function of another library.
+    seams: Sequence[float]  # Where one formula gives way to another.
+    warmup: float | None = None  # The step at which the warm-up ends; None where the arguments do not tell.
+    is_known: bool = True  # False if it holds a function of another library.
+
+    def moved(self, by: float, factor: float = 1) -> "Structure":
+        """The structure with each step multiplied by `factor` and moved `by` steps to the right."""
+        warmup = self.warmup and self.warmup * factor + by
+        return Structure(self.length * factor + by, [seam * factor + by for seam in self.seams], warmup, self.is_known)
 
 
 def structure(schedule: Any) -> Structure:
-    """The structure of a schedule of any library, or of a number among the operands of a product."""
+    """The structure of a schedule of any library, or of a number among the operands of a product; its seams in order."""
     if not isinstance(schedule, Schedule):
-        return _built(100, (0,), is_known=False) if callable(schedule) else _built(0, (0,))
-    arguments = schedule.arguments
-    parts = [structure(inner) for inner in _inner(arguments)]
-    known = all(part.is_known for part in parts)
-    match schedule.kind:
+        return Structure(100, (0,), is_known=False) if callable(schedule) else Structure(0, (0,))
+    parts = [structure(inner) for inner in _inner(schedule.arguments)]
+    length, seams, warmup, _ = _composed(schedule.kind, schedule.arguments, parts) if parts else _curve(schedule.arguments)
+    within = sorted({int(seam) for seam in seams if 0 <= seam <= MAX_COUNT})
+    warmup = warmup if warmup is not None and warmup > 0 else None
+    return Structure(max(length, 0), tuple(within[:_MAX_SEAMS]), warmup, all(part.is_known for part in parts))
+
+
+def _composed(kind: str, arguments: Any, parts: list[Structure]) -> Structure:
+    """The structure of a schedule with these inside."""
+    first = parts[0]
+    match kind:
         case "with_warmup":
-            (inner,), warmup = parts, arguments["warmup_steps"]
-            return _built(inner.length + warmup, (0, *_moved(inner, warmup)), (inner.warmup or 0) + warmup, known)
+            moved = first.moved(arguments["warmup_steps"])
+            return moved._replace(seams=(0, *moved.seams), warmup=moved.warmup or arguments["warmup_steps"])
         case "shift":
-            (inner,), by = parts, arguments["by"]
-            return _built(inner.length - by, _moved(inner, -by), inner.warmup and inner.warmup - by, known)
+            return first.moved(-arguments["by"])
         case "stretch":
-            (inner,), factor = parts, arguments["factor"]
-            seams = (seam * factor for seam in inner.seams)
-            return _built(inner.length * factor, seams, inner.warmup and inner.warmup * factor, known)
+            return first.moved(0, arguments["factor"])
         case "repeat":
-            (inner,), period = parts, arguments["period"]
-            first = [seam for seam in inner.seams if seam < period]
-            seams = (seam + turn * period for turn in range(_PERIODS) for seam in first)
-            return _built(3 * period, seams, _before(period, inner.warmup), known)
+            period = arguments["period"]
+            seams = [seam + turn * period for turn in range(_PERIODS) for seam in first.seams if seam < period]
+            return Structure(3 * period, seams, _before(period, first.warmup))
         case "join":
-            begins = (0, *arguments["boundaries"])
-            ends = (*arguments["boundaries"], math.inf)
-            moved = (_moved(part, begin) for part, begin in zip(parts, begins, strict=True))
-            seams = (
+            begins, ends = (0, *arguments["boundaries"]), (*arguments["boundaries"], math.inf)
+            moved = [part.moved(begin) for part, begin in zip(parts, begins, strict=True)]
+            seams = [
                 seam
-                for begin, end, each in zip(begins, ends, moved, strict=True)
-                for seam in (begin, *each)
+                for begin, end, part in zip(begins, ends, moved, strict=True)
+                for seam in (begin, *part.seams)
                 if begin <= seam < end
-            )
-            return _built(begins[-1] + parts[-1].length, seams, _before(ends[0], parts[0].warmup), known)
-    if parts:
-        # The warm-up of a product ends with its last factor's; that of a minimum or maximum is found in the values.
-        warmups = [part.warmup for part in parts if part.warmup is not None]
-        warmup = max(warmups, default=None) if schedule.kind == "product" else None
-        return _built(max(part.length for part in parts), (seam for part in parts for seam in part.seams), warmup, known)
-    return _curve(arguments)
+            ]
+            return Structure(moved[-1].length, seams, _before(ends[0], first.warmup))
+    # The warm-up of a product ends with its last factor's; that of a minimum or maximum is found in the values.
+    warmups = [part.warmup for part in parts if part.warmup is not None and kind == "product"]
+    seams = [seam for part in parts for seam in part.seams]
+    return Structure(max(part.length for part in parts), seams, max(warmups, default=None))
 
 
 def _curve(arguments: Any) -> Structure:
     """The structure of a schedule without others inside."""
     total, decay, warmup = (arguments.get(name, 0) for name in ("total_steps", "decay_steps", "warmup_steps"))
     if "boundaries" in arguments:
-        return _built(max(arguments["boundaries"], default=0), (0, *arguments["boundaries"]))
+        return Structure(max(arguments["boundaries"], default=0), (0, *arguments["boundaries"]))
     if "decay_rate" in arguments:
         reached = _reached(arguments)
-        turns = (turn * decay for turn in range(_PERIODS if arguments["staircase"] else 1))
+        turns = [turn * decay for turn in range(_PERIODS if arguments["staircase"] else 1)]
         grows = arguments["decay_rate"] > 1
-        return _built(reached if grows and reached else 3 * decay, (*turns, reached or 0))
+        return Structure(reached if grows and reached else 3 * decay, (*turns, reached or 0))
     if "timescale" in arguments:
-        return _built(3 * arguments["timescale"], (0,))
+        return Structure(3 * arguments["timescale"], (0,))
     if arguments.get("cycle"):
-        return _built(3 * decay, (turn * decay for turn in range(_PERIODS)))
-    return _built(total or decay or warmup, (0, warmup, total, total - decay if total else decay), warmup)
+        return Structure(3 * decay, [turn * decay for turn in range(_PERIODS)])
+    return Structure(total or decay or warmup, (0, warmup, total, total - decay if total else decay), warmup)
 
 
 def _reached(arguments: Any) -> float | None:
@@ -100,16 +105,6 @@ def _inner(arguments: Any) -> Iterable[Any]:
     return ()
 
 
-def _moved(part: Structure, by: float) -> Iterable[float]:
-    return (seam + by for seam in part.seams)
-
-
 def _before(end: float, warmup: float | None) -> float | None:
     """`warmup`, or None if `end` cuts it short: it is then found in the values."""
     return warmup if warmup is not None and warmup < end else None
-
-
-def _built(length: float, seams: Iterable[float], warmup: float | None = None, is_known: bool = True) -> Structure:
-    within = sorted({int(seam) for seam in seams if 0 <= seam <= MAX_COUNT})
-    warmup = warmup if warmup is not None and warmup > 0 else None
-    return Structure(max(length, 0), tuple(within[:_MAX_SEAMS]), warmup, is_known)
