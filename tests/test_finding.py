@@ -54,6 +54,11 @@ def test_groups_whose_labels_were_lost_are_known_by_their_numbers():
     assert np.shape(known["clip_coef"]) == ()
 
 
+def without(fields: dict[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in fields.items() if key != name}
+
+
+PIPELINE = raw(wc.pipeline(optax.sgd, 0.1).init(PARAMS))
 OLDER = {
     "ClipState without norm_bound": {
         "clip_calls": 3,
@@ -72,6 +77,7 @@ OLDER = {
         "skipped_count": 0,
         "inner_state": {},
     },
+    "ClipState without clipped_count": PIPELINE | {"clip_state": without(PIPELINE["clip_state"], "clipped_count")},
     "ClipState with new": raw(wc.clip_by_global_norm(1.0).init(PARAMS)) | {"new": 1},
 }
 

@@ -21,6 +21,7 @@ from warmclip_jax._links import (
     arrays_beside,
     children,
     described,
+    fields_of,
     is_chain,
     is_clock,
     is_frame,
@@ -195,6 +196,7 @@ def _fitted(target: Any, given: Any, step: Any = 0, at: str = "") -> Any:
 
 
 def _kept_or(fresh: Any, given: Any) -> Any:
+    """`given` in the dtypes of `fresh` where it fits, else `fresh`."""
     if isinstance(fresh, dict) and isinstance(given, dict):
         return {key: _kept_or(value, given.get(key)) for key, value in fresh.items()}
     try:
@@ -204,8 +206,8 @@ def _kept_or(fresh: Any, given: Any) -> Any:
 
 
 def _measured(state: Any, theirs: dict[str, Any]) -> Any:
-    """A clip or guard with what `theirs` knows and fits. The rest is as `init` made it or, of the last call, NaN."""
-    fields = {name: value for name, value in state._asdict().items() if name not in ("clip_state", "inner_state")}
+    """A clip or guard with each field of `theirs` that fits. Others stay as `init` made them, or are NaN for the last call."""
+    fields = fields_of(state)
     labels, their_labels = (sorted(known.get("group_labels", ())) for known in (fields, theirs))
     for name, fresh in fields.items():
         if name in _OF_THE_LAST_CALL:
@@ -225,7 +227,7 @@ def _by_label(labels: list[str], their_labels: list[str], fresh: Any, given: Any
 
 
 def _taken(frames: Frames, kind: type) -> dict[str, Any]:
-    """The fields of the first frame of a kind, which no other one gets then."""
+    """Takes the first frame of a kind out of `frames`, and returns its fields; none where there is no such frame."""
     index = next((index for index, frame in enumerate(frames) if frame[0] is kind), None)
     return {} if index is None else frames.pop(index)[1]
 

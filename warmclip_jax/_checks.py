@@ -159,6 +159,7 @@ class Each:
     """The rule for a sequence whose entries all follow one other rule."""
 
     rule: Any  # For each entry: a `Number`, or another class with its three methods.
+    may_be_empty: bool = False
 
     def check(self, name: str, value: Any) -> tuple[Any, ...]:
         """`value` as a tuple of checked entries. Raises TypeError, or what the rule of an entry raises."""
@@ -166,6 +167,8 @@ class Each:
         if not is_array and (not isinstance(value, Sequence) or isinstance(value, (str, bytes))):
             remedy = "Put the entries in brackets, even a single one."
             raise broken_rule(name, "a list, tuple or array of one dimension", value, remedy, TypeError)
+        if not self.may_be_empty and not len(value):
+            raise broken_rule(name, "a sequence of one or more", list(value), "Pass at least one.")
         entries = value if not is_array or is_traced(value) else np.asarray(value)
         return tuple(self.rule.check(f"{name}[{index}]", entry) for index, entry in enumerate(entries))
 

@@ -1,4 +1,4 @@
-"""Our states in any optimizer state, however nested: found by type, or in a raw checkpoint by the names of their fields."""
+"""Finds clips, guards and pipelines in any optimizer state: by their types, or in a raw checkpoint by their fields."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ _STATES: dict[Any, set[str]] = {
     PipelineState: {"clip_state", "inner_state"},
     SkipState: {"skipped_count", "inner_state"},
 }
-#: What a field of a state may be, told by all of its own fields.
+#: What may stand in a field of a state.
 _PARTS: dict[Any, set[str]] = {kind: set(kind._fields) for kind in (History, Ring, LeafRecord)}
 #: The fields that may be empty, which a checkpoint may have left out.
 _EMPTY: dict[Any, dict[str, Any]] = {
@@ -31,15 +31,15 @@ Path = tuple[Any, ...]
 
 
 class Found(NamedTuple):
-    """A state of ours, without what it guards; where it is; and the place in the list of the guard around it, if any."""
+    """The state of a clip, guard or pipeline in an optimizer state."""
 
     path: Path
-    state: Any
-    guard: int | None
+    state: Any  # without the state that it guards
+    guard: int | None  # where in the list of all that are found the guard around it is
 
 
 def found(opt_state: Any) -> list[Found]:
-    """Our states in an optimizer state, outermost first.
+    """The states of clips, guards and pipelines in an optimizer state, outermost first.
 
     Raises ValueError where there is none, and for a checkpoint with a state that another version wrote.
     """
@@ -60,7 +60,7 @@ def of_this_process(leaf: Any) -> Any:
 
 
 def calls_of(state: Any) -> Any:
-    """How many calls a state of ours has seen."""
+    """How many calls a clip, guard or pipeline has seen."""
     if isinstance(state, PipelineState):
         return state.clip_state.clip_calls
     return state.clip_calls if isinstance(state, ClipState) else state.skip_calls

@@ -35,16 +35,20 @@ def peeled(state: Any) -> tuple[list[Any], Frames]:
     if not is_frame(state):
         return [state], []
     links, frames = peeled(state.inner_state)
-    if isinstance(state, PipelineState):  # A guard and a clip, which two states may go on with.
+    if isinstance(state, PipelineState):  # A guard and a clip: each may go on in a state of its own.
         clip = known(state.clip_state)
         return links, [(SkipState, clip | known(state)), (ClipState, clip), *frames]
     return links, [(type(state), known(state)), *frames]
 
 
+def fields_of(frame: Any) -> dict[str, Any]:
+    """The fields of a frame, without the states inside of it."""
+    return {name: value for name, value in frame._asdict().items() if name not in ("clip_state", "inner_state")}
+
+
 def known(frame: Any) -> dict[str, Any]:
-    """The fields of a frame, without the states inside of it and those left empty."""
-    fields = {name: value for name, value in frame._asdict().items() if name not in ("clip_state", "inner_state")}
-    return {name: value for name, value in fields.items() if not (isinstance(value, tuple) and value == ())}
+    """The fields of a frame that are not empty, without the states inside of it."""
+    return {name: value for name, value in fields_of(frame).items() if not (isinstance(value, tuple) and value == ())}
 
 
 def is_chain(node: Any) -> bool:
@@ -81,7 +85,7 @@ def arrays_beside(state: Any, path: Path) -> Iterator[Path]:
     """Where a state has arrays, other than scalars, outside of the part at `path` and of the frames around it."""
     for depth, key in enumerate(path):
         below = children(state)
-        # What a MultiSteps has accumulated can go.
+        # The gradients that a MultiSteps has accumulated may be dropped.
         if not isinstance(state, optax.MultiStepsState) and not is_frame(state):
             others = {other: child for other, child in below.items() if other != key}
             for other, child in others.items():

@@ -16,7 +16,7 @@ from warmclip_jax._gradients._states import shown, shown_bound
 from warmclip_jax._pipeline import PipelineState
 
 _OF_SKIPS = ("skipped_count", "consecutive_skips", "last_skipped_call")
-#: What a guard around a clip or pipeline counts of every call, and what stands inside counts only of some.
+#: What a guard knows of every call, and the clip or pipeline inside only of calls that were not skipped.
 _OF_EVERY_CALL = ("calls", "grad_norm", "nonfinite_count", *_OF_SKIPS, "skip_bound", "typical_norm")
 #: With more groups than this, their numbers would bury the others.
 _MOST_GROUPS = 32
@@ -74,7 +74,7 @@ def _merged(states: tuple[Any, ...], places: Places) -> dict[str, jax.Array]:
     merged: dict[str, jax.Array] = {}
     owners: dict[str, Any] = {}
     for state, (path, guard), group in zip(states, places, _groups(states, places), strict=True):
-        known = _of_state(state)
+        known = of_state(state)
         if guard is not None and "clip_coef" in known:
             # What a guard skips never gets to the clip inside.
             known["clip_coef"] = jnp.where(states[guard].consecutive_skips > 0, 0, known["clip_coef"])
@@ -94,7 +94,7 @@ def _merged(states: tuple[Any, ...], places: Places) -> dict[str, jax.Array]:
     return dict(sorted(merged.items()))
 
 
-def _of_state(state: Any) -> dict[str, jax.Array]:
+def of_state(state: Any) -> dict[str, jax.Array]:
     """What one state knows, by name."""
     if isinstance(state, ClipState):
         return _of_clip(state)

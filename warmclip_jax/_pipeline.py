@@ -124,7 +124,11 @@ def pipeline(
 
     def init(params: optax.Params) -> PipelineState:
         inner_state = inner.init(params)
-        _check_no_multi_steps(inner_state)
+        if any(map(_is_multi_steps, jax.tree.leaves(inner_state, is_leaf=_is_multi_steps))):
+            raise TypeError(
+                "pipeline: optimizer must not hold an optax.MultiSteps: each micro-batch would be clipped, and the learning "
+                "rate would not be known. Put it outside: skip_nonfinite(optax.MultiSteps(pipeline(...), every_k_schedule=k))."
+            )
         return PipelineState(
             clip_state=clip.init(params),
             **guard.init(accumulation_dtype(params)),
@@ -176,12 +180,5 @@ def pipeline(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _check_no_multi_steps(inner_state: optax.OptState) -> None:
-    def is_multi_steps(node: Any) -> bool:
-        return isinstance(node, optax.MultiStepsState)
-
-    if any(map(is_multi_steps, jax.tree.leaves(inner_state, is_leaf=is_multi_steps))):
-        raise TypeError(
-            "pipeline: optimizer must not hold an optax.MultiSteps: each micro-batch would be clipped, and the learning "
-            "rate would not be known. Put it outside: skip_nonfinite(optax.MultiSteps(pipeline(...), every_k_schedule=k))."
-        )
+def _is_multi_steps(node: Any) -> bool:
+    return isinstance(node, optax.MultiStepsState)

@@ -66,7 +66,7 @@ def recorded(seen: list[Found]) -> dict[str, np.ndarray]:
 
 
 def on_host(opt_state: Any) -> list[Found]:
-    """Our states in an optimizer state, with NumPy arrays in them. Raises as `found`, and TypeError for a traced state."""
+    """What `found` gives, with NumPy arrays in the states. Raises as `found`, and TypeError for a traced state."""
     seen = found(opt_state)
     if any(map(is_traced, jax.tree.leaves([each.state for each in seen]))):
         raise TypeError(
@@ -88,7 +88,7 @@ def check_one_run(seen: list[Found]) -> None:
 
 
 def ring_of(state: Any) -> Ring | None:
-    """The ring of a state of ours; None without a recorder."""
+    """The ring of a guard or pipeline that records; None for any other state."""
     return getattr(state, "ring", ()) or None
 
 

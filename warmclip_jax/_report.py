@@ -8,14 +8,10 @@ import jax
 import numpy as np
 
 from warmclip_jax._checks import naming
-from warmclip_jax._finding import calls_of
-from warmclip_jax._gradients._clip import ClipState
 from warmclip_jax._gradients._groups import from_keys
-from warmclip_jax._gradients._history import History
-from warmclip_jax._gradients._recorder import STANDS_OUT, LeafRecord, names_of
-from warmclip_jax._gradients._skipping import SkipState
-from warmclip_jax._gradients._states import shown
-from warmclip_jax._pipeline import PipelineState
+from warmclip_jax._gradients._recorder import STANDS_OUT, names_of
+from warmclip_jax._gradients._states import shown_bound
+from warmclip_jax._metrics import of_state
 from warmclip_jax._records import check_one_run, in_order_of_time, on_host, ring_of
 
 #: How many leaves, groups, or runs of skips are listed; the others are counted.
@@ -76,18 +72,14 @@ class _Account:
     """What one state knows."""
 
     def __init__(self, state: Any) -> None:
-        clip = getattr(state, "clip_state", state)
-        self.state, self.calls = state, int(calls_of(state))
-        self.counts: ClipState | SkipState = clip
-        self.clip: ClipState | None = clip if isinstance(clip, ClipState) else None
-        self.guard: SkipState | PipelineState | None = None if isinstance(state, ClipState) else state
-        self.leaves: LeafRecord | None = clip.leaves or None
-        ring = ring_of(state)
+        clip, ring = getattr(state, "clip_state", state), ring_of(state)
+        self.state, self.clip, self.leaves = state, clip, clip.leaves or None
+        self.known = {name: value.item() for name, value in of_state(state).items()}
         self.rows = {} if ring is None else _by_call(in_order_of_time(ring))
 
     def lines(self) -> Iterator[str]:
         yield from self._calls()
-        if self.calls:
+        if self.known["calls"]:
             yield from self._bad_call()
             yield from self._large_call()
             yield from self._clips()
@@ -95,18 +87,17 @@ class _Account:
             yield from self._record()
 
     def _calls(self) -> Iterator[str]:
-        text = f"Calls: {self.calls}, numbered from 0."
-        if self.guard is None:
+        known, text = self.known, f"Calls: {self.known['calls']}, numbered from 0."
+        if "skipped_count" not in known:
             yield text
             return
-        skipped, in_a_row = int(self.guard.skipped_count), int(self.guard.consecutive_skips)
-        last = f", the last at call {int(self.guard.last_skipped_call)}" if skipped else ""
-        yield f"{text} Updates: {self.calls - skipped}. Skipped: {skipped}{last}."
-        if in_a_row > 1:
-            yield f"All of the last {in_a_row} calls were skipped: nothing is being learnt."
+        last = f", the last at call {known['last_skipped_call']}" if known["skipped_count"] else ""
+        yield f"{text} Updates: {known['step']}. Skipped: {known['skipped_count']}{last}."
+        if known["consecutive_skips"] > 1:
+            yield f"All of the last {known['consecutive_skips']} calls were skipped: nothing is being learnt."
 
     def _bad_call(self) -> Iterator[str]:
-        count, call = int(self.counts.nonfinite_count), self._last_bad_call()
+        count, call = self.known["nonfinite_count"], self._last_bad_call()
         if not count:
             yield "No call had a NaN or inf."
         elif call is None:
@@ -129,8 +120,8 @@ class _Account:
         if self.leaves is not None and self.leaves.bad_call >= 0:
             return int(self.leaves.bad_call)
         bad = [call for call, row in self.rows.items() if not np.isfinite(row["grad_norm"])]
-        if not bad and self.guard is not None and self.guard.skipped_count == self.counts.nonfinite_count:
-            return int(self.guard.last_skipped_call)
+        if not bad and self.known.get("skipped_count") == self.known["nonfinite_count"]:
+            return self.known["last_skipped_call"]
         return bad[-1] if bad else None
 
     def _large_call(self) -> Iterator[str]:
@@ -165,18 +156,17 @@ class _Account:
         if row := self.rows.get(call):
             clipped = f", multiplied by {row['clip_coef']:.3g}" if row["clip_coef"] < 1 else ""
             return f"call {call}, step {row['step']}{', skipped' if row['skipped'] else clipped}"
-        if self.guard is not None and call == self.guard.last_skipped_call:
-            return f"call {call}, step {call + 1 - int(self.guard.skipped_count)}, skipped"
+        if call == self.known.get("last_skipped_call"):
+            return f"call {call}, step {call + 1 - self.known['skipped_count']}, skipped"
         return f"call {call}"
 
     def _clips(self) -> Iterator[str]:
-        if self.clip is None:
+        if (clipped := self.known.get("clipped_count")) is None:
             return
-        clipped, labels = int(self.clip.clipped_count), from_keys(self.clip.group_labels)
-        yield f"Clipped: {clipped} calls, {clipped / self.calls:.1%}."
-        if not labels:
+        yield f"Clipped: {clipped} calls, {clipped / self.known['calls']:.1%}."
+        if not (labels := from_keys(self.clip.group_labels)):
             return
-        norms, bounds, counts = self.clip.grad_norm, self.clip.norm_bound, np.asarray(self.clip.group_clipped_count)
+        norms, bounds, counts = self.clip.grad_norm, shown_bound(self.clip.norm_bound), self.clip.group_clipped_count
         yield f"  Groups: {len(labels)}. Of each, calls clipped; norm and bound at the last call:"
         for place in np.argsort(-counts, kind="stable")[:_LISTED]:
             yield f"  {counts[place]:11d}  norm {norms[place]:.3g}, {_bound('bound', bounds[place])}  {labels[place]}"
@@ -184,17 +174,15 @@ class _Account:
             yield f"  {'':11}  and {len(labels) - _LISTED} that were clipped less or as often"
 
     def _last_call(self) -> str:
-        facts = [f"norm {np.linalg.norm(self.counts.grad_norm.astype(np.float64)):.3g}"]
-        histories = [getattr(self.clip, "clip_history", ()), getattr(self.guard, "skip_history", ())]
-        history = next((each for each in histories if isinstance(each, History) and np.ndim(each.log_mean) == 0), None)
-        if history is not None and history.norms_taught > 0:
-            facts.append(f"usual norm {np.exp(history.log_mean):.3g}")
-        if self.clip is not None and not self.clip.group_labels:
-            facts.append(_bound("bound", self.clip.norm_bound))
-        if self.guard is not None and self.guard.above_bound >= 0:
-            facts.append(_bound("bound of skipping", self.guard.above_bound))
-        if isinstance(self.state, PipelineState):
-            rate = shown(self.state.last_learning_rate)
+        known = self.known
+        facts = [f"norm {known['grad_norm']:.3g}"]
+        if np.isfinite(usual := known.get("typical_norm", np.nan)):
+            facts.append(f"usual norm {usual:.3g}")
+        if "max_norm" in known and not self.clip.group_labels:
+            facts.append(_bound("bound", known["max_norm"]))
+        if np.isfinite(above := known.get("skip_bound", np.inf)):
+            facts.append(_bound("bound of skipping", above))
+        if (rate := known.get("learning_rate")) is not None:
             facts.append(f"learning rate {'not known' if np.isnan(rate) else f'{rate:.3g}'}")
         return f"Last call: {', '.join(facts)}."
 
@@ -227,4 +215,4 @@ def _listed(texts: Iterable[str]) -> str:
 
 
 def _bound(name: str, bound: Any) -> str:
-    return f"{name} {bound:.3g}" if bound >= 0 else f"no {name}"
+    return f"{name} {bound:.3g}" if np.isfinite(bound) else f"no {name}"

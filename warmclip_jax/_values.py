@@ -169,7 +169,7 @@ class Kind:
 
     def _instead_of(self, name: str) -> str:
         names, note = self.made._elsewhere.get(name, ((), ""))
-        here = [ours for ours in names if ours in self.rules]
+        here = [known for known in names if known in self.rules]
         return f"; here it is {here[0]!r}{note}" if here else nearest(name, self.rules)
 
 

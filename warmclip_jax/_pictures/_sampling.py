@@ -73,10 +73,10 @@ def sample(schedule: Drawable, steps: int, name: str = "schedule") -> Sampled:
     values = _values_at(schedule, at, name)
     if not np.isfinite(values).any():
         raise broken_rule("schedules", f"finite somewhere ({name!r})", float(values[0]), "There is nothing to draw.")
-    while (more := _between(at, _outstanding(values))).size:
+    while (more := _between(at, _landmarks(values))).size:
         order = np.argsort(both := np.concatenate([at, more]))
         at, values = both[order], np.concatenate([values, _values_at(schedule, more, name)])[order]
-    places = _outstanding(values)
+    places = _landmarks(values)
     rise, end = (None if place is None else int(at[place]) for place in (places[0], places[2]))
     peak = int(at[places[1]])
     seams = [int(seam) for seam in told.seams if seam <= steps]
@@ -145,7 +145,7 @@ def _values_at(schedule: Drawable, steps: np.ndarray, name: str) -> np.ndarray:
     return values[: steps.size]
 
 
-def _outstanding(values: np.ndarray) -> tuple[int | None, int, int | None]:
+def _landmarks(values: np.ndarray) -> tuple[int | None, int, int | None]:
     """The places where the first rise ends, of the peak, and from which the values stay the same; None if there is none."""
     last = values.size - 1
     falls = np.flatnonzero(np.diff(values) < 0)

@@ -68,15 +68,13 @@ Operand = Annotated[
 ]
 
 EachFinite = Annotated[Sequence[Scalar] | np.ndarray | jax.Array, Each(_FINITE)]
-EachSteps = Annotated[Sequence[Scalar] | np.ndarray | jax.Array, Each(_STEPS)]
+EachSteps = Annotated[Sequence[Scalar] | np.ndarray | jax.Array, Each(_STEPS, may_be_empty=True)]
 EachInner = Annotated[Sequence[Callable[[Any], Any]] | np.ndarray, Each(_INNER)]
 
 
 def with_boundaries(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
     """`arguments`. Raises ValueError unless a boundary lies between each two parts, and boundaries increase."""
     parts, boundaries = arguments[name], arguments["boundaries"]
-    if not parts:
-        raise broken_rule(name, "a sequence of one or more", list(parts), "Pass at least one.")
     if len(boundaries) != len(parts) - 1:
         rule = f"one fewer than the {len(parts)} {name}"
         raise broken_rule("boundaries", rule, list(boundaries), f"Each is the step at which the next of {name} takes over.")

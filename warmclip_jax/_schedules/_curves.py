@@ -137,12 +137,7 @@ def exponential_warmup(*, peak_value: Finite, timescale: Timescale) -> Schedule:
 
 @makes(Schedule)
 def polynomial_decay(
-    *,
-    init_value: Finite,
-    decay_steps: PositiveSteps,
-    end_value: Finite = 0.0,
-    power: Power = 1.0,
-    cycle: bool = False,
+    *, init_value: Finite, decay_steps: PositiveSteps, end_value: Finite = 0.0, power: Power = 1.0, cycle: bool = False
 ) -> Schedule:
     """A power of the line from `init_value` to `end_value`, which then stays.
 

@@ -18,16 +18,11 @@ def _logarithm(rate: Any) -> Any:
     return math.log(rate) if isinstance(rate, float) else jnp.log(jnp.asarray(rate).astype(default_float()))
 
 
+_RATE = Number(
+    "a number above 0", "It is the factor for decay_steps; 0.5 halves the value.", lambda rate: rate > 0, lowering=_logarithm
+)
 #: The curve receives the logarithm of the rate.
-LogOfRate = Annotated[
-    Scalar,
-    Number(
-        "a number above 0",
-        "It is the factor for every decay_steps; 0.5 halves the value.",
-        lambda rate: rate > 0,
-        lowering=_logarithm,
-    ),
-]
+LogOfRate = Annotated[Scalar, _RATE]
 
 
 def _bounded(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -45,12 +40,7 @@ def _bounded(arguments: dict[str, Any]) -> dict[str, Any]:
 
 @makes(Schedule, prepare=_bounded)
 def exponential_decay(
-    *,
-    init_value: Finite,
-    decay_steps: PositiveSteps,
-    decay_rate: LogOfRate,
-    end_value: Finite = 0.0,
-    staircase: bool = False,
+    *, init_value: Finite, decay_steps: PositiveSteps, decay_rate: LogOfRate, end_value: Finite = 0.0, staircase: bool = False
 ) -> Schedule:
     """A value multiplied by `decay_rate` every `decay_steps`, until it reaches `end_value`.
 

@@ -6,19 +6,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from warmclip_jax._checks import broken_rule, default_float
+from warmclip_jax._checks import default_float
 from warmclip_jax._schedules._arguments import Operand
 from warmclip_jax._schedules._schedule import Schedule, curve
 from warmclip_jax._values import makes
 
 
-def _at_least_one(arguments: dict[str, Any]) -> dict[str, Any]:
-    if not arguments["operands"]:
-        raise broken_rule("operands", "one schedule or number, or more", (), "Pass at least one.")
-    return arguments
-
-
-@makes(Schedule, prepare=_at_least_one)
+@makes(Schedule)
 def product(*operands: Operand) -> Schedule:
     """The product of schedules and numbers, at each count.
 
@@ -40,7 +34,7 @@ def product(*operands: Operand) -> Schedule:
     return _reduced(lambda left, right: jnp.clip(left * right, -limit, limit), operands)
 
 
-@makes(Schedule, prepare=_at_least_one)
+@makes(Schedule)
 def minimum(*operands: Operand) -> Schedule:
     """The smallest of schedules and numbers, at each count.
 
@@ -57,7 +51,7 @@ def minimum(*operands: Operand) -> Schedule:
     return _reduced(jnp.minimum, operands)
 
 
-@makes(Schedule, prepare=_at_least_one)
+@makes(Schedule)
 def maximum(*operands: Operand) -> Schedule:
     """The largest of schedules and numbers, at each count.
 

@@ -95,12 +95,8 @@ def warmup_polynomial_decay(
 
     Source: Devlin et al. 2018, "BERT", appendix A.2, and its `optimization.py` for `"zero"`.
     """
-
-    def left(count: jax.Array) -> jax.Array:
-        decay = _decay_shares(count, total_steps, warmup_steps, decay_from)
-        return raised(decay.left, decay.passed, power)
-
-    return _after_warmup(init_value, peak_value, end_value, warmup_steps, left)
+    decay = _decay_from(decay_from, warmup_steps, total_steps)
+    return _run(init_value, peak_value, end_value, warmup_steps, *decay, lambda share: raised(share.left, share.passed, power))
 
 
 @makes(Schedule, prepare=_warmup_within_total, resolves=("warmup_fraction",))
@@ -139,11 +135,8 @@ def warmup_cosine_decay(
 
     Source: Loshchilov & Hutter 2017, "SGDR", equation 5, after the warm-up of Goyal et al. 2017, section 2.2.
     """
-
-    def left(count: jax.Array) -> jax.Array:
-        return _SHAPES["cosine"](_decay_shares(count, total_steps, warmup_steps, decay_from))
-
-    return _after_warmup(init_value, peak_value, end_value, warmup_steps, left)
+    decay = _decay_from(decay_from, warmup_steps, total_steps)
+    return _run(init_value, peak_value, end_value, warmup_steps, *decay, _SHAPES["cosine"])
 
 
 @makes(Schedule, prepare=_warmup_and_decay_within_total, resolves=("warmup_fraction", "decay_fraction"))
@@ -186,11 +179,8 @@ def warmup_stable_decay(
     Source: Hu et al. 2024, "MiniCPM", section 4; Hägele et al. 2024, "Scaling laws and compute-optimal training beyond fixed
     training durations", section 3, for 1 - sqrt; Megatron-LM's WSD for the exponential that ends.
     """
-
-    def left(count: jax.Array) -> jax.Array:
-        return _SHAPES[decay_shape](shares(difference(count, difference(total_steps, decay_steps)), decay_steps))
-
-    return _after_warmup(init_value, peak_value, end_value, warmup_steps, left)
+    start = difference(total_steps, decay_steps)
+    return _run(init_value, peak_value, end_value, warmup_steps, start, decay_steps, _SHAPES[decay_shape])
 
 
 def _one_minus_sqrt(decay: Shares) -> jax.Array:
@@ -212,18 +202,22 @@ _SHAPES: dict[str, Callable[[Shares], jax.Array]] = {
 }
 
 
-def _decay_shares(count: jax.Array, total: Any, warmup: Any, decay_from: str) -> Shares:
-    """`shares` of a decay that ends at `total`, counted from `decay_from`."""
-    if decay_from == "zero":
-        return shares(count, total)
-    return shares(difference(count, warmup), difference(total, warmup))
+def _decay_from(name: str, warmup: Any, total: Any) -> tuple[Any, Any]:
+    """The step at which a decay that ends at `total` starts, and its length."""
+    return (jnp.int32(0), total) if name == "zero" else (warmup, difference(total, warmup))
 
 
-def _after_warmup(init: Any, peak: Any, end: Any, warmup: Any, left: Callable[[jax.Array], jax.Array]) -> Schedule:
-    """A straight line from `init` to `peak`, then a decay to `end`, of which the share `left(count)` is still to come."""
+def _run(
+    init: Any, peak: Any, end: Any, warmup: Any, start: Any, length: Any, shape: Callable[[Shares], jax.Array]
+) -> Schedule:
+    """A straight line from `init` to `peak`, then a decay to `end` that counts from step `start`.
+
+    `shape` turns the shares of the decay that have passed and are left into the share of `peak - end` that is left.
+    """
 
     def value(count: jax.Array) -> jax.Array:
-        rises = is_before(count, warmup)
-        return jnp.where(rises, between(init, peak, shares(count, warmup).passed), between(end, peak, left(count)))
+        left = shape(shares(difference(count, start), length))
+        rising = between(init, peak, shares(count, warmup).passed)
+        return jnp.where(is_before(count, warmup), rising, between(end, peak, left))
 
     return curve(value)

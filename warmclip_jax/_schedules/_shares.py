@@ -106,16 +106,10 @@ def total(left: jax.Array, right: Any) -> jax.Array:
     return jnp.minimum(left, MAX_COUNT - jnp.maximum(right, 0)) + right
 
 
-def remainder(count: jax.Array, length: Any) -> jax.Array:
-    """`count` modulo `length`."""
+def turns(count: jax.Array, length: Any) -> tuple[jax.Array, jax.Array]:
+    """How many whole lengths fit into `count`, and the rest. A length below 1 acts as 1."""
     count, length = _alike(count, length)
-    return count % jnp.maximum(length, 1)
-
-
-def quotient(count: jax.Array, length: Any) -> jax.Array:
-    """How many whole lengths fit into `count`."""
-    count, length = _alike(count, length)
-    return count // jnp.maximum(length, 1)
+    return jnp.divmod(count, jnp.maximum(length, 1))
 
 
 def is_before(count: jax.Array, step: Any) -> jax.Array:

@@ -16,7 +16,7 @@ from warmclip_jax._schedules._arguments import (
     with_boundaries,
 )
 from warmclip_jax._schedules._schedule import Schedule, curve
-from warmclip_jax._schedules._shares import between, difference, is_before, quotient, remainder, shares, total
+from warmclip_jax._schedules._shares import between, difference, is_before, shares, total, turns
 from warmclip_jax._values import makes
 
 
@@ -96,7 +96,7 @@ def repeat(schedule: Inner, *, period: PositiveSteps) -> Schedule:
 
     Source: Loshchilov & Hutter 2017, "SGDR", section 3, with restarts of equal length.
     """
-    return curve(lambda count: schedule(remainder(count, period)))
+    return curve(lambda count: schedule(turns(count, period)[1]))
 
 
 @makes(Schedule)
@@ -135,4 +135,4 @@ def stretch(schedule: Inner, *, factor: PositiveSteps) -> Schedule:
     >>> [float(wc.stretch(decay, factor=3)(count)) for count in range(7)]
     [1.0, 1.0, 1.0, 0.75, 0.75, 0.75, 0.5]
     """
-    return curve(lambda count: schedule(quotient(count, factor)))
+    return curve(lambda count: schedule(turns(count, factor)[0]))
