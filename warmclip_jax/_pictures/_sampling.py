@@ -1,7 +1,7 @@
 """Samples schedules for a picture: how far to draw, the values, and the steps to mark."""
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -67,7 +67,7 @@ def sample(schedule: Drawable, steps: int, name: str = "schedule") -> Sampled:
     """The schedule at steps 0 to `steps`: at all of them if they are few, else at even spaces, seams and marks."""
     told = structure(schedule)
     # Beside a seam too, so that a jump is drawn upright however few steps are sampled.
-    near = {seam + offset for seam in told.seams for offset in (-1, 0, 1)}
+    near = {int(seam) + offset for seam in told.seams for offset in (-1, 0, 1)}
     first = np.linspace(0, steps, min(steps + 1, _MAX_SAMPLES)).astype(np.int64)
     at = np.union1d(first, [seam for seam in near if 0 <= seam <= steps]).astype(np.int32)
     values = _values_at(schedule, at, name)
@@ -94,17 +94,19 @@ def sample(schedule: Drawable, steps: int, name: str = "schedule") -> Sampled:
 
 def _named(schedules: Any) -> list[tuple[str, Drawable]]:
     """The schedules with their names: the keys of a dict, else their kinds, numbered where two are of one kind."""
-    # An optimizer is a tuple too, of functions that are no schedules.
-    is_row = isinstance(schedules, (list, tuple)) and not hasattr(schedules, "_fields")
-    if not is_row and not isinstance(schedules, Mapping):
+    named: dict[Any, Drawable]
+    if isinstance(schedules, Mapping):
+        named = dict(schedules)
+    elif isinstance(schedules, (list, tuple)) and not hasattr(schedules, "_fields"):  # An optimizer is a tuple too.
+        named = dict(enumerate(schedules))
+    else:
         _SCHEDULE.check("schedules", schedules)
-        return [(_kind(schedules), schedules)]
-    named = dict(enumerate(schedules)) if is_row else schedules
+        return [(_kind(schedules), cast(Drawable, schedules))]
     if not named:
         raise broken_rule("schedules", "a schedule, or a list or dict of at least one", schedules, "Pass a schedule.")
     for key, schedule in named.items():
         _SCHEDULE.check(f"schedules[{key!r}]", schedule)
-    if not is_row:
+    if isinstance(schedules, Mapping):
         return [(str(key), schedule) for key, schedule in named.items()]
     kinds = [_kind(schedule) for schedule in schedules]
     numbers = [kinds[: place + 1].count(kind) for place, kind in enumerate(kinds)]

@@ -83,7 +83,8 @@ Raises:
     def lowered(self) -> "Schedule":
         """The schedule with the numbers that a compiled call receives, for `computed`."""
         rules, numbers = self._kind.rules, self._kind.numbers
-        return self._kind.value(self._arguments | {name: rules[name].lowered(self._arguments[name]) for name in numbers})
+        lowered = {name: rules[name].lowered(self._arguments[name]) for name in numbers}
+        return cast(Schedule, self._kind.value(self._arguments | lowered))
 
 
 _DIVISOR = Number("a finite number other than 0", "Divide by a number or a scalar array.", lambda number: number != 0)
