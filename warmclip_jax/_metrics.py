@@ -39,7 +39,8 @@ def metrics(opt_state: Any) -> dict[str, jax.Array]:
       Scalars, arrays with a run axis for vmapped states. The keys depend only on how the optimizer was built; what is not known
       is NaN.
       Of the last call: `grad_norm` (before clipping), `max_norm` (the bound in force; inf for none), `clip_coef` (0 where
-      skipped). Of the last update: `learning_rate`, the one that the optimizer used, where `pipeline` built it. Counts, int32:
+      skipped). Of the last update: `learning_rate`, the one that the optimizer used, where `pipeline` built it; NaN where some
+      parameters have an injected rate and others a different one. Counts, int32:
       `calls`, `step` (updates made, where a pipeline or guard counts them), `clipped_count`, `nonfinite_count`,
       `skipped_count`, `consecutive_skips` and `last_skipped_call` (-1: none).
       A guard around a pipeline owns the plain names that both have; the pipeline's own are `"update/skipped_count"` and so on.

@@ -1,6 +1,7 @@
 """Reads a value back from its text, which is never run."""
 
 import ast
+import contextlib
 import re
 from typing import Any
 
@@ -67,11 +68,11 @@ def _literal(node: ast.expr) -> Any:
         return _called(node)
     if isinstance(node, (ast.List, ast.Tuple)):
         return [_literal(element) for element in node.elts]
-    try:
-        return ast.literal_eval(node)
-    except (ValueError, TypeError):
-        wrong = _short(ast.unparse(node))
-        raise ValueError(f"{wrong!r} is neither a number nor a call; write the number itself") from None
+    with contextlib.suppress(ValueError, TypeError):
+        literal = ast.literal_eval(node)
+        if isinstance(literal, (int, float, str, type(None))):
+            return literal
+    raise ValueError(f"{_short(ast.unparse(node))!r} is neither a number nor a call; write the number itself")
 
 
 def _short(text: str) -> str:
