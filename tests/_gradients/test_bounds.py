@@ -13,7 +13,7 @@ import optax
 import pytest
 
 import warmclip_jax as wc
-from warmclip_jax._gradients._bounds import RunningBound, bound_at, check_bound, rule_of, running_bound, stacked
+from warmclip_jax._gradients._bounds import Limit, RunningBound, check_bound, rule_of, running_bound, stacked
 from warmclip_jax._gradients._history import History, bound_from, init_history
 
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
@@ -50,9 +50,8 @@ def test_a_bound_is_none_a_number_a_schedule_or_a_running_bound(name: str, bound
 
 def test_any_function_of_a_count_is_a_schedule():
     bound = check_bound("max_norm", optax.linear_schedule(1.0, 3.0, 4))
-    assert bound_at(bound, jnp.int32(2)) == 2.0
-    assert bound_at(2.0, jnp.int32(2)) == 2.0
-    assert bound_at(None, jnp.int32(2)) is None
+    for given, value in ((bound, 2.0), (2.0, 2.0), (None, None)):
+        assert Limit(given).at((), jnp.int32(2)) == value
 
 
 @pytest.mark.parametrize("name", ["max_norm", "skip_above"])

@@ -1,15 +1,16 @@
 """What a bound on a norm may be: None (never), a number, a schedule of the count, or a rule that follows a run's own norms."""
 
-import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, Any, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from warmclip_jax._checks import Number, Scalar, as_array_like, as_number, default_float
-from warmclip_jax._gradients._history import Rule
+from warmclip_jax._gradients._history import History, Rule, bound_from, init_history, log_of, taught
+from warmclip_jax._gradients._norm import ScaledNorm
 from warmclip_jax._values import Function, Value, makes
 
 
@@ -35,26 +36,21 @@ class RunningBound(Value):
 Bound = Scalar | Callable[[Any], Any] | RunningBound | None
 
 
-@dataclasses.dataclass(frozen=True)
-class _Limit:
-    """The rule of an argument that is None, a number or a schedule."""
-
-    function: Function
+class _NonNegative(Number):
+    """The rule for a number of 0 or more, or None. inf becomes None: both never bound."""
 
     def check(self, name: str, value: Any) -> Any:
-        """None for no limit, a Python number, a tracer, or a callable. Raises TypeError or ValueError."""
         number = as_number(as_array_like(value))
-        if number is None or (isinstance(number, float) and number == math.inf):
-            return None
-        return self.function.check(name, value)
+        never = number is None or (isinstance(number, float) and number == math.inf)
+        return None if never else super().check(name, value)
 
 
-def _limit(rule: str, remedy: str) -> _Limit:
-    return _Limit(Function(rule, remedy, Number(rule, remedy, lambda number: number >= 0)))
+def _function_or_number(rule: str, remedy: str) -> Function:
+    return Function(rule, remedy, _NonNegative(rule, remedy, lambda number: number >= 0))
 
 
-_BOUND = _limit("a non-negative number, a schedule, running_bound(...) or None", "None or inf is no bound.")
-_CEILING = _limit("a non-negative number, a schedule or None", "None or inf is no ceiling.")
+_BOUND = _function_or_number("a non-negative number, a schedule, running_bound(...) or None", "None or inf is no bound.")
+_CEILING = _function_or_number("a non-negative number, a schedule or None", "None or inf is no ceiling.")
 _DEVIATIONS = Number("a positive number", "3 suits a clip and 6 a skip.", lambda number: number > 0)
 _DECAY = Number("between 0 and 1", "0.99 remembers about 100 norms.", lambda number: 0 < number < 1)
 
@@ -124,8 +120,7 @@ def running_bound(
     polynomial-decay averaging.
     """
     # What `RunningBound.rule` asks for; a caller of the factory gets a `RunningBound`.
-    largest = ceiling if ceiling is None or callable(ceiling) else lambda count: ceiling
-    return cast(RunningBound, Rule(deviations, 1 - decay, largest))
+    return cast(RunningBound, Rule(deviations, 1 - decay, _of_count(ceiling)))
 
 
 def check_bound(name: str, bound: Any) -> Any:
@@ -133,29 +128,56 @@ def check_bound(name: str, bound: Any) -> Any:
     return bound if isinstance(bound, RunningBound) else _BOUND.check(name, bound)
 
 
-def bound_at(bound: Any, count: jax.Array) -> Any:
-    """What a checked bound without a history is at `count`: None or a number."""
-    return bound(count) if callable(bound) else bound
+class Limit:
+    """A checked bound in use, or a list of one for each group. Its history stands in the state of its owner."""
+
+    def __init__(self, bound: Any) -> None:
+        self._bound = bound
+        bounds = bound if isinstance(bound, list) else [bound]
+        self._is_never = all(one is None for one in bounds)
+        #: Whether it keeps a history.
+        self.learns = any(isinstance(one, RunningBound) for one in bounds)
+
+    def init(self, shape: tuple[int, ...], dtype: np.dtype) -> History | tuple[()]:
+        """The history before the first call; () for a bound without one."""
+        return init_history(shape, dtype) if self.learns else ()
+
+    def at(self, history: Any, count: jax.Array) -> Any:
+        """The bound at `count`: None (never reached), a number, or an array over groups."""
+        if self.learns:
+            return bound_from(history, self._rule(), count)
+        return None if self._is_never else self._rule().ceiling(count)
+
+    def after(self, history: Any, norm: ScaledNorm) -> History | tuple[()]:
+        """The history after a call with this norm, whether or not the call was skipped."""
+        return taught(history, *log_of(norm), self._rule()) if self.learns else ()
+
+    def _rule(self) -> Any:
+        return stacked(self._bound) if isinstance(self._bound, list) else rule_of(self._bound)
 
 
 def rule_of(bound: Any) -> Rule:
     """A checked bound as a rule; a number or schedule becomes the ceiling, with infinite deviations."""
-    if isinstance(bound, RunningBound):
-        return bound.rule
-    return Rule(math.inf, 0.0, None if bound is None else lambda count: bound_at(bound, count))
+    return bound.rule if isinstance(bound, RunningBound) else Rule(math.inf, 0.0, _of_count(bound))
 
 
 def stacked(bounds: Sequence[Any]) -> Rule:
     """The rule of groups that have a checked bound each: arrays in the order of `bounds`."""
-    distinct = list({id(bound): bound for bound in bounds}.values())
-    places = {id(bound): place for place, bound in enumerate(distinct)}
+    # Groups that share a schedule ask it once.
+    rules = {id(bound): rule_of(bound) for bound in bounds}
+    places = {key: place for place, key in enumerate(rules)}
     of_group = jnp.asarray([places[id(bound)] for bound in bounds])
-    rules = [rule_of(bound) for bound in distinct]
 
-    def over_groups(numbers: list[Any]) -> jax.Array:
+    def over_groups(numbers: Iterable[Any]) -> jax.Array:
         return jnp.stack([jnp.asarray(number).astype(default_float()) for number in numbers])[of_group]
 
     def ceiling(count: jax.Array) -> jax.Array:
-        return over_groups([math.inf if rule.ceiling is None else rule.ceiling(count) for rule in rules])
+        return over_groups([math.inf if rule.ceiling is None else rule.ceiling(count) for rule in rules.values()])
 
-    return Rule(over_groups([rule.deviations for rule in rules]), over_groups([rule.rate for rule in rules]), ceiling)
+    deviations, rates, _ = zip(*rules.values(), strict=True)
+    return Rule(over_groups(deviations), over_groups(rates), ceiling)
+
+
+def _of_count(number: Any) -> Callable[[Any], Any] | None:
+    """A number as what a schedule is, a function of the count; None stays None."""
+    return number if number is None or callable(number) else lambda count: number

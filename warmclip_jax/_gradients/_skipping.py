@@ -11,11 +11,10 @@ import optax
 from warmclip_jax._checks import Choice
 from warmclip_jax._gradients._applying import as_transformation
 from warmclip_jax._gradients._axes import AxisName, check_axis_name
-from warmclip_jax._gradients._bounds import Bound, check_bound
+from warmclip_jax._gradients._bounds import Bound, Limit, check_bound
 from warmclip_jax._gradients._coefficient import coefficient, is_over, scale_tree
 from warmclip_jax._gradients._history import History
 from warmclip_jax._gradients._leaves import accumulation_dtype
-from warmclip_jax._gradients._limits import Limit
 from warmclip_jax._gradients._measuring import measured
 from warmclip_jax._gradients._norm import ScaledNorm
 from warmclip_jax._gradients._recorder import LeafRecord, Ring, check_record, init_leaf_record, init_ring, with_leaves, with_row
