@@ -5,6 +5,8 @@ from typing import Any
 import jax
 import optax
 
+from warmclip_jax._checks import broken_rule
+
 
 def apply_gradients(
     optimizer: optax.GradientTransformation | optax.MultiSteps,
@@ -54,8 +56,6 @@ def as_transformation(name: str, candidate: Any) -> optax.GradientTransformation
     if isinstance(candidate, optax.MultiSteps):
         candidate = candidate.gradient_transformation()
     if not isinstance(candidate, optax.GradientTransformation):
-        raise TypeError(
-            f"{name} must be an optax.GradientTransformation; got {candidate!r} ({type(candidate).__name__}). "
-            "Build it first: optax.adamw(1e-3), not optax.adamw."
-        )
+        remedy = "Build it first: optax.adamw(1e-3), not optax.adamw."
+        raise broken_rule(name, "an optax.GradientTransformation", candidate, remedy, TypeError)
     return optax.with_extra_args_support(candidate)

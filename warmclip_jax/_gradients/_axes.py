@@ -7,7 +7,7 @@ import jax
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from warmclip_jax._gradients._leaves import gradients
+from warmclip_jax._gradients._leaves import from_prefix, gradients
 
 #: `axis_name`: None, a name, a tuple of names, or a pytree prefix of `PartitionSpec`s.
 AxisName = Any
@@ -115,15 +115,8 @@ def _axes_per_leaf(tree: Any, axis_name: AxisName) -> list[tuple[str, ...]]:
     if _is_names(axis_name):
         axes = _in_scope((axis_name,) if isinstance(axis_name, str) else axis_name)
         return [axes] * len(gradients(tree))
-    specs, structure = jax.tree.flatten(axis_name, is_leaf=_is_spec)
-    try:
-        parts = structure.flatten_up_to(tree)
-    except ValueError as error:
-        raise ValueError(
-            f"axis_name must be a name, a tuple of names, or a pytree prefix of the gradients with PartitionSpec leaves; got "
-            f"{axis_name!r}, which does not match the gradients: {error}"
-        ) from error
-    return [_axes_of(spec) for spec, part in zip(specs, parts, strict=True) for _ in gradients(part)]
+    rule = "axis_name must be a name, a tuple of names, or a pytree prefix of the gradients with PartitionSpec leaves"
+    return list(map(_axes_of, from_prefix(axis_name, tree, rule, _is_spec)))
 
 
 def _is_names(axis_name: AxisName) -> bool:

@@ -12,9 +12,9 @@ from warmclip_jax._checks import Choice, naming
 from warmclip_jax._gradients._axes import AxisName, check_axis_name
 from warmclip_jax._gradients._bounds import Limit, check_bound
 from warmclip_jax._gradients._coefficient import Coefficient, coefficient, scale_tree
-from warmclip_jax._gradients._groups import Groups, as_keys, from_keys, labels_of, shown
+from warmclip_jax._gradients._groups import Groups, as_keys, from_keys, labels_of
 from warmclip_jax._gradients._history import History
-from warmclip_jax._gradients._leaves import accumulation_dtype
+from warmclip_jax._gradients._leaves import accumulation_dtype, shown
 from warmclip_jax._gradients._measuring import Measured, Members, measured
 from warmclip_jax._gradients._recorder import LeafRecord, init_leaf_record, with_leaves
 from warmclip_jax._gradients._states import check_keeps, counter, increment_if, like, own, stored

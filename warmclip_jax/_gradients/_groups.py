@@ -6,20 +6,22 @@ from typing import Any
 
 import jax
 
-from warmclip_jax._gradients._leaves import gradients, joined, paths, stops_a_path
+from warmclip_jax._checks import broken_rule
+from warmclip_jax._gradients._leaves import from_prefix, joined, paths, shown, stops_a_path
 
 #: Labels as a pytree prefix of the parameters with `str` leaves, or a function of the parameters that returns one.
 Groups = Any
 
+#: A state holds each label as a key that begins so: none then is a name that optax looks for, such as `count`.
 _KEY = "label "
+_EXAMPLE = r'Write {"experts": r"moe/.*"}.'
 
 
 class LabelByPath:
     """What `label_by_path` returns: a function from parameters to a tree of labels."""
 
-    def __init__(self, patterns: Mapping[str, str] | None, default: str) -> None:
-        self._patterns = None if patterns is None else {label: re.compile(pattern) for label, pattern in patterns.items()}
-        self._default = default
+    def __init__(self, patterns: dict[str, re.Pattern[str]] | None, default: str) -> None:
+        self._patterns, self._default = patterns, default
 
     def __call__(self, params: Any) -> Any:
         return jax.tree.map_with_path(lambda path, _: self.label(joined(path)), params, is_leaf=stops_a_path)
@@ -54,18 +56,25 @@ def label_by_path(patterns: Mapping[str, str] | None = None, *, default: str = "
     {'dense': {'b': 'rest', 'w': 'rest'}, 'moe': {'w': 'experts'}}
     """
     if not isinstance(default, str):
-        raise TypeError(f"label_by_path: default must be a label, a str; got {default!r} ({type(default).__name__}).")
-    for label, pattern in _entries(patterns):
-        if not (isinstance(label, str) and isinstance(pattern, str)):
-            raise TypeError(
-                f"label_by_path: patterns must be regular expressions by label, both str; got {label!r}: {pattern!r}. "
-                r'Write {"experts": r"moe/.*"}.'
-            )
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise ValueError(f"label_by_path: {pattern!r}, for {label!r}, is no regular expression: {error}.") from error
-    return LabelByPath(patterns, default)
+        remedy = "Leaves that no pattern matches get it."
+        raise broken_rule("label_by_path: default", "a label, a str", default, remedy, TypeError)
+    if patterns is None:
+        return LabelByPath(None, default)
+    if not isinstance(patterns, Mapping):
+        rule = "a mapping from labels to regular expressions, or None"
+        raise broken_rule("label_by_path: patterns", rule, patterns, _EXAMPLE, TypeError)
+    return LabelByPath({label: _compiled(label, pattern) for label, pattern in patterns.items()}, default)
+
+
+def _compiled(label: Any, pattern: Any) -> re.Pattern[str]:
+    if not (isinstance(label, str) and isinstance(pattern, str)):
+        raise TypeError(
+            f"label_by_path: patterns must be regular expressions by label, both str; got {label!r}: {pattern!r}. {_EXAMPLE}"
+        )
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"label_by_path: {pattern!r}, for {label!r}, is no regular expression: {error}.") from error
 
 
 def labels_of(groups: Groups, tree: Any, params: Any = None) -> list[str]:
@@ -77,41 +86,18 @@ def labels_of(groups: Groups, tree: Any, params: Any = None) -> list[str]:
         # By path, and not by way of a tree of labels: a node of the user's may not take strings for arrays.
         return [groups.label(path) for path in paths(tree)]
     given = groups(tree if params is None else params) if callable(groups) else groups
-    labels, structure = jax.tree.flatten(given)
-    for label in labels:
+    for label in jax.tree.leaves(given):
         if not isinstance(label, str):
             kind = type(label).__name__
             raise TypeError(f"groups must have labels that are str; got {shown(label)} ({kind}) among {shown(given)}.")
-    try:
-        parts = structure.flatten_up_to(tree)
-    except ValueError as error:
-        raise ValueError(
-            f"groups must be a pytree prefix of the parameters with a label for each leaf; got {shown(given)}, which does not "
-            f"match the gradients: {error!s:.200}"
-        ) from error
-    return [label for label, part in zip(labels, parts, strict=True) for _ in gradients(part)]
+    return from_prefix(given, tree, "groups must be a pytree prefix of the parameters with a label for each leaf")
 
 
 def as_keys(labels: Iterable[str]) -> dict[str, tuple[()]]:
-    """Labels as a state holds them: as keys without leaves, none of which is `count` or another name that optax looks for."""
+    """Labels as a state holds them: as the keys of a dict without leaves."""
     return {f"{_KEY}{label}": () for label in labels}
 
 
 def from_keys(keys: Iterable[str]) -> list[str]:
     """The labels that a state holds, in the order of its arrays."""
     return sorted(key.removeprefix(_KEY) for key in keys)
-
-
-def shown(value: Any) -> str:
-    """What a message says of a value that may be long."""
-    text = repr(value)
-    return text if len(text) <= 200 else f"{text[:200]} ..."
-
-
-def _entries(patterns: Any) -> list[tuple[Any, Any]]:
-    if patterns is not None and not isinstance(patterns, Mapping):
-        raise TypeError(
-            f"label_by_path: patterns must be a mapping from labels to regular expressions, or None; got {patterns!r} "
-            f"({type(patterns).__name__})."
-        )
-    return list((patterns or {}).items())

@@ -1,6 +1,7 @@
-"""Which leaves of a tree are gradients, and what they are called."""
+"""Which leaves of a tree are gradients, and what paths and prefixes say of each."""
 
 import collections
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -25,6 +26,25 @@ def accumulation_dtype(tree: Any) -> np.dtype:
     """The dtype of the norm of a tree: float64 if one of its gradients is, else float32."""
     dtypes = [jnp.finfo(jnp.result_type(leaf)).dtype for leaf in jax.tree.leaves(tree) if is_gradient(leaf)]
     return np.dtype(jnp.float64 if jnp.float64 in dtypes else jnp.float32)
+
+
+def from_prefix(prefix: Any, tree: Any, rule: str, is_leaf: Callable[[Any], bool] | None = None) -> list[Any]:
+    """The leaf of `prefix` above each gradient of `tree`, in leaf order.
+
+    Raises ValueError where `prefix` is no pytree prefix of `tree`; its message opens with `rule`.
+    """
+    values, structure = jax.tree.flatten(prefix, is_leaf=is_leaf)
+    try:
+        parts = structure.flatten_up_to(tree)
+    except ValueError as error:
+        raise ValueError(f"{rule}; got {shown(prefix)}, which does not match the gradients: {error!s:.200}") from error
+    return [value for value, part in zip(values, parts, strict=True) for _ in gradients(part)]
+
+
+def shown(value: Any) -> str:
+    """What a message says of a value that may be long."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]} ..."
 
 
 def paths(tree: Any) -> list[str]:
