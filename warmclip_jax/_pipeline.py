@@ -16,10 +16,10 @@ from warmclip_jax._gradients._clip import Clip, ClipState
 from warmclip_jax._gradients._groups import Groups
 from warmclip_jax._gradients._history import History
 from warmclip_jax._gradients._leaves import accumulation_dtype
-from warmclip_jax._gradients._recorder import Ring, check_record, init_ring, with_row
+from warmclip_jax._gradients._recorder import Ring
 from warmclip_jax._gradients._selecting import choose
 from warmclip_jax._gradients._skipping import Guard
-from warmclip_jax._gradients._states import UNKNOWN, check_keeps, like, own
+from warmclip_jax._gradients._states import UNKNOWN, like, own
 from warmclip_jax._rates import Rate
 from warmclip_jax._schedules._schedule import Schedule
 from warmclip_jax._values import Function
@@ -110,7 +110,7 @@ def pipeline(
             "measure groups only, pass {label: None} for each."
         )
     clip = Clip("pipeline", max_norm, groups, axis_name=axis_name, record_leaves=record_leaves)
-    guard, length = Guard("pipeline: skip_above", skip_above), check_record("pipeline", record)
+    guard = Guard("pipeline", "skip_above", skip_above, record)
     is_built = isinstance(optimizer, optax.GradientTransformation)
     if is_built or isinstance(optimizer, Schedule) or not callable(optimizer):
         raise TypeError(
@@ -133,18 +133,15 @@ def pipeline(
             clip_state=clip.init(params),
             **guard.init(accumulation_dtype(params)),
             last_learning_rate=jnp.full((), UNKNOWN, default_float()),
-            ring=init_ring(length),
             inner_state=inner_state,
         )
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, PipelineState]:
-        state = own(PipelineState, state, updates)
-        check_keeps(state, **guard.keeps(), ring=bool(length))
-        clip.own(state.clip_state, updates)
-        call = state.clip_state.clip_calls
-        norms, members = clip.measured(updates, state.clip_state, params)
-        taken, above = guard.decided(state, norms.total, call) if nonfinite == "skip" else (True, None)
-        updates, coef, limit = clip.clipped(updates, state.clip_state, norms, members, call - state.skipped_count, becomes)
+        state = own(PipelineState, state, updates, **guard.keeps())
+        clipping = clip.call(updates, state.clip_state, params)
+        norm, call = clipping.norms.total, state.clip_state.clip_calls
+        taken, above = guard.decided(state, norm, call) if nonfinite == "skip" else (True, None)
+        updates, coef = clipping.clipped(updates, call - state.skipped_count, becomes)
 
         def take(updates: Any, inner_state: Any, params: Any) -> tuple[Any, Any, jax.Array]:
             with asked.listening() as used_by:
@@ -158,22 +155,15 @@ def pipeline(
             updates, inner_state, learning_rate = take(updates, state.inner_state, params)
             # Not the very buffer that the caller, or the inner state, holds: it could not be donated twice.
             learning_rate = jnp.copy(learning_rate)
-        counts = guard.after(state, norms.total, call, taken, above)
+        row = {
+            "max_norm": coef.bound if groups is None else UNKNOWN,
+            "clip_coef": jnp.where(taken, jnp.min(coef.value, initial=1), 0),
+            "learning_rate": jnp.where(taken, learning_rate, UNKNOWN),
+        }
         return updates, PipelineState(
-            clip_state=clip.after(state.clip_state, norms, coef, limit, taken=taken),
-            **counts,
+            clip_state=clipping.after(coef, taken),
+            **guard.after(state, norm, call, taken, above, **row),
             last_learning_rate=learning_rate,
-            ring=with_row(
-                state.ring,
-                call=call,
-                step=call + 1 - counts["skipped_count"],
-                skipped=~jnp.asarray(taken),
-                grad_norm=norms.total.value,
-                max_norm=limit if members is None else UNKNOWN,
-                skip_bound=above,
-                clip_coef=jnp.where(taken, jnp.min(coef.value, initial=1), 0),
-                learning_rate=jnp.where(taken, learning_rate, UNKNOWN),
-            ),
             inner_state=inner_state,
         )
 

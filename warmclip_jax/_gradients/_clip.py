@@ -17,7 +17,7 @@ from warmclip_jax._gradients._history import History
 from warmclip_jax._gradients._leaves import accumulation_dtype, shown
 from warmclip_jax._gradients._measuring import Measured, Members, measured
 from warmclip_jax._gradients._recorder import LeafRecord, init_leaf_record, with_leaves
-from warmclip_jax._gradients._states import check_keeps, counter, increment_if, like, own, stored
+from warmclip_jax._gradients._states import counter, increment_if, like, own, stored
 
 
 class ClipState(NamedTuple):
@@ -41,25 +41,17 @@ class ClipState(NamedTuple):
 class Clip:
     """A clip with checked arguments; it keeps nothing, and works on a `ClipState`."""
 
-    def __init__(
-        self,
-        function: str,
-        max_norm: Any,
-        groups: Groups | None = None,
-        *,
-        axis_name: AxisName = None,
-        record_leaves: bool = False,
-    ) -> None:
+    def __init__(self, function: str, max_norm: Any, groups: Groups, *, axis_name: AxisName, record_leaves: bool) -> None:
         name = f"{function}: max_norm"
-        if groups is None and isinstance(max_norm, Mapping):
+        if not isinstance(max_norm, Mapping):
+            self._bounds: Any = check_bound(name, max_norm)
+        elif groups is not None:
+            self._bounds = {label: check_bound(f"{name}[{label!r}]", bound) for label, bound in max_norm.items()}
+        else:
             raise TypeError(
                 f"{name} may be a dict of rules only with groups; got {shown(dict(max_norm))}. Pass groups, or one rule."
             )
         self._function, self._groups = function, groups
-        if groups is not None and isinstance(max_norm, Mapping):
-            self._bounds: Any = {label: check_bound(f"{name}[{label!r}]", bound) for label, bound in max_norm.items()}
-        else:
-            self._bounds = check_bound(name, max_norm)
         self._axis_name = check_axis_name(axis_name)
         self._record_leaves = Choice((False, True)).check(f"{function}: record_leaves", record_leaves)
 
@@ -67,68 +59,28 @@ class Clip:
         """The state before the first call: no norm measured, nothing clipped."""
         dtype = accumulation_dtype(params)
         labels = sorted(set(self._labels(params, params)))
-        limit = self._limit(labels)
         shape = () if self._groups is None else (len(labels),)
-        norm, bound = jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)
         return ClipState(
             clip_calls=counter(),
-            grad_norm=norm,
-            norm_bound=bound,
+            grad_norm=jnp.zeros(shape, dtype),
+            norm_bound=jnp.zeros(shape, dtype),
             clip_coef=jnp.ones(shape, dtype),
             clipped_count=counter(),
             nonfinite_count=counter(),
-            clip_history=limit.init(shape, dtype),
+            clip_history=self._limit(labels).init(shape, dtype),
             group_labels=as_keys(labels),
             group_clipped_count=() if self._groups is None else jnp.zeros(shape, jnp.int32),
             leaves=init_leaf_record(params) if self._record_leaves else (),
         )
 
-    def own(self, state: Any, updates: Any) -> ClipState:
-        """`state`, when it is this clip's. Raises TypeError."""
-        state = own(ClipState, state, updates)
-        check_keeps(state, group_clipped_count=self._groups is not None, leaves=self._record_leaves)
-        check_keeps(state, clip_history=self._limit(from_keys(state.group_labels)).learns)
-        return state
-
-    def measured(self, updates: Any, state: ClipState, params: Any) -> tuple[Measured, Members | None]:
-        """The norms of `updates`, and the group of each leaf."""
-        members = self._members(updates, state, params)
-        return measured(updates, axis_name=self._axis_name, members=members, leaves=self._record_leaves), members
-
-    def clipped(
-        self, updates: Any, state: ClipState, norms: Measured, members: Members | None, count: jax.Array, nonfinite: str
-    ) -> tuple[Any, Coefficient, Any]:
-        """The updates clipped at the bound of `count`, the coefficient, and that bound."""
-        limit = self._limit(from_keys(state.group_labels)).at(state.clip_history, count)
-        coef = coefficient(norms.groups, limit, nonfinite, None if members is None else norms.total.is_finite)
-        return scale_tree(updates, coef, nonfinite, None if members is None else members.places.tolist()), coef, limit
-
-    def after(
-        self, state: ClipState, norms: Measured, coef: Coefficient, limit: Any, *, taken: jax.Array | bool = True
-    ) -> ClipState:
-        """The state after one more call. A bad or skipped call clips nothing."""
-        is_finite = norms.total.is_finite
-        value = jnp.where(taken, coef.value, 0)
-        clipped = is_finite & (value != 1) & taken
-        is_large = jnp.any(clipped) | ~jnp.asarray(taken)
-        return ClipState(
-            clip_calls=increment_if(True, state.clip_calls),
-            grad_norm=like(state.grad_norm, norms.groups.value),
-            norm_bound=jnp.broadcast_to(like(state.norm_bound, stored(limit)), state.norm_bound.shape),
-            clip_coef=like(state.clip_coef, value),
-            clipped_count=increment_if(jnp.any(clipped), state.clipped_count),
-            nonfinite_count=increment_if(~is_finite, state.nonfinite_count),
-            clip_history=self._limit(from_keys(state.group_labels)).after(state.clip_history, norms.groups),
-            group_labels=state.group_labels,
-            group_clipped_count=() if self._groups is None else increment_if(clipped, state.group_clipped_count),
-            leaves=with_leaves(
-                state.leaves,
-                norms.leaves,
-                call=state.clip_calls,
-                is_finite=is_finite,
-                is_large=is_large,
-            ),
-        )
+    def call(self, updates: Any, state: Any, params: Any) -> "Call":
+        """One more call, with its norms measured. Raises TypeError when `state` is not this clip's."""
+        state = own(ClipState, state, updates, group_clipped_count=self._groups is not None, leaves=self._record_leaves)
+        labels = from_keys(state.group_labels)
+        limit = self._limit(labels)
+        own(ClipState, state, updates, clip_history=limit.learns)
+        members = None if self._groups is None else self._members(self._labels(updates, params), labels)
+        return Call(state, limit, measured(updates, axis_name=self._axis_name, members=members, leaves=self._record_leaves))
 
     def _labels(self, tree: Any, params: Any) -> list[str]:
         if self._groups is None:
@@ -136,24 +88,19 @@ class Clip:
         with naming(self._function):
             return labels_of(self._groups, tree, params)
 
-    def _members(self, updates: Any, state: ClipState, params: Any) -> Members | None:
-        if self._groups is None:
-            return None
-        places = {label: place for place, label in enumerate(from_keys(state.group_labels))}
-        labels = self._labels(updates, params)
+    def _members(self, labels: list[str], known: list[str]) -> Members:
+        places = {label: place for place, label in enumerate(known)}
         for label in labels:
             if label not in places:
                 raise ValueError(
-                    f"{self._function}: groups must give the labels that init saw, {shown(sorted(places))}; got {label!r}. "
+                    f"{self._function}: groups must give the labels that init saw, {shown(known)}; got {label!r}. "
                     "For other groups call init again, or adopt_state."
                 )
         return Members(np.array([places[label] for label in labels], np.int32), len(places))
 
     def _limit(self, labels: list[str]) -> Limit:
-        if self._groups is None:
-            return Limit(self._bounds)
         if not isinstance(self._bounds, dict):
-            return Limit([self._bounds] * len(labels))
+            return Limit(self._bounds if self._groups is None else [self._bounds] * len(labels))
         for label in labels:
             if label not in self._bounds:
                 raise ValueError(
@@ -161,3 +108,35 @@ class Clip:
                     f"for {shown(sorted(self._bounds))} and groups {shown(labels)}. None as a rule measures only."
                 )
         return Limit([self._bounds[label] for label in labels])
+
+
+class Call(NamedTuple):
+    """One call of a clip, measured: it clips the updates, then makes the next state."""
+
+    state: ClipState  # before the call
+    limit: Limit
+    norms: Measured
+
+    def clipped(self, updates: Any, count: jax.Array, nonfinite: str) -> tuple[Any, Coefficient]:
+        """The updates clipped at the bound of `count`, and the coefficient."""
+        coef = coefficient(self.norms, self.limit.at(self.state.clip_history, count), nonfinite)
+        return scale_tree(updates, coef), coef
+
+    def after(self, coef: Coefficient, taken: jax.Array | bool = True) -> ClipState:
+        """The state after the call. A call that is bad, or skipped (not `taken`), clips nothing."""
+        state, norms, is_finite = self.state, self.norms, self.norms.total.is_finite
+        value = jnp.where(taken, coef.value, 0)
+        clipped = is_finite & (value != 1) & taken
+        is_large = jnp.any(clipped) | ~jnp.asarray(taken)
+        return ClipState(
+            clip_calls=increment_if(True, state.clip_calls),
+            grad_norm=like(state.grad_norm, norms.groups.value),
+            norm_bound=jnp.broadcast_to(like(state.norm_bound, stored(coef.bound)), state.norm_bound.shape),
+            clip_coef=like(state.clip_coef, value),
+            clipped_count=increment_if(jnp.any(clipped), state.clipped_count),
+            nonfinite_count=increment_if(~is_finite, state.nonfinite_count),
+            clip_history=self.limit.after(state.clip_history, norms.groups),
+            group_labels=state.group_labels,
+            group_clipped_count=() if norms.members is None else increment_if(clipped, state.group_clipped_count),
+            leaves=with_leaves(state.leaves, norms, call=state.clip_calls, is_large=is_large),
+        )

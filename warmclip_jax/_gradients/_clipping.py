@@ -14,6 +14,7 @@ from warmclip_jax._gradients._clip import Clip, ClipState
 from warmclip_jax._gradients._coefficient import coefficient, scale_tree
 from warmclip_jax._gradients._groups import Groups
 from warmclip_jax._gradients._leaves import accumulation_dtype
+from warmclip_jax._gradients._measuring import Measured
 from warmclip_jax._gradients._norm import ScaledNorm, scaled_norm
 
 _NONFINITE = Choice(("propagate", "zero"))
@@ -55,10 +56,10 @@ def clip_tree(
             "schedule with the step first; a running bound needs clip_by_global_norm."
         )
     if norm is None:
-        measured = scaled_norm(tree, axis_name=axis_name)
+        scaled = scaled_norm(tree, axis_name=axis_name)
     else:
-        measured = ScaledNorm.of(jnp.asarray(norm).astype(accumulation_dtype(tree)))
-    return scale_tree(tree, coefficient(measured, bound, "propagate"), "propagate"), measured.value
+        scaled = ScaledNorm.of(jnp.asarray(norm).astype(accumulation_dtype(tree)))
+    return scale_tree(tree, coefficient(Measured(scaled, scaled), bound, "propagate")), scaled.value
 
 
 def clip_by_global_norm(
@@ -100,7 +101,7 @@ def clip_by_global_norm(
     non-finite gradients is TensorFlow's.
     """
     _NONFINITE.check("clip_by_global_norm: nonfinite", nonfinite)
-    clip = Clip("clip_by_global_norm", max_norm, axis_name=axis_name, record_leaves=record_leaves)
+    clip = Clip("clip_by_global_norm", max_norm, None, axis_name=axis_name, record_leaves=record_leaves)
     return _transformation(clip, nonfinite)
 
 
@@ -154,13 +155,9 @@ def clip_by_group_norm(
 
 
 def _transformation(clip: Clip, nonfinite: str) -> optax.GradientTransformationExtraArgs:
-    def update(
-        updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra: Any
-    ) -> tuple[optax.Updates, ClipState]:
-        del extra
-        state = clip.own(state, updates)
-        norms, members = clip.measured(updates, state, params)
-        updates, coef, limit = clip.clipped(updates, state, norms, members, state.clip_calls, nonfinite)
-        return updates, clip.after(state, norms, coef, limit)
+    def update(updates: Any, state: Any, params: Any = None, **_: Any) -> tuple[Any, ClipState]:
+        call = clip.call(updates, state, params)
+        updates, coef = call.clipped(updates, state.clip_calls, nonfinite)
+        return updates, call.after(coef)
 
     return optax.GradientTransformationExtraArgs(clip.init, update)

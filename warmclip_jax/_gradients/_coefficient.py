@@ -1,6 +1,6 @@
 """One coefficient from one norm, and the leaves it multiplies."""
 
-from collections.abc import Sequence
+import itertools
 from typing import Any, NamedTuple
 
 import jax
@@ -10,6 +10,7 @@ from jax import lax
 
 from warmclip_jax._gradients._entries import entries
 from warmclip_jax._gradients._leaves import is_gradient
+from warmclip_jax._gradients._measuring import Measured, Members
 from warmclip_jax._gradients._norm import ScaledNorm
 from warmclip_jax._gradients._rounding import unless
 
@@ -23,7 +24,9 @@ class Coefficient(NamedTuple):
     factor: jax.Array  # 0 or more, or NaN
     rest: jax.Array  # 1, or a power of two below it where `factor` alone would underflow
     is_finite: jax.Array  # scalar: whether every entry of the tree is
-    unbounded: bool  # known to be 1 where the norm is finite
+    bound: Any  # the bound in force; None for one that is never reached
+    nonfinite: str  # what a tree with a NaN or inf entry becomes: "propagate" or "zero"
+    members: Members | None  # the group of each gradient; None without groups
 
     @property
     def value(self) -> jax.Array:
@@ -31,22 +34,18 @@ class Coefficient(NamedTuple):
         return self.factor * self.rest * self.rest
 
 
-def coefficient(norm: ScaledNorm, max_norm: Any, nonfinite: str, is_finite: jax.Array | None = None) -> Coefficient:
-    """`max_norm / norm` where the norm is over the bound, 1 where it is not, NaN or 0 where an entry is not finite.
-
-    For norms of groups, `is_finite` says whether the entries of all groups are.
-    """
+def coefficient(norms: Measured, bound: Any, nonfinite: str) -> Coefficient:
+    """`bound / norm` where the norm is over the bound, 1 where it is not, NaN or 0 where an entry is not finite."""
+    norm, is_finite = norms.groups, norms.total.is_finite
     ones = jnp.ones_like(norm.mantissa)
-    numerator, denominator, rest = (ones, ones, ones) if max_norm is None else _fraction(norm, max_norm)
-    unbounded = max_norm is None
-    if is_finite is None:
-        is_finite = norm.is_finite
-    elif nonfinite == "propagate" and not unbounded:
-        numerator = jnp.where(is_finite, numerator, jnp.nan)
+    numerator, denominator, rest = (ones, ones, ones) if bound is None else _fraction(norm, bound)
     if nonfinite == "zero":
         numerator = jnp.where(is_finite, numerator, 0)
+    elif norms.members is not None and bound is not None:
+        # A group's own norm does not show what another group holds.
+        numerator = jnp.where(is_finite, numerator, jnp.nan)
     # The division comes last: XLA would work out again in the loop of every leaf what is cheaper.
-    return Coefficient(_quotient(numerator, denominator), rest, is_finite, unbounded)
+    return Coefficient(_quotient(numerator, denominator), rest, is_finite, bound, nonfinite, norms.members)
 
 
 def is_over(norm: ScaledNorm, bound: Any) -> jax.Array:
@@ -84,37 +83,29 @@ def _quotient_jvp(primals: Any, tangents: Any) -> Any:
     return quotient, (tangents[0] - quotient * tangents[1]) / denominator
 
 
-def scale_tree(tree: Any, coef: Coefficient, nonfinite: str, members: Sequence[int] | None = None) -> Any:
+def scale_tree(tree: Any, coef: Coefficient) -> Any:
     """Every gradient times the coefficient of its group, rounded once to its dtype, and untouched where that is 1."""
-    leaves, structure = jax.tree.flatten(tree)
-    places = [place for place, leaf in enumerate(leaves) if is_gradient(leaf)]
-    each = [(coef.factor, coef.rest, coef.value == 1)] * len(places) if members is None else _numbers_of(coef, members)
-    for place, numbers in zip(places, each, strict=True):
-        leaves[place] = _scaled(jnp.asarray(leaves[place]), coef, nonfinite, *numbers)
-    return structure.unflatten(leaves)
+    if coef.members is None:
+        numbers = itertools.repeat((coef.factor, coef.rest, coef.value == 1))
+    else:
+        rows = entries(jnp.stack([coef.factor, coef.rest, coef.value], axis=1))
+        numbers = ((row[0], row[1], row[2] == 1) for row in (rows[group] for group in coef.members.places))
+    return jax.tree.map(lambda leaf: _scaled(jnp.asarray(leaf), coef, *next(numbers)) if is_gradient(leaf) else leaf, tree)
 
 
-def _numbers_of(coef: Coefficient, members: Sequence[int]) -> list[tuple[jax.Array, jax.Array, jax.Array]]:
-    """What multiplies each leaf, from arrays over groups."""
-    rows = entries(jnp.stack([coef.factor, coef.rest, coef.value], axis=1))
-    return [(row[0], row[1], row[2] == 1) for row in (rows[group] for group in members)]
-
-
-def _scaled(
-    leaf: jax.Array, coef: Coefficient, nonfinite: str, factor: jax.Array, rest: jax.Array, unchanged: jax.Array
-) -> jax.Array:
-    if coef.unbounded:
+def _scaled(leaf: jax.Array, coef: Coefficient, factor: jax.Array, rest: jax.Array, unchanged: jax.Array) -> jax.Array:
+    if coef.bound is None:
         # Bound to what the norm is known by. Otherwise XLA would share the squares, or the converted entries, that norm and
         # optimizer both need: another copy of all gradients.
         leaf, _ = lax.optimization_barrier((leaf, coef.is_finite))
-        if nonfinite == "propagate":
+        if coef.nonfinite == "propagate":
             return leaf
 
     def scale_real(part: jax.Array) -> jax.Array:
-        if coef.unbounded:
+        if coef.bound is None:
             return lax.select(coef.is_finite, part, jnp.zeros_like(part))  # 0 * inf is NaN
         scaled = part.astype(factor.dtype) * rest * factor * rest
-        if nonfinite == "zero":
+        if coef.nonfinite == "zero":
             scaled = lax.select(coef.is_finite, scaled, jnp.zeros_like(scaled))
         # A product with 1 would flush subnormals and rewrite NaNs.
         return unless(unchanged, part, scaled)

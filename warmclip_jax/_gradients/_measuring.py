@@ -22,18 +22,20 @@ class Measured(NamedTuple):
 
     total: ScaledNorm  # scalar
     groups: ScaledNorm  # scalar without groups, else a vector
-    leaves: ScaledNorm | None  # a vector, where it was asked for
+    leaves: ScaledNorm | None = None  # a vector, where it was asked for
+    members: Members | None = None  # None without groups
 
 
 def measured(updates: Any, *, axis_name: AxisName, members: Members | None = None, leaves: bool = False) -> Measured:
     """The norms of `updates`. Without groups and leaf norms, the global one exactly as `global_norm` computes it."""
-    if not leaves and (members is None or members.number <= 1 or not members.places.size):
-        norm = scaled_norm(updates, axis_name=axis_name)
+    each = None
+    if leaves or (members is not None and members.number > 1):
+        each = scaled_leaf_norms(updates, axis_name=axis_name, members=None if members is None else members.places)
+    if each is not None and each.mantissa.size:
+        total = combined(each)
+        groups = total if members is None else combined(each, members.places, members.number)
+    else:
+        total = scaled_norm(updates, axis_name=axis_name)
         shape = () if members is None else (members.number,)
-        return Measured(norm, ScaledNorm(*(jnp.broadcast_to(part, shape) for part in norm)), None)
-    each = scaled_leaf_norms(updates, axis_name=axis_name, members=None if members is None else members.places)
-    if not each.mantissa.size:
-        return measured(updates, axis_name=axis_name, members=members)._replace(leaves=each)
-    total = combined(each)
-    groups = total if members is None else combined(each, members.places, members.number)
-    return Measured(total, groups, each if leaves else None)
+        groups = ScaledNorm(*(jnp.broadcast_to(part, shape) for part in total))
+    return Measured(total, groups, each if leaves else None, members)

@@ -11,7 +11,7 @@ from warmclip_jax._checks import Number
 from warmclip_jax._gradients._bounds import running_bound
 from warmclip_jax._gradients._history import History, deviations_above, init_history, log_of, taught
 from warmclip_jax._gradients._leaves import paths
-from warmclip_jax._gradients._norm import ScaledNorm
+from warmclip_jax._gradients._measuring import Measured
 from warmclip_jax._gradients._states import UNKNOWN, counter, like, stored
 
 #: The columns of a ring, in order.
@@ -48,9 +48,9 @@ class LeafRecord(NamedTuple):
     leaf_history: History  # [leaves]: what is usual for each leaf
 
 
-def check_record(function: str, record: Any) -> int:
+def check_record(name: str, record: Any) -> int:
     """The length of a ring. Raises TypeError or ValueError."""
-    return int(_LENGTH.check(f"{function}: record", record))
+    return int(_LENGTH.check(name, record))
 
 
 def init_ring(length: int) -> Ring | tuple[()]:
@@ -96,9 +96,10 @@ def names_of(record: LeafRecord) -> list[str]:
 
 
 def with_leaves(
-    record: LeafRecord | tuple[()], norms: ScaledNorm | None, *, call: jax.Array, is_finite: jax.Array, is_large: jax.Array
+    record: LeafRecord | tuple[()], measured: Measured, *, call: jax.Array, is_large: jax.Array
 ) -> LeafRecord | tuple[()]:
     """The record after one more call. Raises ValueError for norms of other leaves than at `init`."""
+    norms, is_finite = measured.leaves, measured.total.is_finite
     if not isinstance(record, LeafRecord) or norms is None:
         return ()
     if norms.mantissa.shape != record.leaf_norms.shape:

@@ -19,7 +19,7 @@ from warmclip_jax._gradients._measuring import measured
 from warmclip_jax._gradients._norm import ScaledNorm
 from warmclip_jax._gradients._recorder import LeafRecord, Ring, check_record, init_leaf_record, init_ring, with_leaves, with_row
 from warmclip_jax._gradients._selecting import choose
-from warmclip_jax._gradients._states import check_keeps, counter, increment_if, like, own, stored
+from warmclip_jax._gradients._states import counter, increment_if, like, own, stored
 
 
 class SkipState(NamedTuple):
@@ -81,8 +81,7 @@ def skip_nonfinite(
     Source: the skipped step of mixed-precision training, Micikevicius et al. 2018, section 3.2.
     """
     check_axis_name(axis_name)
-    guard = Guard("skip_nonfinite: above", above)
-    length = check_record("skip_nonfinite", record)
+    guard = Guard("skip_nonfinite", "above", above, record)
     Choice((False, True)).check("skip_nonfinite: record_leaves", record_leaves)
     guarded = as_transformation("skip_nonfinite: inner", inner)
 
@@ -93,34 +92,23 @@ def skip_nonfinite(
             grad_norm=jnp.zeros((), dtype),
             nonfinite_count=counter(),
             **guard.init(dtype),
-            ring=init_ring(length),
             leaves=init_leaf_record(params) if record_leaves else (),
             inner_state=guarded.init(params),
         )
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, SkipState]:
-        state = own(SkipState, state, updates)
-        check_keeps(state, **guard.keeps(), ring=bool(length), leaves=record_leaves)
+        state = own(SkipState, state, updates, **guard.keeps(), leaves=record_leaves)
         norms, call = measured(updates, axis_name=axis_name, leaves=record_leaves), state.skip_calls
         taken, limit = guard.decided(state, norms.total, call)
-        zeroed = scale_tree(updates, coefficient(norms.total, None, "zero"), "zero")
+        zeroed = scale_tree(updates, coefficient(norms, None, "zero"))
         take = functools.partial(guarded.update, **extra)
         updates, inner_state = choose(taken, take, (zeroed, state.inner_state, params), before=(state.inner_state,))
-        counts = guard.after(state, norms.total, call, taken, limit)
         return updates, SkipState(
             skip_calls=increment_if(True, call),
             grad_norm=like(state.grad_norm, norms.total.value),
             nonfinite_count=increment_if(~norms.total.is_finite, state.nonfinite_count),
-            **counts,
-            ring=with_row(
-                state.ring,
-                call=call,
-                step=call + 1 - counts["skipped_count"],
-                skipped=~taken,
-                grad_norm=norms.total.value,
-                skip_bound=limit,
-            ),
-            leaves=with_leaves(state.leaves, norms.leaves, call=call, is_finite=norms.total.is_finite, is_large=~taken),
+            **guard.after(state, norms.total, call, taken, limit),
+            leaves=with_leaves(state.leaves, norms, call=call, is_large=~taken),
             inner_state=inner_state,
         )
 
@@ -128,10 +116,11 @@ def skip_nonfinite(
 
 
 class Guard:
-    """What decides that a call is skipped, and the fields of a state that count skips."""
+    """What decides that a call is skipped, and the fields of a state that count skips and keep the last calls."""
 
-    def __init__(self, name: str, above: Any) -> None:
-        self._limit = Limit(check_bound(name, above))
+    def __init__(self, function: str, argument: str, above: Any, record: int) -> None:
+        self._limit = Limit(check_bound(f"{function}: {argument}", above))
+        self._length = check_record(f"{function}: record", record)
 
     def init(self, dtype: np.dtype) -> dict[str, Any]:
         """The fields before the first call."""
@@ -141,11 +130,12 @@ class Guard:
             "last_skipped_call": counter(-1),
             "above_bound": jnp.zeros((), dtype),
             "skip_history": self._limit.init((), dtype),
+            "ring": init_ring(self._length),
         }
 
     def keeps(self) -> dict[str, bool]:
         """Whether the fields that may be empty are not."""
-        return {"skip_history": self._limit.learns}
+        return {"skip_history": self._limit.learns, "ring": bool(self._length)}
 
     def decided(self, state: Any, norm: ScaledNorm, call: jax.Array) -> tuple[jax.Array, Any]:
         """Whether this call is an update, and the bound."""
@@ -153,13 +143,18 @@ class Guard:
         is_spike = False if limit is None else is_over(norm, jnp.maximum(limit, 0))
         return norm.is_finite & ~jnp.asarray(is_spike), limit
 
-    def after(self, state: Any, norm: ScaledNorm, call: jax.Array, taken: jax.Array | bool, limit: Any) -> dict[str, Any]:
-        """The fields after this call. A skipped call teaches a running bound too."""
+    def after(
+        self, state: Any, norm: ScaledNorm, call: jax.Array, taken: jax.Array | bool, limit: Any, **numbers: Any
+    ) -> dict[str, Any]:
+        """The fields after this call; `numbers` are more columns of its record. A skipped call teaches a running bound too."""
         in_a_row = jnp.where(taken, 0, increment_if(True, state.consecutive_skips))
+        skipped_count = increment_if(~jnp.asarray(taken), state.skipped_count)
+        counts = {"call": call, "step": call + 1 - skipped_count, "skipped": ~jnp.asarray(taken)}
         return {
-            "skipped_count": increment_if(~jnp.asarray(taken), state.skipped_count),
+            "skipped_count": skipped_count,
             "consecutive_skips": like(state.consecutive_skips, in_a_row),
             "last_skipped_call": jnp.where(taken, state.last_skipped_call, like(state.last_skipped_call, call)),
             "above_bound": like(state.above_bound, stored(limit)),
             "skip_history": self._limit.after(state.skip_history, norm),
+            "ring": with_row(state.ring, **counts, grad_norm=norm.value, skip_bound=limit, **numbers),
         }

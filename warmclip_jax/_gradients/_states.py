@@ -15,27 +15,24 @@ NEVER, UNKNOWN = -1.0, 3e38
 State = TypeVar("State", bound=tuple[Any, ...])
 
 
-def own(kind: type[State], state: Any, updates: Any) -> State:
-    """`state`, when it is a `kind`. Raises TypeError with what came instead, and what to do."""
+def own(kind: type[State], state: Any, updates: Any, **keeps: bool) -> State:
+    """`state`, when it is a `kind` whose fields named in `keeps` are filled (True) or empty (False).
+
+    Raises TypeError with what came instead, and what to do.
+    """
+    name = kind.__name__
     if isinstance(state, kind):
-        return state
-    if isinstance(updates, kind):
-        raise TypeError(f"updates and state are swapped: got the {kind.__name__} first. Call update(updates, state, params).")
-    raise _not_own(f"the {kind.__name__} that init or the last update returned; got {_shown(state)}")
-
-
-def check_keeps(state: Any, **fields: bool) -> None:
-    """Raises TypeError where a field that may be empty is so and should not be, or the other way round."""
-    for name, is_kept in fields.items():
-        value = getattr(state, name)
-        if is_kept == (isinstance(value, tuple) and not value):
-            came = f"a {type(state).__name__} {'without' if is_kept else 'with'} {name}"
-            raise _not_own(f"that of an optimizer with the options of this one; got {came}")
-
-
-def _not_own(difference: str) -> TypeError:
-    return TypeError(
-        f"state must be {difference}. For the state of another optimizer, or of one built with other options, call "
+        wrong = [field for field, is_kept in keeps.items() if is_kept != bool(jax.tree.leaves(getattr(state, field)))]
+        if not wrong:
+            return state
+        rule = "that of an optimizer with the options of this one"
+        came = f"a {name} {'without' if keeps[wrong[0]] else 'with'} {wrong[0]}"
+    elif isinstance(updates, kind):
+        raise TypeError(f"updates and state are swapped: got the {name} first. Call update(updates, state, params).")
+    else:
+        rule, came = f"the {name} that init or the last update returned", _shown(state)
+    raise TypeError(
+        f"state must be {rule}; got {came}. For the state of another optimizer, or of one built with other options, call "
         "adopt_state(optimizer, params, opt_state, step=...) once."
     )
 
