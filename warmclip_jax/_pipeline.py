@@ -19,7 +19,7 @@ from warmclip_jax._gradients._leaves import accumulation_dtype
 from warmclip_jax._gradients._recorder import Ring
 from warmclip_jax._gradients._selecting import choose
 from warmclip_jax._gradients._skipping import Guard
-from warmclip_jax._gradients._states import UNKNOWN, like, own
+from warmclip_jax._gradients._states import UNKNOWN, like, own, stored
 from warmclip_jax._rates import Rate
 from warmclip_jax._schedules._schedule import Schedule
 from warmclip_jax._values import Function
@@ -137,7 +137,7 @@ def pipeline(
         )
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, PipelineState]:
-        state = own(PipelineState, state, updates, **guard.keeps())
+        state = own(PipelineState, state, updates, **guard.keeps)
         clipping = clip.call(updates, state.clip_state, params)
         norm, call = clipping.norms.total, state.clip_state.clip_calls
         taken, above = guard.decided(state, norm, call) if nonfinite == "skip" else (True, None)
@@ -156,7 +156,7 @@ def pipeline(
             # Not the very buffer that the caller, or the inner state, holds: it could not be donated twice.
             learning_rate = jnp.copy(learning_rate)
         row = {
-            "max_norm": coef.bound if groups is None else UNKNOWN,
+            "max_norm": stored(coef.bound) if groups is None else UNKNOWN,
             "clip_coef": jnp.where(taken, jnp.min(coef.value, initial=1), 0),
             "learning_rate": jnp.where(taken, learning_rate, UNKNOWN),
         }

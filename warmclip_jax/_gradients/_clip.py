@@ -39,7 +39,7 @@ class ClipState(NamedTuple):
 
 
 class Clip:
-    """A clip with checked arguments; it keeps nothing, and works on a `ClipState`."""
+    """A clip with checked arguments. What it remembers stands in a `ClipState`."""
 
     def __init__(self, function: str, max_norm: Any, groups: Groups, *, axis_name: AxisName, record_leaves: bool) -> None:
         name = f"{function}: max_norm"
@@ -58,7 +58,7 @@ class Clip:
     def init(self, params: optax.Params) -> ClipState:
         """The state before the first call: no norm measured, nothing clipped."""
         dtype = accumulation_dtype(params)
-        labels = sorted(set(self._labels(params, params)))
+        labels = [] if self._groups is None else sorted(set(self._labels(params, params)))
         shape = () if self._groups is None else (len(labels),)
         return ClipState(
             clip_calls=counter(),
@@ -83,8 +83,6 @@ class Clip:
         return Call(state, limit, measured(updates, axis_name=self._axis_name, members=members, leaves=self._record_leaves))
 
     def _labels(self, tree: Any, params: Any) -> list[str]:
-        if self._groups is None:
-            return []
         with naming(self._function):
             return labels_of(self._groups, tree, params)
 
@@ -138,5 +136,5 @@ class Call(NamedTuple):
             clip_history=self.limit.after(state.clip_history, norms.groups),
             group_labels=state.group_labels,
             group_clipped_count=() if norms.members is None else increment_if(clipped, state.group_clipped_count),
-            leaves=with_leaves(state.leaves, norms, call=state.clip_calls, is_large=is_large),
+            leaves=with_leaves(state.leaves, norms, state.clip_calls, is_large),
         )

@@ -44,7 +44,7 @@ def coefficient(norms: Measured, bound: Any, nonfinite: str) -> Coefficient:
     elif norms.members is not None and bound is not None:
         # A group's own norm does not show what another group holds.
         numerator = jnp.where(is_finite, numerator, jnp.nan)
-    # The division comes last: XLA would work out again in the loop of every leaf what is cheaper.
+    # The division comes last: XLA repeats what is cheaper than a division in the loop of every leaf.
     return Coefficient(_quotient(numerator, denominator), rest, is_finite, bound, nonfinite, norms.members)
 
 
@@ -63,7 +63,7 @@ def _fraction(norm: ScaledNorm, max_norm: Any) -> tuple[jax.Array, jax.Array, ja
     half, power = (40, 70) if dtype == jnp.float32 else (300, 540)
     # Half of a scale below one goes to the mantissa: all of it could make the bound underflow.
     lift = jnp.where(fall < 1, np.ldexp(1.0, half), 1).astype(dtype)
-    # No NaN in a number that is not used: a derivative would meet it.
+    # Keep NaN out of the branch not taken: its derivative would be NaN too.
     denominator = jnp.where(over & norm.is_finite, norm.mantissa * lift, 1)
     far = jnp.where(over, bound * (fall * lift) * rise, 1) / denominator < jnp.finfo(dtype).tiny
     boost, rest = (jnp.where(far, np.ldexp(1.0, exponent), 1).astype(dtype) for exponent in (power, -power))
@@ -95,8 +95,8 @@ def scale_tree(tree: Any, coef: Coefficient) -> Any:
 
 def _scaled(leaf: jax.Array, coef: Coefficient, factor: jax.Array, rest: jax.Array, unchanged: jax.Array) -> jax.Array:
     if coef.bound is None:
-        # Bound to what the norm is known by. Otherwise XLA would share the squares, or the converted entries, that norm and
-        # optimizer both need: another copy of all gradients.
+        # The optimizer waits for the norm. Otherwise XLA would keep the squares, or the converted entries, that both need:
+        # another copy of all gradients.
         leaf, _ = lax.optimization_barrier((leaf, coef.is_finite))
         if coef.nonfinite == "propagate":
             return leaf

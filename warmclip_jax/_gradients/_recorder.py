@@ -12,7 +12,7 @@ from warmclip_jax._gradients._bounds import running_bound
 from warmclip_jax._gradients._history import History, deviations_above, init_history, log_of, taught
 from warmclip_jax._gradients._leaves import paths
 from warmclip_jax._gradients._measuring import Measured
-from warmclip_jax._gradients._states import UNKNOWN, counter, like, stored
+from warmclip_jax._gradients._states import UNKNOWN, counter, like
 
 #: The columns of a ring, in order.
 COUNTS = ("call", "step", "skipped")
@@ -21,7 +21,8 @@ NUMBERS = ("grad_norm", "max_norm", "skip_bound", "clip_coef", "learning_rate")
 #: A leaf whose norm is this many of its own deviations above what is usual for it stands out.
 STANDS_OUT = 6.0
 
-_LENGTH = Number("a whole number, 0 or more", "It is how many calls are kept; 0 keeps none.", lambda n: n >= 0, whole=True)
+#: The rule for the length of a ring.
+LENGTH = Number("a whole number, 0 or more", "It is how many calls are kept; 0 keeps none.", lambda n: n >= 0, whole=True)
 
 
 class Ring(NamedTuple):
@@ -48,11 +49,6 @@ class LeafRecord(NamedTuple):
     leaf_history: History  # [leaves]: what is usual for each leaf
 
 
-def check_record(name: str, record: Any) -> int:
-    """The length of a ring. Raises TypeError or ValueError."""
-    return int(_LENGTH.check(name, record))
-
-
 def init_ring(length: int) -> Ring | tuple[()]:
     """An empty ring; () for a length of 0."""
     if not length:
@@ -61,12 +57,9 @@ def init_ring(length: int) -> Ring | tuple[()]:
 
 
 def with_row(ring: Ring | tuple[()], *, call: jax.Array, step: Any, skipped: Any, **numbers: Any) -> Ring | tuple[()]:
-    """The ring with one more call. Numbers left out are stored as `UNKNOWN`; bounds come as they are used, None for none."""
+    """The ring with one more call. Numbers left out are stored as `UNKNOWN`; bounds come as `stored` writes them."""
     if not isinstance(ring, Ring):
         return ()
-    for name in ("max_norm", "skip_bound"):
-        if name in numbers:
-            numbers[name] = stored(numbers[name])
     row = (call % ring.ring_counts.shape[-2]).astype(jnp.int32)
     counts = jnp.stack([like(ring.ring_counts, value) for value in (call, step, skipped)])
     values = jnp.stack([like(ring.ring_numbers, numbers.get(name, UNKNOWN)) for name in NUMBERS])
@@ -77,13 +70,12 @@ def init_leaf_record(params: optax.Params) -> LeafRecord:
     """The record before the first call."""
     names = paths(params)
     joined = "\n".join(name.replace("\n", " ") for name in names).encode()
-    last, bad, spike = (jnp.zeros(len(names), jnp.float32) for _ in range(3))
     return LeafRecord(
         leaf_names=jnp.asarray(np.frombuffer(joined, np.uint8)),
-        leaf_norms=last,
-        bad_leaf_norms=bad,
+        leaf_norms=jnp.zeros(len(names), jnp.float32),
+        bad_leaf_norms=jnp.zeros(len(names), jnp.float32),
         bad_call=counter(-1),
-        spike_leaf_norms=spike,
+        spike_leaf_norms=jnp.zeros(len(names), jnp.float32),
         spike_call=counter(-1),
         spike_deviations=jnp.zeros((), jnp.float32),
         leaf_history=init_history((len(names),), jnp.float32),
@@ -96,7 +88,7 @@ def names_of(record: LeafRecord) -> list[str]:
 
 
 def with_leaves(
-    record: LeafRecord | tuple[()], measured: Measured, *, call: jax.Array, is_large: jax.Array
+    record: LeafRecord | tuple[()], measured: Measured, call: jax.Array, is_large: jax.Array
 ) -> LeafRecord | tuple[()]:
     """The record after one more call. Raises ValueError for norms of other leaves than at `init`."""
     norms, is_finite = measured.leaves, measured.total.is_finite
@@ -110,7 +102,6 @@ def with_leaves(
     # Cap overflowing norms, so that only leaves with a NaN or inf are not finite.
     largest = jnp.finfo(jnp.float32).max
     values = jnp.where(norms.is_finite, jnp.minimum(norms.value, largest), norms.value)
-    is_bad = ~is_finite
     logarithms = log_of(norms)
     deviations = jnp.max(deviations_above(record.leaf_history, *logarithms), initial=0.0)
     is_kept = is_finite & is_large & ((deviations >= STANDS_OUT) | (record.spike_deviations < STANDS_OUT))
@@ -121,8 +112,8 @@ def with_leaves(
     return LeafRecord(
         leaf_names=record.leaf_names,
         leaf_norms=like(record.leaf_norms, values),
-        bad_leaf_norms=kept(record.bad_leaf_norms, values, is_bad),
-        bad_call=kept(record.bad_call, call, is_bad),
+        bad_leaf_norms=kept(record.bad_leaf_norms, values, ~is_finite),
+        bad_call=kept(record.bad_call, call, ~is_finite),
         spike_leaf_norms=kept(record.spike_leaf_norms, values, is_kept),
         spike_call=kept(record.spike_call, call, is_kept),
         spike_deviations=kept(record.spike_deviations, deviations, is_kept),

@@ -35,9 +35,7 @@ def _select_late(condition: jax.Array, function: Callable[..., Any], arguments: 
     olds = _olds(result, before)
     chosen = [place for place, (new, old) in enumerate(zip(leaves, olds, strict=True)) if _may_change(new, old)]
     selected = _selected(condition, [leaves[place] for place in chosen], [olds[place] for place in chosen])
-    for place, value in zip(chosen, selected, strict=True):
-        leaves[place] = value
-    return structure.unflatten(leaves)
+    return structure.unflatten(_replaced(leaves, chosen, selected))
 
 
 def _select_early(condition: jax.Array, function: Callable[..., Any], arguments: tuple[Any, ...], before: Any) -> Any:
@@ -47,10 +45,7 @@ def _select_early(condition: jax.Array, function: Callable[..., Any], arguments:
 
     def program(values: list[jax.Array]) -> list[Any]:
         nonlocal result
-        leaves = list(given)
-        for place, value in zip(inputs, values, strict=True):
-            leaves[place] = value
-        result = function(*structure.unflatten(leaves))
+        result = function(*structure.unflatten(_replaced(given, inputs, values)))
         return [leaf for leaf in jax.tree.leaves(result) if _is_number(leaf)]
 
     closed = jax.make_jaxpr(program)([given[place] for place in inputs])
@@ -58,9 +53,13 @@ def _select_early(condition: jax.Array, function: Callable[..., Any], arguments:
     outputs = [place for place, leaf in enumerate(leaves) if _is_number(leaf)]
     olds = _olds(result, before)
     made = _evaluated(condition, closed, [given[place] for place in inputs], [olds[place] for place in outputs])
-    for place, value in zip(outputs, made, strict=True):
-        leaves[place] = value
-    return structure_out.unflatten(leaves)
+    return structure_out.unflatten(_replaced(leaves, outputs, made))
+
+
+def _replaced(leaves: list[Any], places: list[int], values: Sequence[Any]) -> list[Any]:
+    """The leaves, with `values` at `places`."""
+    new = dict(zip(places, values, strict=True))
+    return [new.get(place, leaf) for place, leaf in enumerate(leaves)]
 
 
 def _evaluated(condition: jax.Array, closed: core.ClosedJaxpr, inputs: list[Any], olds: list[Any]) -> list[jax.Array]:

@@ -17,7 +17,7 @@ from warmclip_jax._gradients._history import History
 from warmclip_jax._gradients._leaves import accumulation_dtype
 from warmclip_jax._gradients._measuring import measured
 from warmclip_jax._gradients._norm import ScaledNorm
-from warmclip_jax._gradients._recorder import LeafRecord, Ring, check_record, init_leaf_record, init_ring, with_leaves, with_row
+from warmclip_jax._gradients._recorder import LENGTH, LeafRecord, Ring, init_leaf_record, init_ring, with_leaves, with_row
 from warmclip_jax._gradients._selecting import choose
 from warmclip_jax._gradients._states import counter, increment_if, like, own, stored
 
@@ -97,7 +97,7 @@ def skip_nonfinite(
         )
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, SkipState]:
-        state = own(SkipState, state, updates, **guard.keeps(), leaves=record_leaves)
+        state = own(SkipState, state, updates, **guard.keeps, leaves=record_leaves)
         norms, call = measured(updates, axis_name=axis_name, leaves=record_leaves), state.skip_calls
         taken, limit = guard.decided(state, norms.total, call)
         zeroed = scale_tree(updates, coefficient(norms, None, "zero"))
@@ -108,7 +108,7 @@ def skip_nonfinite(
             grad_norm=like(state.grad_norm, norms.total.value),
             nonfinite_count=increment_if(~norms.total.is_finite, state.nonfinite_count),
             **guard.after(state, norms.total, call, taken, limit),
-            leaves=with_leaves(state.leaves, norms, call=call, is_large=~taken),
+            leaves=with_leaves(state.leaves, norms, call, ~taken),
             inner_state=inner_state,
         )
 
@@ -120,7 +120,9 @@ class Guard:
 
     def __init__(self, function: str, argument: str, above: Any, record: int) -> None:
         self._limit = Limit(check_bound(f"{function}: {argument}", above))
-        self._length = check_record(f"{function}: record", record)
+        self._length = int(LENGTH.check(f"{function}: record", record))
+        #: Whether the fields that may be empty are filled.
+        self.keeps = {"skip_history": self._limit.learns, "ring": self._length > 0}
 
     def init(self, dtype: np.dtype) -> dict[str, Any]:
         """The fields before the first call."""
@@ -133,28 +135,23 @@ class Guard:
             "ring": init_ring(self._length),
         }
 
-    def keeps(self) -> dict[str, bool]:
-        """Whether the fields that may be empty are not."""
-        return {"skip_history": self._limit.learns, "ring": bool(self._length)}
-
     def decided(self, state: Any, norm: ScaledNorm, call: jax.Array) -> tuple[jax.Array, Any]:
         """Whether this call is an update, and the bound."""
         limit = self._limit.at(state.skip_history, call)
         is_spike = False if limit is None else is_over(norm, jnp.maximum(limit, 0))
         return norm.is_finite & ~jnp.asarray(is_spike), limit
 
-    def after(
-        self, state: Any, norm: ScaledNorm, call: jax.Array, taken: jax.Array | bool, limit: Any, **numbers: Any
-    ) -> dict[str, Any]:
-        """The fields after this call; `numbers` are more columns of its record. A skipped call teaches a running bound too."""
+    def after(self, state: Any, norm: ScaledNorm, call: jax.Array, taken: Any, limit: Any, **numbers: Any) -> dict[str, Any]:
+        """The fields after this call. A skipped call teaches a running bound too. `numbers` go into the row of the ring."""
+        skipped, bound = ~jnp.asarray(taken), stored(limit)
         in_a_row = jnp.where(taken, 0, increment_if(True, state.consecutive_skips))
-        skipped_count = increment_if(~jnp.asarray(taken), state.skipped_count)
-        counts = {"call": call, "step": call + 1 - skipped_count, "skipped": ~jnp.asarray(taken)}
+        skipped_count = increment_if(skipped, state.skipped_count)
+        row = {"step": call + 1 - skipped_count, "skipped": skipped, "grad_norm": norm.value, "skip_bound": bound, **numbers}
         return {
             "skipped_count": skipped_count,
             "consecutive_skips": like(state.consecutive_skips, in_a_row),
             "last_skipped_call": jnp.where(taken, state.last_skipped_call, like(state.last_skipped_call, call)),
-            "above_bound": like(state.above_bound, stored(limit)),
+            "above_bound": like(state.above_bound, bound),
             "skip_history": self._limit.after(state.skip_history, norm),
-            "ring": with_row(state.ring, **counts, grad_norm=norm.value, skip_bound=limit, **numbers),
+            "ring": with_row(state.ring, call=call, **row),
         }

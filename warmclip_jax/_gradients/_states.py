@@ -69,11 +69,11 @@ def stored(bound: Any) -> Any:
 
 
 def shown(number: Any) -> jax.Array:
-    """What a state holds, as it is told: NaN where it is not known."""
+    """A number from a state as users read it: NaN where it is not known."""
     number = jnp.asarray(number)
     return jnp.where(number > 2.9e38, jnp.nan, number)
 
 
 def shown_bound(bound: Any) -> jax.Array:
-    """A bound that a state holds, as it is told: inf where it is never reached."""
+    """A bound from a state as users read it: inf where it is never reached."""
     return jnp.where(jnp.asarray(bound) < 0, jnp.inf, shown(bound))
