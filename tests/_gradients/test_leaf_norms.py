@@ -92,7 +92,7 @@ def test_many_leaves_that_share_second_passes_have_the_norms_that_each_has_alone
 def test_no_leaf_shares_its_second_pass_with_one_of_another_shape_or_group():
     leaves = gradients(many_leaves())
     members = tuple(place // 2 % 2 for place in range(96))
-    bundles = _bundles([(Reduction((), ()), leaf) for leaf in leaves], {3, 5}, members)
+    bundles = _bundles([(Reduction((), ()), jnp.asarray(leaf)) for leaf in leaves], {3, 5}, members)
     assert sorted(place for places in bundles for place in places) == sorted({*range(96)} - {3, 5})
     assert 32 <= len(bundles) < 60
     for places in bundles:

@@ -63,7 +63,8 @@ def pictures(cell: Any) -> list[str]:
 def picture() -> bytes:
     """The PNG of the quickstart's cell with the tag "picture"."""
     (cell,) = [cell for cell in codes(read(PICTURE.with_suffix(".ipynb"))) if "picture" in cell.metadata.get("tags", [])]
-    return base64.b64decode(*pictures(cell))
+    (png,) = pictures(cell)
+    return base64.b64decode(png)
 
 
 def curves(cell: Any) -> Any:
