@@ -170,6 +170,13 @@ def test_a_schedule_in_the_place_of_a_number_goes_on_from_step(inject: bool):
         assert float(wc.metrics(state)["learning_rate"]) == pytest.approx(0.1 * (1 - (BEFORE + index) / 16), rel=1e-6)
 
 
+def test_clocks_that_are_not_those_of_the_state_all_go_on_from_step():
+    params, old = run_before(None, "adamw alone")
+    optimizer = wc.pipeline(lambda rate: optax.chain(optax.adamw(rate), optax.scale_by_schedule(SCHEDULE)), SCHEDULE)
+    inner = wc.adopt_state(optimizer, params, old, step=BEFORE + 3).inner_state
+    assert (int(inner[0][0].count), int(inner[0][2].count), int(inner[1].count)) == (BEFORE, BEFORE + 3, BEFORE + 3)
+
+
 def test_a_number_in_the_place_of_a_schedule_keeps_the_moments():
     params, old = run_before(None, "adamw alone")
     state = wc.adopt_state(wc.pipeline(optax.adamw, 0.1), params, old, step=BEFORE)

@@ -126,3 +126,10 @@ def test_accumulated_micro_steps_are_no_steps():
 def test_metrics_of_a_state_without_anything_of_ours_is_an_error():
     with pytest.raises(ValueError, match="opt_state must hold a state of clip_by_global_norm, skip_nonfinite or pipeline"):
         wc.metrics(optax.adamw(0.1).init(PARAMS))
+
+
+def test_two_clips_in_a_guard_are_told_apart_by_their_place_alone():
+    clips = optax.chain(wc.clip_by_global_norm(2.0), wc.clip_by_global_norm(1.0), optax.sgd(0.1))
+    known = wc.metrics(wc.skip_nonfinite(clips).init(PARAMS))
+    assert {"0/max_norm", "1/max_norm", "skip_bound"} <= set(known)
+    assert not any("inner_state" in name for name in known)
