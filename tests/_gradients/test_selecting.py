@@ -80,3 +80,23 @@ def test_it_has_the_derivative_of_the_select(condition):
 def test_what_is_selected_early_is_what_the_program_goes_on_with():
     text = str(jax.make_jaxpr(early)(True, X, STATE))
     assert text.index("select_n") < text.index("jitted") < text.index("cond[")
+
+
+@pytest.mark.parametrize("traced", [False, True])
+def test_a_leaf_that_is_no_number_passes_through(traced):
+    mark = object()
+
+    def marking(x, state):
+        return {"update": x, "name": "updates"}, {**state, "count": state["count"] + 1, "name": "after"}
+
+    state = {"count": jnp.int32(1), "mark": mark, "name": "before"}
+    names: list[Any] = []
+
+    def run(taken):
+        updates, new = choose(taken, marking, (X, state), (state,))
+        names.append((updates.pop("name"), new.pop("name"), new.pop("mark")))
+        return updates, new
+
+    updates, new = (jax.jit(run) if traced else run)(jnp.bool_(False))
+    assert names == [("updates", "after", mark)]
+    assert (updates["update"].tolist(), new["count"].tolist()) == ([0, 0, 0], 1)
