@@ -78,7 +78,7 @@ def repainted(before: np.ndarray, after: np.ndarray, reach: int = 2) -> float:
 
 
 def test_there_are_notebooks():
-    assert {"diagnosis", "quickstart", "scaling", "schedules"} <= {path.stem for path in NOTEBOOKS}
+    assert {"diagnosis", "frameworks", "quickstart", "scaling", "schedules"} <= {path.stem for path in NOTEBOOKS}
 
 
 @every_notebook
