@@ -32,7 +32,16 @@ TESTED_BY = {
     "_schedules/_transforms": "_schedules/test_curves.py",
 }
 #: Test files whose subject is the package as a whole.
-OF_THE_WHOLE = {"house", "packaging", "properties", "public_api", "readme", "_schedules/parity", "_gradients/every_16_bit"}
+OF_THE_WHOLE = {
+    "house",
+    "mutants",
+    "packaging",
+    "properties",
+    "public_api",
+    "readme",
+    "_schedules/parity",
+    "_gradients/every_16_bit",
+}
 
 
 def name_of(path: pathlib.Path) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import chex
 import jax
 import numpy as np
+import optax
 import orbax.checkpoint as ocp
 import pytest
 
@@ -60,6 +61,7 @@ def test_the_counts_are_those_of_the_bad_calls(never_killed: Any):
     known = {name: int(value) for name, value in wc.metrics(state).items() if value.dtype == np.int32}
     assert (known["calls"], known["step"]) == (CALLS, CALLS - len(NAN) - 1)
     assert (known["nonfinite_count"], known["skipped_count"], known["last_skipped_call"]) == (len(NAN), len(NAN) + 1, max(NAN))
+    assert int(optax.tree.get(state.inner_state[0], "count")) == known["step"]
     record = wc.records(state)
     assert record["call"][record["skipped"]].tolist() == [call for call in (*NAN, SPIKE) if call >= CALLS - 8]
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))

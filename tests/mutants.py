@@ -1,0 +1,198 @@
+"""Tests of the tests: each module with one token changed, run against the test files that bear its name.
+
+Run: `python -m tests.mutants [MODULE ...] [--workers 2] [--results FILE]`, or a sample: `--drawn 20 --seed TEXT`.
+
+A mutant that no test notices is a survivor: a test is missing, or the change makes no difference. The latter stand in
+`equivalent_mutants.txt`: the name of the mutant in a line, and below it, indented, why it makes none. Each runs in a copy of
+the checkout. The results are kept in a file: a second run asks again only where the module or its tests have changed.
+"""
+
+import argparse
+import ast
+import collections
+import concurrent.futures
+import hashlib
+import itertools
+import json
+import os
+import pathlib
+import queue
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import tokenize
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+ROOT, PACKAGE, EQUIVALENT = pathlib.Path(__file__).parents[1], "warmclip_jax", "tests/equivalent_mutants.txt"
+PARTS = ("_gradients/", "_schedules/", "_pipeline")
+BOTH_WAYS = {"<": "<=", ">": ">=", "==": "!=", "+": "-", "*": "/", "&": "|", "and": "or"}
+BOTH_WAYS |= {"min": "max", "minimum": "maximum", "any": "all", "True": "False"}
+SWAPS = BOTH_WAYS | {new: old for old, new in BOTH_WAYS.items()}
+SWAPS |= {"//": "*", "%": "*", "**": "*", "is": "is not", "in": "not in", "not": "", "~": ""}
+
+
+class Mutant(NamedTuple):
+    """A module with one token changed. Its name holds no line number: it stays when other lines change."""
+
+    module: str
+    name: str
+    start: int  # in the bytes of the module
+    end: int
+    new: str
+
+
+def changes(source: bytes, policies: dict[str, str]) -> Iterator[tuple[int, int, str]]:
+    """Start, end and replacement of each token that is changed. Annotations, messages and the `strict` of `zip` stay."""
+    lines = source.splitlines(keepends=True)
+    begins = [0, *itertools.accumulate(map(len, lines))]
+    tokens = [
+        (begins[token.start[0] - 1] + len(token.line[: token.start[1]].encode()), token.string)
+        for token in tokenize.tokenize(iter([*lines, b""]).__next__)
+    ]
+
+    def span(node: Any) -> tuple[int, int]:
+        return begins[node.lineno - 1] + node.col_offset, begins[node.end_lineno - 1] + node.end_col_offset
+
+    def operators(first: int, last: int) -> list[tuple[int, int, str]]:
+        words = [(start, text) for start, text in tokens if first <= start < last and text in SWAPS]
+        words.sort(key=lambda word: word[1] != "not")  # which goes from `is not` and `not in`
+        return [(start, start + len(text), SWAPS[text]) for start, text in words[:1]]
+
+    def of(node: Any) -> Iterator[tuple[int, int, str]]:
+        match node:
+            case ast.BinOp(left=left, right=right):
+                yield from operators(span(left)[1], span(right)[0])
+            case ast.Compare(left=left, comparators=others) | ast.BoolOp(values=[left, *others]):
+                for one, other in itertools.pairwise([left, *others]):
+                    yield from operators(span(one)[1], span(other)[0])
+            case ast.UnaryOp(operand=operand):
+                yield from operators(span(node)[0], span(operand)[0])
+            case ast.Constant(value=int(value)) if isinstance(value, bool) or value < 100:
+                yield *span(node), SWAPS.get(str(value), str(1 - value if value in (0, 1) else value + 1))
+            case ast.Constant(value=str(value)) if value in policies:
+                yield *span(node), f'"{policies[value]}"'
+            case ast.Attribute(attr=name) | ast.Name(id=name) if name in SWAPS:
+                yield span(node)[1] - len(name), span(node)[1], SWAPS[name]
+        for field, value in ast.iter_fields(node):
+            for child in value if isinstance(value, list) else [value]:
+                is_kept = field in ("annotation", "returns") or getattr(child, "arg", "") == "strict"
+                if isinstance(child, ast.AST) and not (is_kept or isinstance(child, ast.JoinedStr)):
+                    yield from of(child)
+
+    yield from sorted(of(ast.parse(source)))
+
+
+def policies_of(sources: Iterable[bytes]) -> dict[str, str]:
+    """Each string that a `Choice((...))` allows, and another one of it."""
+    made: dict[str, str] = {}
+    for node in itertools.chain.from_iterable(ast.walk(ast.parse(source)) for source in sources):
+        match node:
+            case ast.Call(func=ast.Name(id="Choice"), args=[ast.Tuple() as allowed]):
+                choice = ast.literal_eval(allowed)
+                made |= {one: choice[place - 1] for place, one in enumerate(choice) if isinstance(one, str)}
+    return made
+
+
+def mutants(package: pathlib.Path) -> dict[str, Mutant]:
+    """Every mutant by name: `module: line: old -> new`, numbered where a module has several of one name."""
+    sources = {path.relative_to(package).with_suffix("").as_posix(): path.read_bytes() for path in package.rglob("*.py")}
+    policies, made = policies_of(sources.values()), dict[str, Mutant]()
+    for module, source in sorted(sources.items()):
+        seen = collections.Counter[str]()
+        for start, end, new in changes(source, policies) if module.startswith(PARTS) else ():
+            line = source[source.rfind(b"\n", 0, start) + 1 : source.find(b"\n", end)].decode().strip()
+            name = f"{module}: {line}: {source[start:end].decode()} -> {new or 'nothing'}"
+            seen[name] += 1
+            name += f" ({seen[name]})" if seen[name] > 1 else ""
+            made[name] = Mutant(module, name, start, end, new)
+    return made
+
+
+def equivalent(text: str, made: dict[str, Mutant]) -> set[str]:
+    """The names in a list of mutants that change nothing. Raises ValueError where one is not there, or has no reason."""
+    lines = list(filter(str.strip, text.splitlines()))
+    for line, after in itertools.pairwise([*lines, ""]):
+        if not line.startswith(" ") and (line not in made or not after.startswith("  ")):
+            raise ValueError(f"{EQUIVALENT}: {'no reason below' if line in made else 'there is no mutant'} {line!r}")
+    return {line for line in lines if not line.startswith(" ")}
+
+
+def tests_of(module: str) -> list[str]:
+    """The test files of a module, as test_house.py knows them."""
+    from tests import test_house as house  # it reads the package where it is imported
+
+    by_name = [path for path in house.TEST_FILES if module in house.subjects(path)]
+    paths = [house.TESTS / house.TESTED_BY[module]] if module in house.TESTED_BY else by_name
+    return [path.relative_to(ROOT).as_posix() for path in paths]
+
+
+def result(copies: queue.SimpleQueue[pathlib.Path], mutant: Mutant, tests: list[str], patience: float | None) -> str:
+    """What the tests make of a mutant in a copy of the checkout: `"killed"`, `"survived"`, or `"endless"`, after seconds."""
+    copy = copies.get()
+    path = copy / PACKAGE / f"{mutant.module}.py"
+    source = path.read_bytes()
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *tests]
+    environment = {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
+    try:
+        path.write_bytes(source[: mutant.start] + mutant.new.encode() + source[mutant.end :])
+        done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, timeout=patience, check=False)
+        return "killed" if done.returncode else "survived"
+    except subprocess.TimeoutExpired:
+        return "endless"
+    finally:
+        path.write_bytes(source)
+        copies.put(copy)
+
+
+def results(chosen: list[Mutant], workers: int, tests: dict[str, list[str]]) -> Iterator[tuple[Mutant, str]]:
+    """Mutants with their results, as they come. Raises RuntimeError where the tests of a module fail without a change."""
+    patience, copies = dict[str, float](), queue.SimpleQueue[pathlib.Path]()
+    with tempfile.TemporaryDirectory() as folder, concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        for worker in range(workers):
+            copy = pathlib.Path(folder, str(worker))
+            copies.put(shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".*", "__pycache__")))
+        for module in sorted({mutant.module for mutant in chosen}):
+            started = time.monotonic()
+            if not tests[module] or result(copies, Mutant(module, "", 0, 0, ""), tests[module], None) != "survived":
+                raise RuntimeError(f"{module}: its tests must pass without a change; got {tests[module]}")
+            patience[module] = 60 + 5 * (time.monotonic() - started)
+        futures = {pool.submit(result, copies, each, tests[each.module], patience[each.module]): each for each in chosen}
+        yield from ((futures[future], future.result()) for future in concurrent.futures.as_completed(futures))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("modules", nargs="*", help="such as _gradients/_norm; all, if there are none")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--results", type=pathlib.Path, default=ROOT / ".mutants.jsonl")
+    parser.add_argument("--drawn", type=int, help="run so many, drawn by the seed")
+    parser.add_argument("--seed", default="0")
+    options = parser.parse_args(arguments)
+    made = mutants(ROOT / PACKAGE)
+    known = equivalent((ROOT / EQUIVALENT).read_text("utf-8"), made)
+    names = [name for name in made if name not in known and made[name].module in (options.modules or [made[name].module])]
+    if options.drawn is not None:
+        names = sorted(random.Random(options.seed).sample(names, min(options.drawn, len(names))))
+    tests = {module: tests_of(module) for module in {made[name].module for name in names}}
+    texts = {module: [(ROOT / file).read_bytes() for file in (f"{PACKAGE}/{module}.py", *tests[module])] for module in tests}
+    stamps = {module: hashlib.sha256(b"".join(parts)).hexdigest() for module, parts in texts.items()}
+    lines = options.results.read_text("utf-8").splitlines() if options.results.is_file() else []
+    seen = {tuple(line[:2]): line[2] for line in map(json.loads, lines)}
+    wanted = [made[name] for name in names if (name, stamps[made[name].module]) not in seen]
+    for mutant, found in results(wanted, options.workers, tests):
+        key = mutant.name, stamps[mutant.module]
+        seen[key] = found
+        with options.results.open("a", encoding="utf-8") as file:
+            print(json.dumps([*key, found]), file=file)
+        print(f"{found}: {mutant.name}", flush=True)
+    survivors = [name for name in names if seen[name, stamps[made[name].module]] == "survived"]
+    print(f"{len(names)} mutants, {len(survivors)} survived", *survivors, sep="\n")
+    return bool(survivors)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
