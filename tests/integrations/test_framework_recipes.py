@@ -169,6 +169,12 @@ def test_frozen_parameters_stay_and_do_not_count_in_the_norm(after: dict[str, An
     # With the others' gradients among them the norm would be another one.
     assert float(known["grad_norm"]) < 0.95 * float64_norm(after["grads"])
     assert f"{float64_norm(after['grads']):.2f}" in after["told"][0]
+    # Stopped gradients are zeros: the norm is right, and weights decay all the same.
+    stopped = after["grads"] | {"backbone": jax.tree.map(jnp.zeros_like, start["backbone"])}
+    step = jax.jit(functools.partial(wc.apply_gradients, after["optimizer"]))
+    moved, state = step(start, after["optimizer"].init(start), grads=stopped)
+    np.testing.assert_allclose(wc.metrics(state)["grad_norm"], float64_norm(grads), rtol=1e-6)
+    assert not np.array_equal(moved["backbone"]["kernel"], start["backbone"]["kernel"])
 
 
 @entry("rates")

@@ -81,7 +81,7 @@ def train(optimizer: Any, tell: Any) -> tuple[Any, Told]:
     return params, stacked(told)
 
 
-@pytest.mark.parametrize("max_norm", [0.5, None], ids=["clipped", "off"])
+@pytest.mark.parametrize("max_norm", [1.8, None], ids=["clipped", "off"])
 def test_losses_norms_and_rates_are_those_of_the_chain_and_what_is_frozen_stays(max_norm: float | None):
     # There 0 is off.
     their_params, their_told = train(theirs(max_norm or 0.0), tell_theirs)
@@ -90,7 +90,8 @@ def test_losses_norms_and_rates_are_those_of_the_chain_and_what_is_frozen_stays(
     np.testing.assert_array_equal(our_params["stem"], PARAMS["stem"])
     np.testing.assert_allclose(our_params["head"], their_params["head"], rtol=2e-5, atol=2e-6)
     assert our_told.skipped.tolist() == [float(call == BAD) for call in range(TOTAL + 3)]
-    assert np.nanmax(our_told.norm) > 0.5
+    # Some steps are clipped and some are not: Adam would not see a constant factor.
+    assert np.nanmin(our_told.norm) < 1.8 < np.nanmax(our_told.norm)
 
 
 def test_zero_here_is_a_bound_and_stops_the_moments():

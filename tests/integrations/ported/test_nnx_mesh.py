@@ -21,7 +21,8 @@ from jax.sharding import PartitionSpec as P
 import warmclip_jax as wc
 from tests.integrations.ported.agreement import Told, assert_alike, stacked
 
-PEAK, WARMUP, TOTAL, BOUND = 3e-2, 3, 9, 0.3
+#: Some steps are clipped and some are not: Adam would not see a constant factor.
+PEAK, WARMUP, TOTAL, BOUND = 3e-2, 3, 9, 2.5
 CALLS, BAD = 14, (4, 9)  # to beyond the end of the schedule
 IN, HIDDEN, OUT = 8, 16, 4
 
@@ -103,7 +104,7 @@ def test_losses_norms_and_rates_are_those_of_optax_and_the_shards_stay(mesh: Any
     our_model, ours = train(mesh, our_step, our_optimizer())
     assert_alike(ours, theirs)
     np.testing.assert_array_equal(np.flatnonzero(ours.skipped), BAD)
-    assert np.nanmax(ours.norm) > 2 * BOUND
+    assert np.nanmin(ours.norm) < BOUND < np.nanmax(ours.norm)
     for name in ("up", "bias", "down"):
         mine, other = getattr(our_model, name)[...], getattr(their_model, name)[...]
         assert jax.typeof(mine) == jax.typeof(other)
