@@ -48,7 +48,7 @@ class Trees(NamedTuple):
 
     @classmethod
     def of(cls, *leaves: np.ndarray) -> "Trees":
-        with np.errstate(invalid="ignore"):  # a signalling NaN says so
+        with np.errstate(invalid="ignore"):  # NumPy warns of signalling NaNs
             is_finite = np.all([np.isfinite(leaf.astype(np.float32)).all(axis=1) for leaf in leaves], axis=0)
         finite = [np.where(is_finite[:, None], leaf, np.zeros_like(leaf)) for leaf in leaves]
         visible = [np.copysign(reference.visible_parts(leaf)[0], leaf.astype(np.float64)) for leaf in finite]
