@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec as P
 import warmclip_jax as wc
 from tests import reference
 from tests._gradients.trees import assert_same_bits
+from warmclip_jax._gradients._limits import Limit
 
 CALLS = 240
 
@@ -274,3 +275,12 @@ def test_the_state_keeps_its_structure_and_dtypes_under_x64_and_after_a_cast(x64
     after, _ = scanned(optimizer, state, stream(0)[:5])
     assert jax.tree.map(jnp.result_type, after) == jax.tree.map(jnp.result_type, state)
     assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
+
+
+def test_groups_are_bounded_where_one_has_a_rule_and_learn_where_one_follows_its_norms():
+    zero = jnp.zeros((), jnp.int32)
+    assert np.asarray(Limit([None, 2.0]).at((), zero)).tolist() == [math.inf, 2.0]
+    assert Limit([None, None]).at((), zero) is None
+    assert [Limit(bounds).learns for bounds in ([2.0, wc.running_bound()], [None, 2.0])] == [True, False]
+    history = Limit([None, wc.running_bound()]).init((2,), np.dtype(np.float32))
+    assert np.asarray(Limit([None, wc.running_bound(ceiling=3.0)]).at(history, zero)).tolist() == [math.inf, 3.0]
