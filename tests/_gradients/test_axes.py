@@ -376,11 +376,13 @@ def test_one_bad_shard_makes_the_whole_update_bad():
 def test_the_pipeline_in_shard_map_is_the_pipeline_under_jit():
     optimizer = wc.pipeline(optax.adamw, wc.linear_warmup(peak_value=0.1, warmup_steps=2))
 
+    def step(carry, size):
+        params, state = carry
+        grads = jax.tree.map(lambda p: jnp.cos(p) * size, params)
+        return wc.apply_gradients(optimizer, params, state, grads=grads), None
+
     def train(params):
-        state = optimizer.init(params)
-        for step in range(3):
-            grads = jax.tree.map(lambda p: jnp.cos(p) * (step + 1), params)  # noqa: B023
-            params, state = wc.apply_gradients(optimizer, params, state, grads=grads)
+        (params, state), _ = lax.scan(step, (params, optimizer.init(params)), jnp.arange(1.0, 4.0))
         return params, wc.metrics(state)
 
     mapped = jax.shard_map(train, mesh=mesh_of(MESH), in_specs=(SPECS,), out_specs=(SPECS, P()))

@@ -119,6 +119,7 @@ class Nnx(Optax):
     def on_flax_disk_and_back(self, carry: Any) -> Any:
         graph, state = carry
         saved = flax.serialization.to_bytes(nnx.to_pure_dict(state))
+        state = jax.tree.map(jnp.zeros_like, state)  # which is replaced in place
         nnx.replace_by_pure_dict(state, flax.serialization.from_bytes(nnx.to_pure_dict(state), saved))
         return graph, state
 

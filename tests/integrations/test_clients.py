@@ -23,6 +23,8 @@ import warmclip_jax as wc
 from tests.integrations.clients import CLIENTS, STREAM, Client, gradients
 from tests.problem import float64_norm
 
+#: Outside of jit optax compiles a branch anew in each call.
+pytestmark = pytest.mark.usefixtures("compiled_once")
 every_client = pytest.mark.parametrize("name", CLIENTS)
 
 
@@ -180,6 +182,13 @@ def as_jitted(name: str) -> tuple[Any, list[Any], Any]:
     return start, stream, eqx.filter(client.host.params(carry), eqx.is_array)
 
 
+@functools.cache
+def halfway(name: str) -> Any:
+    """The carry of the compiled steps after a good call and a bad one."""
+    start, stream, _ = as_jitted(name)
+    return train(name, start, stream[:2], donate=False)[0]
+
+
 def assert_params(name: str, carry: Any, rtol: float, atol: float) -> None:
     params = eqx.filter(CLIENTS[name].host.params(carry), eqx.is_array)
     chex.assert_trees_all_close(params, as_jitted(name)[2], rtol=rtol, atol=atol)
@@ -188,9 +197,9 @@ def assert_params(name: str, carry: Any, rtol: float, atol: float) -> None:
 @pytest.mark.parametrize("name", [name for name, client in CLIENTS.items() if client.keeps_float32_under_x64])
 def test_a_float32_run_goes_on_under_x64_in_a_scan(name: str):
     start, stream, _ = as_jitted(name)
-    halfway, _, _ = train(name, start, stream[:2], donate=False)
+    before = halfway(name)
     with jax.enable_x64(True):
-        carry, told = scanned(name, halfway, stream[2:])
+        carry, told = scanned(name, before, stream[2:])
     chex.assert_trees_all_equal_shapes_and_dtypes(*(eqx.filter(each, eqx.is_array) for each in (carry, start)))
     # In float32 Adam's 1 - 0.999**t is off by up to 2**-24 / 0.001, and an update is a tenth.
     assert_params(name, carry, rtol=2e-6, atol=0.1 * 2**-24 / 1e-3)
@@ -214,21 +223,33 @@ def test_a_scan_gives_the_numbers_of_single_steps_also_when_the_scalars_of_our_s
         assert_metrics(CLIENTS[name], known, stream[: call + 1], rtol=2**-8)
 
 
-def through_orbax(carry: Any, path: Any) -> Any:
-    arrays, rest = eqx.partition(carry, eqx.is_array)
+@pytest.fixture(scope="module")
+def restored_by_orbax(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The arrays of every client's carry, which went through one checkpoint."""
+    path = tmp_path_factory.mktemp("orbax") / "state"
+    arrays = {str(place): eqx.filter(halfway(name), eqx.is_array) for place, name in enumerate(CLIENTS)}
     with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(path / "state", arrays)
+        checkpointer.save(path, arrays)
         checkpointer.wait_until_finished()
-        return eqx.combine(checkpointer.restore(path / "state", jax.tree.map(jnp.zeros_like, arrays)), rest)
+        restored = checkpointer.restore(path, jax.tree.map(jnp.zeros_like, arrays))
+    return dict(zip(CLIENTS, (restored[str(place)] for place in range(len(CLIENTS))), strict=True))
+
+
+def assert_goes_on(name: str, restored: Any) -> None:
+    """A run restored after the first bad call ends as one that saw none, and is told as one that never stopped."""
+    _, stream, expected = as_jitted(name)
+    carry, told, _ = train(name, restored, stream[2:], donate=False)
+    chex.assert_trees_all_equal(eqx.filter(CLIENTS[name].host.params(carry), eqx.is_array), expected)
+    for call, known in enumerate(told):
+        assert_metrics(CLIENTS[name], known, stream[: call + 3])
 
 
 @every_client
-@pytest.mark.parametrize("library", ["flax", "orbax"])
-def test_a_run_that_was_saved_after_a_bad_step_goes_on(name: str, library: str, tmp_path: Any):
-    client, (start, stream, expected) = CLIENTS[name], as_jitted(name)
-    halfway, _, _ = train(name, start, stream[:2], donate=False)
-    restored = client.host.on_flax_disk_and_back(halfway) if library == "flax" else through_orbax(halfway, tmp_path)
-    carry, told, _ = train(name, restored, stream[2:], donate=False)
-    chex.assert_trees_all_equal(eqx.filter(client.host.params(carry), eqx.is_array), expected)
-    for call, known in enumerate(told):
-        assert_metrics(client, known, stream[: call + 3])
+def test_a_run_that_was_saved_by_flax_after_a_bad_step_goes_on(name: str):
+    assert_goes_on(name, CLIENTS[name].host.on_flax_disk_and_back(halfway(name)))
+
+
+@every_client
+def test_a_run_that_was_saved_by_orbax_after_a_bad_step_goes_on(name: str, restored_by_orbax: dict[str, Any]):
+    _, rest = eqx.partition(halfway(name), eqx.is_array)
+    assert_goes_on(name, eqx.combine(restored_by_orbax[name], rest))
