@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 import warmclip_jax as wc
 from tests import reference
 from tests._gradients.trees import assert_same_bits
-from warmclip_jax._gradients._limits import Limit
+from warmclip_jax._gradients._bounds import Limit
 
 CALLS = 240
 
