@@ -66,7 +66,8 @@ def test_each_leaf_has_its_norm_over_the_whole_range_in_every_form_and_a_bad_ent
     # Here the CPU adds the three sums of accelerators one entry after the other, and so rounds as often.
     tolerance = FEW_ULP if platform == "cpu" or devices > 1 else 70 * 80 * 2.0**-25
     jitted = jax.jit(scaled_leaf_norms)
-    names = sorted(tree_of(SHORT, 0))
+    tree = tree_of(SHORT, 0)
+    names = sorted(tree)
     for seed in range(25):
         tree = tree_of(SHORT, seed)
         with case(seed=seed):

@@ -23,7 +23,7 @@ CLOSE = 4 * float(np.spacing(np.float32(PEAK)))
 
 
 def cells(system: str) -> tuple[str, str, str]:
-    (row,) = [line for line in README.splitlines() if line.startswith(f"| {system}: ")]
+    (row,) = [line for line in README.splitlines() if re.match(rf"\| {re.escape(system)}(: | \|)", line)]
     there, here, changes = row.strip("| ").split(" | ")
     return there, here.strip("`"), changes
 
@@ -31,7 +31,7 @@ def cells(system: str) -> tuple[str, str, str]:
 def ours(system: str) -> tuple[optax.GradientTransformation, wc.Schedule]:
     """The pipeline of a row, built from the text as it stands there, and the schedule inside of it."""
     call = cells(system)[1]
-    schedule = re.fullmatch(r"wc\.pipeline\(optax\.\w+, (.*)\)", call)
+    schedule = re.fullmatch(r"wc\.pipeline\(optax\.\w+, (.*?)(?:, max_norm=[\w.]+)?\)", call)
     assert schedule is not None
     return eval(call, NAMES), eval(schedule[1], NAMES)
 
@@ -108,3 +108,24 @@ def test_pytorch_itself_clips_so_and_decays_weights_so():
     torch.nn.utils.clip_grad_norm_([parameter], 1.0)
     np.testing.assert_allclose(parameter.grad.numpy(), elsewhere.pytorch_clip([3.0, 4.0], 1.0), rtol=3e-7)
     assert torch.optim.AdamW([parameter]).defaults["weight_decay"] == 1e-2
+
+
+@pytest.mark.parametrize(
+    ("row", "theirs"),
+    [
+        ("flax's lm1b and gemma", elsewhere.flax_rsqrt),
+        ("big_vision", lambda step: max(0.0, elsewhere.big_vision_cooldown(step, 20))),
+        ("Levanter", lambda step: elsewhere.levanter(step, "cosine")),
+        ("MaxText", elsewhere.maxtext),
+        ("EasyLM", elsewhere.easylm_rate),
+        ("purejaxrl", lambda step: max(0.0, elsewhere.purejaxrl(step, 4, 3, T // 12))),
+    ],
+)
+def test_the_curve_of_a_codebase_is_the_one_in_its_row(row: str, theirs: Any):
+    _, schedule = ours(row)
+    np.testing.assert_allclose(schedule(STEPS), rates(theirs), rtol=4 * 2.0**-23, atol=CLOSE)
+
+
+def test_a_codebase_that_does_not_clip_has_a_row_that_does_not():
+    assert "max_norm=None" in cells("flax's lm1b and gemma")[1]
+    assert "max_norm=0.5" in cells("purejaxrl")[1]
