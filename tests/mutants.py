@@ -1,10 +1,9 @@
 """Tests of the tests: each module with one token changed, run against the test files that bear its name.
 
-Run: `python -m tests.mutants [MODULE ...] [--workers 2] [--results FILE]`, or a sample: `--drawn 20 --seed TEXT`.
-
-A mutant that no test notices is a survivor: a test is missing, or the change makes no difference. The latter stand in
-`equivalent_mutants.txt`: the name of the mutant in a line, and below it, indented, why it makes none. Each runs in a copy of
-the checkout. The results are kept in a file: a second run asks again only where the module or its tests have changed.
+Run: `python -m tests.mutants [MODULE ...] [--workers 2] [--results FILE]`, or a sample: `--drawn 20 --seed TEXT`. Results are
+kept in the file, and asked for again where the module or its tests have changed. Each mutant runs in a copy of the checkout.
+One that no test notices is a survivor: a test is missing, or the change makes no difference. The latter stand in
+`equivalent_mutants.txt`: the name of the mutant in a line, and below it, indented, why it makes none.
 """
 
 import argparse
@@ -29,6 +28,7 @@ from typing import Any, NamedTuple
 
 ROOT, PACKAGE, EQUIVALENT = pathlib.Path(__file__).parents[1], "warmclip_jax", "tests/equivalent_mutants.txt"
 PARTS = ("_gradients/", "_schedules/", "_pipeline")
+ALSO = {"_gradients/_recorder": "test_records.py", "_schedules/_shares": "_schedules/test_curves.py"}
 BOTH_WAYS = {"<": "<=", ">": ">=", "==": "!=", "+": "-", "*": "/", "&": "|", "and": "or"}
 BOTH_WAYS |= {"min": "max", "minimum": "maximum", "any": "all", "True": "False"}
 SWAPS = BOTH_WAYS | {new: old for old, new in BOTH_WAYS.items()}
@@ -122,12 +122,12 @@ def equivalent(text: str, made: dict[str, Mutant]) -> set[str]:
 
 
 def tests_of(module: str) -> list[str]:
-    """The test files of a module, as test_house.py knows them."""
+    """The test files of a module, as test_house.py knows them, and those whose name goes on: `test_clipping_bounds.py`."""
     from tests import test_house as house  # it reads the package where it is imported
 
+    pattern = (house.TESTED_BY | ALSO).get(module, "none").replace(".py", "*.py")
     by_name = [path for path in house.TEST_FILES if module in house.subjects(path)]
-    paths = [house.TESTS / house.TESTED_BY[module]] if module in house.TESTED_BY else by_name
-    return [path.relative_to(ROOT).as_posix() for path in paths]
+    return [path.relative_to(ROOT).as_posix() for path in (*by_name, *sorted(house.TESTS.glob(pattern)))]
 
 
 def result(copies: queue.SimpleQueue[pathlib.Path], mutant: Mutant, tests: list[str], patience: float | None) -> str:
@@ -152,8 +152,7 @@ def results(chosen: list[Mutant], workers: int, tests: dict[str, list[str]]) -> 
     """Mutants with their results, as they come. Raises RuntimeError where the tests of a module fail without a change."""
     patience, copies = dict[str, float](), queue.SimpleQueue[pathlib.Path]()
     with tempfile.TemporaryDirectory() as folder, concurrent.futures.ThreadPoolExecutor(workers) as pool:
-        for worker in range(workers):
-            copy = pathlib.Path(folder, str(worker))
+        for copy in (pathlib.Path(folder, str(worker)) for worker in range(workers)):
             copies.put(shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".*", "__pycache__")))
         for module in sorted({mutant.module for mutant in chosen}):
             started = time.monotonic()
@@ -161,7 +160,10 @@ def results(chosen: list[Mutant], workers: int, tests: dict[str, list[str]]) -> 
                 raise RuntimeError(f"{module}: its tests must pass without a change; got {tests[module]}")
             patience[module] = 60 + 5 * (time.monotonic() - started)
         futures = {pool.submit(result, copies, each, tests[each.module], patience[each.module]): each for each in chosen}
-        yield from ((futures[future], future.result()) for future in concurrent.futures.as_completed(futures))
+        try:
+            yield from ((futures[future], future.result()) for future in concurrent.futures.as_completed(futures))
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -180,12 +182,11 @@ def main(arguments: list[str] | None = None) -> int:
     tests = {module: tests_of(module) for module in {made[name].module for name in names}}
     texts = {module: [(ROOT / file).read_bytes() for file in (f"{PACKAGE}/{module}.py", *tests[module])] for module in tests}
     stamps = {module: hashlib.sha256(b"".join(parts)).hexdigest() for module, parts in texts.items()}
-    lines = options.results.read_text("utf-8").splitlines() if options.results.is_file() else []
-    seen = {tuple(line[:2]): line[2] for line in map(json.loads, lines)}
+    options.results.touch()
+    seen = {tuple(key): found for *key, found in map(json.loads, options.results.read_text("utf-8").splitlines())}
     wanted = [made[name] for name in names if (name, stamps[made[name].module]) not in seen]
     for mutant, found in results(wanted, options.workers, tests):
-        key = mutant.name, stamps[mutant.module]
-        seen[key] = found
+        seen[key := (mutant.name, stamps[mutant.module])] = found
         with options.results.open("a", encoding="utf-8") as file:
             print(json.dumps([*key, found]), file=file)
         print(f"{found}: {mutant.name}", flush=True)
