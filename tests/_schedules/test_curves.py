@@ -1,5 +1,6 @@
 """Every curve against its formula in float64, at every length; and what a schedule promises for every count."""
 
+import functools
 import itertools
 from typing import Any
 
@@ -42,14 +43,18 @@ def resolution(entry: Entry, values: Any) -> np.ndarray:
     return spacing
 
 
+#: Of most arrays of counts, so that one compilation of a curve serves them all.
+SIZE = 1020
+
+
 def counts_of(entry: Entry) -> np.ndarray:
     """The boundaries and 1,000 steps at random, as int32."""
     random = np.random.default_rng(0).integers(0, min(2 * entry.end, INT32_MAX), 1000)
-    return padded(np.clip(np.concatenate([entry.boundaries(), random]), -(2**31), INT32_MAX), 1020)
+    return padded(np.clip(np.concatenate([entry.boundaries(), random]), -(2**31), INT32_MAX), SIZE)
 
 
 def padded(counts: np.ndarray, size: int) -> np.ndarray:
-    """The counts in order and, so that one compilation serves them all, the last of them until there are `size`."""
+    """The counts in order, and the last of them until there are `size`."""
     counts = np.unique(counts)
     return np.pad(counts, (0, size - counts.size), mode="edge").astype(np.int32)
 
@@ -278,7 +283,7 @@ def test_the_ends_are_exactly_the_values_that_were_given():
 def test_a_value_is_finite_for_every_count_and_constant_outside_of_the_run(name: str):
     entry = catalogue(1000)[name]
     odd = np.array([np.nan, np.inf, -np.inf, 1e30, -1e30, 3e9, 2.0**31, INT32_MAX, -(2.0**31), 2.5], np.float64)
-    values = np.asarray(entry.schedule(odd))
+    values = np.asarray(entry.schedule(np.pad(odd, (0, SIZE - odd.size))))[: odd.size]
     assert np.all(np.isfinite(values))
     first, last = entry.schedule(0), entry.schedule(INT32_MAX)
     np.testing.assert_array_equal(
@@ -332,16 +337,31 @@ def test_vmap_over_64_triples_is_one_trace_and_equals_the_loop():
         np.testing.assert_allclose(values, schedule(jnp.arange(160)), rtol=2.5e-7, atol=0)  # 2 ulp.
 
 
+sweep = jax.vmap(lambda schedule, counts: schedule(counts), in_axes=(0, None))
+#: Compiled once for all schedules of one kind and the same options, as `derivative` is.
+jitted_sweep = jax.jit(sweep)
+
+
+def stacked_like(name: str) -> tuple[list[wc.Schedule], Any]:
+    schedules = [catalogue(length)[name].schedule for length in (100, 110, 1000)]
+    return schedules, jax.tree.map(lambda *numbers: np.stack([np.asarray(number) for number in numbers]), *schedules)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_stacked_schedule_sweeps_under_vmap(name: str):
-    schedules = [catalogue(length)[name].schedule for length in (100, 110, 1000)]
-    stacked = jax.tree.map(lambda *numbers: jnp.stack([jnp.asarray(number) for number in numbers]), *schedules)
-    counts = jnp.arange(0, 1100, 13)
-    swept = jax.vmap(lambda schedule: schedule(counts))(stacked)
-    for values, schedule in zip(swept, schedules, strict=True):
+    schedules, stacked = stacked_like(name)
+    counts = padded(np.arange(0, 1100, 13), SIZE)
+    for values, schedule in zip(jitted_sweep(stacked, counts), schedules, strict=True):
         # A stacked rate is float32: 0.977 ** 1000 is then off by a thousand roundings.
         rtol = 1e-4 if "near 1" in name else 1e-6
         np.testing.assert_allclose(values, schedule(counts), rtol=rtol, atol=ulp(0.3))
+
+
+@pytest.mark.parametrize("name", ["polynomial_decay 1.0", "join"])
+def test_vmap_outside_of_jit_sweeps_too(name: str):
+    _, stacked = stacked_like(name)
+    counts = padded(np.arange(0, 1100, 13), SIZE)
+    np.testing.assert_allclose(sweep(stacked, counts), jitted_sweep(stacked, counts), rtol=1e-6, atol=ulp(0.3))
 
 
 def test_a_schedule_runs_inside_scan_and_shard_map():
@@ -363,31 +383,39 @@ def test_every_curve_lowers_for_cpu_gpu_and_tpu():
     assert {str(aval) for aval in exported.out_avals} == {"float32[]"}
 
 
-def gradient(entry: Entry) -> Any:
-    """The compiled derivative by every number, steps included, as a function of the count."""
-    floats = jax.tree.map(lambda number: jnp.asarray(number).astype(float), entry.schedule)
-    return jax.jit(lambda count: jax.grad(lambda schedule: schedule(count))(floats))
+@jax.jit
+def derivative(schedule: wc.Schedule, count: jax.Array) -> wc.Schedule:
+    """The derivative by every number."""
+    return jax.grad(lambda schedule: schedule(count))(schedule)
+
+
+def in_floats(schedule: wc.Schedule) -> wc.Schedule:
+    """The schedule with all its numbers as floats, steps included."""
+    return jax.tree.map(lambda number: jnp.asarray(number).astype(float), schedule)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_derivative_by_every_number_is_finite_at_every_boundary(name: str):
     entry = catalogue(100)[name]
-    derivative = gradient(entry)
+    schedule = in_floats(entry.schedule)
     for count in {int(count) for count in entry.boundaries()}:
-        for path, leaf in jax.tree_util.tree_leaves_with_path(derivative(jnp.int32(max(count, -(2**31))))):
+        slopes = derivative(schedule, jnp.int32(max(count, -(2**31))))
+        for path, leaf in jax.tree_util.tree_leaves_with_path(slopes):
             assert np.isfinite(leaf), f"{jax.tree_util.keystr(path)} at {count}"
+
+
+@jax.jit
+@functools.partial(jax.grad, argnums=(0, 1, 2, 3))
+def slopes_of_numbers(peak: Any, warmup: Any, total: Any, power: Any, count: Any) -> jax.Array:
+    return wc.warmup_polynomial_decay(peak_value=peak, total_steps=total, warmup_steps=warmup, power=power)(count)
 
 
 @pytest.mark.parametrize("power", [0.0, 1e-3, 0.5, 1.0, 2.0, 4.0, 50.0])
 @pytest.mark.parametrize("warmup", [0.0, 10.0])
 def test_the_derivative_is_finite_for_degenerate_numbers(power: float, warmup: float):
-    def value(peak: Any, warmup: Any, total: Any, power: Any, count: Any) -> jax.Array:
-        return wc.warmup_polynomial_decay(peak_value=peak, total_steps=total, warmup_steps=warmup, power=power)(count)
-
-    derivative = jax.jit(jax.grad(value, argnums=(0, 1, 2, 3)))
     for count in (-5, 0, 1, 9, 10, 11, 99, 100, 101, INT32_MAX):
         for total in (100.0, 10.0):
-            assert np.all(np.isfinite(derivative(1.0, warmup, total, power, count))), (count, total)
+            assert np.all(np.isfinite(slopes_of_numbers(1.0, warmup, total, power, count))), (count, total)
 
 
 @pytest.mark.usefixtures("x64")
@@ -396,20 +424,19 @@ def test_the_derivative_is_finite_for_degenerate_numbers(power: float, warmup: f
 )
 def test_the_derivative_by_every_number_is_its_slope(name: str):
     entry = catalogue(1000)[name]
-    schedule = jax.tree.map(lambda number: jnp.asarray(number).astype(float), entry.schedule)
+    schedule = in_floats(entry.schedule)
     leaves, structure = jax.tree.flatten(schedule)
-    slopes = gradient(entry)
     for count in (37, 250, 777, 951):
-        derivative = jax.tree.leaves(slopes(jnp.int32(count)))
+        slopes = jax.tree.leaves(derivative(schedule, jnp.int32(count)))
         for index, leaf in enumerate(leaves):
             step = 1e-5 * max(abs(float(leaf)), 1e-1)
             around = [[*leaves[:index], leaf + sign * step, *leaves[index + 1 :]] for sign in (1, -1)]
             above, below = (float(jax.tree.unflatten(structure, numbers)(count)) for numbers in around)
             slope = (above - below) / (2 * step)
-            assert float(derivative[index]) == pytest.approx(slope, rel=1e-4, abs=1e-9), (index, count)
+            assert float(slopes[index]) == pytest.approx(slope, rel=1e-4, abs=1e-9), (index, count)
 
 
 def test_the_derivative_by_the_power_of_a_straight_line_is_that_of_the_formula():
     # d/dp share ** p at p = 1 is share * log(share).
-    derivative = jax.grad(lambda power: wc.polynomial_decay(init_value=1.0, decay_steps=10, power=power)(5))(1.0)
-    assert float(derivative) == pytest.approx(0.5 * np.log(0.5), rel=1e-6)
+    slope = jax.grad(lambda power: wc.polynomial_decay(init_value=1.0, decay_steps=10, power=power)(5))(1.0)
+    assert float(slope) == pytest.approx(0.5 * np.log(0.5), rel=1e-6)
