@@ -22,7 +22,7 @@ from tests.problem import float64_norm
 
 CELLS = {cell.id: cell.source for cell in codes(read(COLABS / "frameworks.ipynb"))}
 #: What other cells build upon.
-SHARED = ("first", "problem", "tree")
+SHARED = ("first", "package", "imports", "problem", "tree")
 
 
 @pytest.fixture(autouse=True)
