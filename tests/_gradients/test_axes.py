@@ -91,9 +91,10 @@ ENTRIES = {
 
 
 @pytest.mark.parametrize("entry", ENTRIES)
-@pytest.mark.parametrize("mesh_shape", MESHES.values(), ids=MESHES)
-@pytest.mark.parametrize("leaves", [3, 7, 14])
-def test_every_layout_gives_the_result_of_one_device(leaves, mesh_shape, entry):
+# A mesh of two axes has the same layouts in both its shapes.
+@pytest.mark.parametrize(("mesh", "leaves"), [("1x8", 7), ("2x4", 14), ("2x2x2", 3), ("2x2x2", 14)])
+def test_every_layout_gives_the_result_of_one_device(mesh, leaves, entry):
+    mesh_shape = MESHES[mesh]
     tree, specs = random_case(leaves, mesh_shape, leaves)
     run = ENTRIES[entry](tree, specs, mesh_shape)
     norm, coef, expected = truth(tree, 1.5)
