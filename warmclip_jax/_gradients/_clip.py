@@ -14,7 +14,7 @@ from warmclip_jax._gradients._bounds import Limit, check_bound
 from warmclip_jax._gradients._coefficient import Coefficient, coefficient, scale_tree
 from warmclip_jax._gradients._groups import Groups, as_keys, from_keys, labels_of
 from warmclip_jax._gradients._history import History
-from warmclip_jax._gradients._leaves import accumulation_dtype, shown
+from warmclip_jax._gradients._leaves import accumulation_dtype, shortened
 from warmclip_jax._gradients._measuring import Measured, Members, measured
 from warmclip_jax._gradients._recorder import LeafRecord, init_leaf_record, with_leaves
 from warmclip_jax._gradients._states import counter, increment_if, like, own, stored
@@ -49,7 +49,7 @@ class Clip:
             self._bounds = {label: check_bound(f"{name}[{label!r}]", bound) for label, bound in max_norm.items()}
         else:
             raise TypeError(
-                f"{name} may be a dict of rules only with groups; got {shown(dict(max_norm))}. Pass groups, or one rule."
+                f"{name} may be a dict of rules only with groups; got {shortened(dict(max_norm))}. Pass groups, or one rule."
             )
         self._function, self._groups = function, groups
         self._axis_name = check_axis_name(axis_name)
@@ -91,7 +91,7 @@ class Clip:
         for label in labels:
             if label not in places:
                 raise ValueError(
-                    f"{self._function}: groups must give the labels that init saw, {shown(known)}; got {label!r}. "
+                    f"{self._function}: groups must give the labels that init saw, {shortened(known)}; got {label!r}. "
                     "For other groups call init again, or adopt_state."
                 )
         return Members(np.array([places[label] for label in labels], np.int32), len(places))
@@ -103,7 +103,7 @@ class Clip:
             if label not in self._bounds:
                 raise ValueError(
                     f"{self._function}: max_norm must have a rule for each group; there is none for {label!r}. There are rules "
-                    f"for {shown(sorted(self._bounds))} and groups {shown(labels)}. None as a rule measures only."
+                    f"for {shortened(sorted(self._bounds))} and groups {shortened(labels)}. None as a rule measures only."
                 )
         return Limit([self._bounds[label] for label in labels])
 

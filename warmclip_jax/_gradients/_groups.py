@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from warmclip_jax._checks import broken_rule
-from warmclip_jax._gradients._leaves import from_prefix, joined, paths, shown, stops_a_path
+from warmclip_jax._gradients._leaves import from_prefix, joined, paths, shortened, stops_a_path
 
 #: Labels as a pytree prefix of the parameters with `str` leaves, or a function of the parameters that returns one.
 Groups = Any
@@ -89,7 +89,7 @@ def labels_of(groups: Groups, tree: Any, params: Any = None) -> list[str]:
     for label in jax.tree.leaves(given):
         if not isinstance(label, str):
             kind = type(label).__name__
-            raise TypeError(f"groups must have labels that are str; got {shown(label)} ({kind}) among {shown(given)}.")
+            raise TypeError(f"groups must have labels that are str; got {shortened(label)} ({kind}) among {shortened(given)}.")
     return from_prefix(given, tree, "groups must be a pytree prefix of the parameters with a label for each leaf")
 
 

@@ -37,11 +37,11 @@ def from_prefix(prefix: Any, tree: Any, rule: str, is_leaf: Callable[[Any], bool
     try:
         parts = structure.flatten_up_to(tree)
     except ValueError as error:
-        raise ValueError(f"{rule}; got {shown(prefix)}, which does not match the gradients: {error!s:.200}") from error
+        raise ValueError(f"{rule}; got {shortened(prefix)}, which does not match the gradients: {error!s:.200}") from error
     return [value for value, part in zip(values, parts, strict=True) for _ in gradients(part)]
 
 
-def shown(value: Any) -> str:
+def shortened(value: Any) -> str:
     """What a message says of a value that may be long."""
     text = repr(value)
     return text if len(text) <= 200 else f"{text[:200]} ..."
