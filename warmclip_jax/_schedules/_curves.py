@@ -215,4 +215,5 @@ def inverse_sqrt_decay(*, init_value: Finite, timescale: Timescale) -> Schedule:
     Source: Vaswani et al. 2017, "Attention is all you need", section 5.3; Zhai et al. 2022, "Scaling vision transformers",
     appendix B, for the timescale.
     """
-    return curve(lambda count: init_value / jnp.sqrt(1 + periods(count, timescale)))
+    # Not `init / sqrt(...)`: XLA makes it a product with rsqrt, which on some CPUs goes up and down in its last digit.
+    return curve(lambda count: init_value * jnp.sqrt(1 / (1 + periods(count, timescale))))
