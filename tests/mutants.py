@@ -137,6 +137,8 @@ def result(copies: queue.SimpleQueue[pathlib.Path], mutant: Mutant, tests: list[
     source = path.read_bytes()
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *tests]
     environment = {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
+    # What a mutant leaves as it was is compiled once: two to three times faster.
+    environment |= {"JAX_COMPILATION_CACHE_DIR": str(copy / ".compiled"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     try:
         path.write_bytes(source[: mutant.start] + mutant.new.encode() + source[mutant.end :])
         done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, timeout=patience, check=False)

@@ -3,37 +3,32 @@
 import base64
 import io
 import pathlib
-import re
 from typing import Any
 
-import jax
 import matplotlib.image
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from tests.integrations.notebooks import NOTEBOOKS, PICTURE, codes, curves, executed, picture, pictures, read
+from tests.integrations.notebooks import (
+    NOTEBOOKS,
+    PICTURE,
+    codes,
+    curves,
+    executed,
+    picture,
+    pictures,
+    read,
+    says_the_same,
+    texts,
+)
 
 # The kernel's own machinery warns about sockets and event loops.
 pytestmark = pytest.mark.filterwarnings("ignore")
+#: test_framework_recipes.py runs this one, cell by cell.
+ELSEWHERE = "frameworks"
 every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
-
-
-def texts(cell: Any) -> str:
-    """What a cell printed or returned as text; a figure's text is only its size."""
-    outputs = [output for output in cell.get("outputs", []) if "image/png" not in output.get("data", {})]
-    return "".join(output.get("text", "") + output.get("data", {}).get("text/plain", "") for output in outputs)
-
-
-def says_the_same(before: str, after: str) -> bool:
-    """Whether two texts are equal; under an older XLA, but for the last place of a float32 and the spaces around it."""
-    if jax.__version_info__ >= (0, 10, 2):
-        return before == after
-    number = r"(-?\d+\.?\d*(?:e[+-]?\d+)?)"
-    (old, new) = (re.split(number, text) for text in (before, after))
-    if [word.strip() for word in old[::2]] != [word.strip() for word in new[::2]]:
-        return False
-    return np.allclose(np.array(old[1::2], float), np.array(new[1::2], float), rtol=2.0**-23, atol=0)
+HERE = [path for path in NOTEBOOKS if path.stem != ELSEWHERE]
 
 
 def distances(before: Any, after: Any) -> list[float]:
@@ -81,7 +76,7 @@ def test_there_are_notebooks():
     assert {"diagnosis", "frameworks", "quickstart", "scaling", "schedules"} <= {path.stem for path in NOTEBOOKS}
 
 
-@every_notebook
+@pytest.mark.parametrize("path", HERE, ids=[path.stem for path in HERE])
 def test_a_notebook_runs_and_shows_what_is_committed(path: pathlib.Path):
     committed = read(path)
     for before, after in zip(codes(committed), codes(executed(committed)), strict=True):

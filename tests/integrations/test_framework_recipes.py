@@ -1,4 +1,4 @@
-"""The cells of `colabs/frameworks.ipynb`, as they stand there: each entry does what its sentence says.
+"""The cells of `colabs/frameworks.ipynb`: each entry prints what is committed, and does what its sentence says.
 
 The training entries are held against plain optax without the bad batch, in each library's own terms.
 """
@@ -17,10 +17,12 @@ import pytest
 from flax import nnx
 
 import warmclip_jax as wc
-from tests.integrations.notebooks import COLABS, codes, read
+from tests.integrations.notebooks import COLABS, codes, read, says_the_same, texts
 from tests.problem import float64_norm
 
-CELLS = {cell.id: cell.source for cell in codes(read(COLABS / "frameworks.ipynb"))}
+NOTEBOOK = codes(read(COLABS / "frameworks.ipynb"))
+CELLS = {cell.id: cell.source for cell in NOTEBOOK}
+SHOWN = {cell.id: texts(cell) for cell in NOTEBOOK}
 #: What other cells build upon.
 SHARED = ("first", "package", "imports", "problem", "tree")
 
@@ -33,7 +35,8 @@ def _their_layers_promote_ranks():
 
 @functools.cache
 def shared() -> dict[str, Any]:
-    names: dict[str, Any] = {}
+    names: dict[str, Any] = {"told": []}
+    names["print"] = lambda *words: names["told"].append(" ".join(map(str, words)))
     for name in SHARED:
         # Outside of a notebook there is no %pip, and the package is there.
         exec(CELLS[name].replace("%pip", "# %pip"), names)
@@ -43,9 +46,10 @@ def shared() -> dict[str, Any]:
 @pytest.fixture
 def after(request: pytest.FixtureRequest) -> dict[str, Any]:
     """The names that an entry's cell leaves behind, and what it printed."""
-    names = shared() | {"told": []}
-    names["print"] = lambda *words: names["told"].append(" ".join(map(str, words)))
+    names = shared().copy()
+    names["told"].clear()
     exec(CELLS[request.param], names)
+    assert says_the_same(SHOWN[request.param], "".join(f"{line}\n" for line in names["told"]))
     return names
 
 
