@@ -62,6 +62,7 @@ def test_tests_that_fail_without_a_change_are_an_error(toy: pathlib.Path):
     (toy / "tests/test_small.py").write_text("assert False", encoding="utf-8")
     with pytest.raises(RuntimeError, match=r"_gradients/_small: its tests must pass without a change; got \['tests/test_small"):
         run(toy)
+    assert run(toy, "--passed") == 0  # and says of each that it was killed
 
 
 @pytest.mark.parametrize(("listed", "fault"), [(TIE, "no reason"), ("_gone: x: 0 -> 1\n  It did.", "there is no mutant")])
@@ -74,7 +75,7 @@ def test_a_listed_mutant_must_exist_and_have_a_reason(toy: pathlib.Path, listed:
 def test_a_seed_draws_the_same_mutants_again(toy: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
     drawn: list[list[str]] = []
     monkeypatch.setattr(
-        mutants, "results", lambda chosen, *_: drawn.append([m.name for m in chosen]) or [(m, "killed") for m in chosen]
+        mutants, "results", lambda chosen, *_, **__: drawn.append([m.name for m in chosen]) or [(m, "killed") for m in chosen]
     )
     for seed in ("a", "a", "b", "c", "d"):
         (toy / "results").unlink(missing_ok=True)

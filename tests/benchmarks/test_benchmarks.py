@@ -9,11 +9,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
 from tests.benchmarks import __main__ as command
-from tests.benchmarks import figure, growth, jax_steps, machine, report
+from tests.benchmarks import compiling, figure, growth, jax_steps, machine, report
 from tests.benchmarks.turns import in_turns, median_ratio
 from tests.benchmarks.workloads import LEARNING_RATE, MAX_NORM, SCALE, WORKLOADS, Workload, filled, jax_filled
 
@@ -211,6 +212,16 @@ def test_a_slow_contender_takes_part_in_the_first_rounds_alone(monkeypatch: pyte
 
     taken = in_turns({"slow": slow, "fast": lambda: None}, 6, quiet)
     assert {name: len(values) for name, values in taken.items()} == {"slow": 3, "fast": 6}
+
+
+def test_seconds_of_compiling_are_compared_round_by_round(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setattr(compiling, "WORKLOADS", TINY)
+    monkeypatch.setattr(compiling, "NAMES", (jax_steps.REFERENCE, jax_steps.SKIP))
+    compiling.main(["--workload", "adamw", "--rounds", "2"])
+    assert "tiny, AdamW, seconds:" in capsys.readouterr().out
+    told = compiling.table("", {jax_steps.REFERENCE: np.array([1.0, 2.0, 9.0]), jax_steps.SKIP: np.array([2.0, 4.0, 12.0])})
+    last = told.splitlines()[-1]
+    assert last == f"| {jax_steps.SKIP} | 4.0 (3.0 to 8.0) | 2.0 (1.5 to 2.5) | 0.0 (0.0 to 0.0) |"
 
 
 def test_a_ratio_is_the_median_of_ratios_and_not_of_times():

@@ -26,10 +26,12 @@ class Contender(NamedTuple):
     free: Callable[[], None] = lambda: None  # gives its memory back, where dropping it would not
 
 
-def in_turns(turns: Mapping[str, Callable[[], T]], rounds: int, progress: Progress, uncounted: int = 1) -> dict[str, list[T]]:
+def in_turns(
+    turns: Mapping[str, Callable[[], T]], rounds: int, progress: Progress, uncounted: int = 1, patience: float = _PATIENCE
+) -> dict[str, list[T]]:
     """What each turn returned in each round, the first `uncounted` left out. Every round has an order of its own.
 
-    A contender that is so slow that it would take up the run takes part in the first rounds alone.
+    A contender that takes more than `patience` seconds a round takes part in the first rounds alone.
     """
     rng = random.Random(0)
     taken: dict[str, list[T]] = {name: [] for name in turns}
@@ -38,7 +40,7 @@ def in_turns(turns: Mapping[str, Callable[[], T]], rounds: int, progress: Progre
         progress(f"round {index + 1} of {rounds + uncounted}")
         # Shuffled, not rotated: a rotation would leave each contender behind the same other one.
         for name in rng.sample(list(turns), len(turns)):
-            if index >= uncounted + _LEAST and spent[name] > rounds * _PATIENCE:
+            if index >= uncounted + _LEAST and spent[name] > rounds * patience:
                 continue
             time.sleep(_PAUSE)
             start = time.perf_counter()
