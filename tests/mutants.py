@@ -137,7 +137,7 @@ def result(copies: queue.SimpleQueue[pathlib.Path], mutant: Mutant, tests: list[
     copy = copies.get()
     path = copy / PACKAGE / f"{mutant.module}.py"
     source = path.read_bytes()
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *tests]
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
     environment = {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
     # What a mutant leaves as it was is compiled once: two to three times faster.
     environment |= {"JAX_COMPILATION_CACHE_DIR": str(copy / ".compiled"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}

@@ -324,12 +324,13 @@ def test_a_program_with_a_symbolic_dimension_is_exported_and_runs_for_every_size
         return program.update(grads, program.init(params), params)[0]
 
     tree = {key: jax.ShapeDtypeStruct(shape, jnp.float32) for key, shape in shapes.items()}
-    exported = jax.export.export(jax.jit(step), platforms=["cpu", "cuda", "tpu"])(tree, tree)
+    jitted = jax.jit(step)
+    exported = jax.export.export(jitted, platforms=["cpu", "cuda", "tpu"])(tree, tree)
     for size in (1, 5):
         sizes = {"w": (size, 3), "b": (2 * size,), "c": (size, 2 * size), "d": (4,)}
         grads = {key: jnp.full(shape, 0.7) for key, shape in sizes.items()}
         result = exported.call(grads, grads)
-        for leaf, direct in zip(jax.tree.leaves(result), jax.tree.leaves(step(grads, grads)), strict=True):
+        for leaf, direct in zip(jax.tree.leaves(result), jax.tree.leaves(jitted(grads, grads)), strict=True):
             np.testing.assert_allclose(leaf, direct, rtol=1e-6)
         if program is measured:
             np.testing.assert_allclose(result[0], float64_norm(grads), rtol=1e-6)
