@@ -110,6 +110,13 @@ def test_apply_gradients_takes_any_optax_optimizer(optimizer):
     chex.assert_trees_all_equal(state, expected_state)
 
 
+def test_apply_gradients_leaves_a_parameter_without_an_update_as_it_is():
+    params = {"w": jnp.ones(2), "activation": jax.nn.relu}
+    new, _ = wc.apply_gradients(optax.sgd(0.5), params, (optax.EmptyState(),) * 2, grads={"w": jnp.ones(2), "activation": None})
+    assert new["activation"] is jax.nn.relu
+    np.testing.assert_array_equal(new["w"], [0.5, 0.5])
+
+
 @pytest.mark.parametrize("optimizer", [wc.skip_nonfinite(optax.polyak_sgd()), wc.pipeline(lambda _: optax.polyak_sgd(), 0.1)])
 @BOTH_WAYS
 def test_extra_arguments_reach_the_optimizer(optimizer, step):
