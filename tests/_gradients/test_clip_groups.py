@@ -151,6 +151,16 @@ def test_one_bad_entry_skips_the_step_of_every_group():
     np.testing.assert_array_equal(after.clip_state.clip_coef, 0)
 
 
+@pytest.mark.parametrize(("scale", "counts", "spike"), [(0.1, [0, 0], -1), (1.0, [1, 0], 0), (1000.0, [1, 1], 0)])
+def test_a_call_counts_as_clipped_and_is_kept_as_large_where_any_group_was_clipped(scale, counts, spike):
+    tree = {"a": jnp.full(4, 2.0 * scale), "b": jnp.ones(4) * scale}
+    clip = by_group({"a": 1.0, "b": 100.0}, {"a": "a", "b": "b"}, record_leaves=True)
+    _, state = clip.update(tree, clip.init(tree))
+    assert int(state.clipped_count) == max(counts)
+    assert state.group_clipped_count.tolist() == counts
+    assert int(state.leaves.spike_call) == spike
+
+
 def test_measuring_groups_only_changes_nothing():
     for bound in (None, math.inf, {"a": None, "b": None, "c": math.inf, "idle": None}):
         tree = tree_of(0)
