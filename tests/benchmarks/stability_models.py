@@ -116,8 +116,8 @@ def text_loss(params: Any, batch: jax.Array, depth: int) -> jax.Array:
 
 
 def teacher_data(depth: int, seed: int, steps: int) -> Data:
-    rng = np.random.default_rng(seed)
-    inner, outer = rng.standard_normal((8, 16)), rng.standard_normal(16)
+    rng, teacher = np.random.default_rng(seed), np.random.default_rng(0)
+    inner, outer = teacher.standard_normal((8, 16)), teacher.standard_normal(16)
 
     def drawn(*shape: int) -> tuple[np.ndarray, np.ndarray]:
         inputs = rng.standard_normal((*shape, 8)).astype(np.float32)
@@ -132,7 +132,7 @@ def teacher_loss(params: Any, batch: Any, depth: int) -> jax.Array:
 
 
 TASKS = (
-    Task("transformer, AdamW", optax.adamw, np.geomspace(1e-4, 1e-1, 13), (2, 6), text_data, text_loss),
+    Task("transformer, AdamW", optax.adamw, np.geomspace(3e-4, 3e-1, 13), (2, 6), text_data, text_loss),
     Task(
         "residual perceptron, SGD with momentum",
         lambda rate: optax.sgd(rate, momentum=0.9),
