@@ -1,11 +1,13 @@
 """Runs notebooks, and takes the curves out of their figures.
 
-`python -m tests.integrations.notebooks` runs all anew and writes them back, and README's picture.
+`python -m tests.integrations.notebooks` runs all anew and writes them back, and README's picture. With
+`--repository OWNER/NAME` it gives them the badges that open them in Colab, which need that address.
 
 A PNG is the same only under one version of matplotlib. So each cell with figures also keeps, in its metadata, some points of
 every line in them, in fractions of the axes: these hold for every version.
 """
 
+import argparse
 import base64
 import copy
 import json
@@ -117,8 +119,27 @@ def executed(notebook: Any) -> Any:
     return fresh
 
 
+def with_badge(notebook: Any, name: str, repository: str) -> Any:
+    """The notebook, opened by a badge that starts it in Colab from a repository on GitHub; in the place of an earlier badge."""
+    address = f"https://colab.research.google.com/github/{repository}/blob/HEAD/{COLABS.name}/{name}"
+    text = f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({address})"
+    badge = nbformat.v4.new_markdown_cell(text, id="badge")
+    fresh = copy.deepcopy(notebook)
+    fresh.cells = [badge, *(cell for cell in fresh.cells if cell.id != badge.id)]
+    return fresh
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repository", metavar="OWNER/NAME", help="give each notebook its badge, and run none")
+    repository = parser.parse_args(arguments).repository
+    for path in sorted(COLABS.glob("*.ipynb")):
+        notebook = read(path)
+        nbformat.write(with_badge(notebook, path.name, repository) if repository else executed(notebook), path)
+        print("wrote", path.name)
+    if not repository:
+        PICTURE.write_bytes(picture())
+
+
 if __name__ == "__main__":
-    for path in NOTEBOOKS:
-        nbformat.write(executed(read(path)), path)
-        print("ran", path.name)
-    PICTURE.write_bytes(picture())
+    main()

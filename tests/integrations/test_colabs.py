@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+from tests.integrations import notebooks
 from tests.integrations.notebooks import (
     NOTEBOOKS,
     PICTURE,
@@ -127,6 +128,19 @@ def test_a_notebook_is_committed_executed_and_every_cell_ends_in_something_to_se
 @every_notebook
 def test_a_notebook_installs_the_package_where_it_is_missing(path: pathlib.Path):
     assert sum('%pip install -q "{source}' in cell.source for cell in codes(read(path))) == 1
+
+
+def test_badges_open_each_notebook_in_colab_and_make_way_for_those_of_another_address(tmp_path: pathlib.Path, monkeypatch: Any):
+    folder = tmp_path / "colabs"
+    folder.mkdir()
+    (folder / "quickstart.ipynb").write_bytes((notebooks.COLABS / "quickstart.ipynb").read_bytes())
+    before = read(folder / "quickstart.ipynb")
+    monkeypatch.setattr(notebooks, "COLABS", folder)
+    for repository in ("someone/elsewhere", "owner/name"):
+        notebooks.main(["--repository", repository])
+    first, *others = read(folder / "quickstart.ipynb").cells
+    assert others == before.cells
+    assert "](https://colab.research.google.com/github/owner/name/blob/HEAD/colabs/quickstart.ipynb)" in first.source
 
 
 def test_readme_shows_the_quickstarts_figure():
