@@ -30,7 +30,8 @@ ROOT, PACKAGE, EQUIVALENT = pathlib.Path(__file__).parents[1], "warmclip_jax", "
 #: Seconds for the tests of a mutant, where it is not known how long they take without a change.
 PATIENCE = 600
 PARTS = ("_gradients/", "_schedules/", "_pipeline")
-ALSO = {"_gradients/_recorder": "test_records.py", "_schedules/_shares": "_schedules/test_curves.py"}
+ALSO = {"_gradients/_clipping": "_gradients/test_clip_groups.py", "_gradients/_recorder": "test_records.py"}
+ALSO |= {"_schedules/_shares": "_schedules/test_curves.py"}
 BOTH_WAYS = {"<": "<=", ">": ">=", "==": "!=", "+": "-", "*": "/", "&": "|", "and": "or"}
 BOTH_WAYS |= {"min": "max", "minimum": "maximum", "any": "all", "True": "False"}
 SWAPS = BOTH_WAYS | {new: old for old, new in BOTH_WAYS.items()}
