@@ -16,10 +16,16 @@ import warmclip_jax as wc
 from tests._schedules.catalogue import catalogue
 from warmclip_jax._checks import Number
 from warmclip_jax._schedules._schedule import curve
-from warmclip_jax._values import Function, Value, factories, makes
+from warmclip_jax._values import Function, Kind, Value, factories, makes
 
 SCHEDULES = {name: entry.schedule for name, entry in catalogue(100).items()}
 NAMES = list(SCHEDULES)
+
+
+@pytest.fixture(autouse=True)
+def _its_own_registry(monkeypatch: pytest.MonkeyPatch):
+    """The factories that a test makes end with it."""
+    monkeypatch.setattr(Kind, "registry", dict(Kind.registry))
 
 
 def linear(peak_value: Any = 1.0, warmup_steps: Any = 4, init_value: Any = 0.0) -> wc.Schedule:
