@@ -30,8 +30,9 @@ ROOT, PACKAGE, EQUIVALENT = pathlib.Path(__file__).parents[1], "warmclip_jax", "
 #: Seconds for the tests of a mutant, where it is not known how long they take without a change.
 PATIENCE = 600
 PARTS = ("_gradients/", "_schedules/", "_pipeline")
-ALSO = {"_gradients/_clipping": "_gradients/test_clip_groups.py", "_gradients/_recorder": "test_records.py"}
-ALSO |= {"_schedules/_shares": "_schedules/test_curves.py"}
+#: Test files that a module is tested by beside those of its name.
+ALSO = dict.fromkeys(("_gradients/_clipping", "_gradients/_coefficient"), "_gradients/test_clip_groups.py")
+ALSO |= {"_gradients/_recorder": "test_records.py", "_schedules/_shares": "_schedules/test_curves.py"}
 BOTH_WAYS = {"<": "<=", ">": ">=", "==": "!=", "+": "-", "*": "/", "&": "|", "and": "or"}
 BOTH_WAYS |= {"min": "max", "minimum": "maximum", "any": "all", "True": "False"}
 SWAPS = BOTH_WAYS | {new: old for old, new in BOTH_WAYS.items()}
@@ -128,9 +129,10 @@ def tests_of(module: str) -> list[str]:
     """The test files of a module, as test_house.py knows them, and those whose name goes on: `test_clipping_bounds.py`."""
     from tests import test_house as house  # it reads the package where it is imported
 
-    pattern = (house.TESTED_BY | ALSO).get(module, "none").replace(".py", "*.py")
+    patterns = [named[module].replace(".py", "*.py") for named in (house.TESTED_BY, ALSO) if module in named]
+    named = [path for pattern in patterns for path in sorted(house.TESTS.glob(pattern))]
     by_name = [path for path in house.TEST_FILES if module in house.subjects(path)]
-    return [path.relative_to(ROOT).as_posix() for path in (*by_name, *sorted(house.TESTS.glob(pattern)))]
+    return [path.relative_to(ROOT).as_posix() for path in (*by_name, *named)]
 
 
 def result(copies: queue.SimpleQueue[pathlib.Path], mutant: Mutant, tests: list[str], patience: float | None) -> str:
