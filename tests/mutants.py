@@ -31,7 +31,7 @@ ROOT, PACKAGE, EQUIVALENT = pathlib.Path(__file__).parents[1], "warmclip_jax", "
 PATIENCE = 600
 PARTS = ("_gradients/", "_schedules/", "_pipeline")
 #: Test files that a module is tested by beside those of its name.
-ALSO = dict.fromkeys(("_gradients/_clipping", "_gradients/_coefficient"), "_gradients/test_clip_groups.py")
+ALSO: dict[str, str] = dict.fromkeys(("_gradients/_clipping", "_gradients/_coefficient"), "_gradients/test_clip_groups.py")
 ALSO |= {"_gradients/_recorder": "test_records.py", "_schedules/_shares": "_schedules/test_curves.py"}
 BOTH_WAYS = {"<": "<=", ">": ">=", "==": "!=", "+": "-", "*": "/", "&": "|", "and": "or"}
 BOTH_WAYS |= {"min": "max", "minimum": "maximum", "any": "all", "True": "False"}

@@ -112,7 +112,8 @@ def test_apply_gradients_takes_any_optax_optimizer(optimizer):
 
 def test_apply_gradients_leaves_a_parameter_without_an_update_as_it_is():
     params = {"w": jnp.ones(2), "activation": jax.nn.relu}
-    new, _ = wc.apply_gradients(optax.sgd(0.5), params, (optax.EmptyState(),) * 2, grads={"w": jnp.ones(2), "activation": None})
+    grads: Any = {"w": jnp.ones(2), "activation": None}
+    new, _ = wc.apply_gradients(optax.sgd(0.5), params, (optax.EmptyState(),) * 2, grads=grads)
     assert new["activation"] is jax.nn.relu
     np.testing.assert_array_equal(new["w"], [0.5, 0.5])
 
