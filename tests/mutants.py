@@ -32,7 +32,11 @@ PATIENCE = 600
 PARTS = ("_gradients/", "_schedules/", "_pipeline")
 #: Test files that a module is tested by beside those of its name.
 ALSO: dict[str, str] = dict.fromkeys(("_gradients/_clipping", "_gradients/_coefficient"), "_gradients/test_clip_groups.py")
-ALSO |= {"_gradients/_recorder": "test_records.py", "_schedules/_shares": "_schedules/test_curves.py"}
+ALSO |= {
+    "_schedules/_recipes": "test_checks.py",
+    "_gradients/_recorder": "test_records.py",
+    "_schedules/_shares": "_schedules/test_curves.py",
+}
 BOTH_WAYS = {"<": "<=", ">": ">=", "==": "!=", "+": "-", "*": "/", "&": "|", "and": "or"}
 BOTH_WAYS |= {"min": "max", "minimum": "maximum", "any": "all", "True": "False"}
 SWAPS = BOTH_WAYS | {new: old for old, new in BOTH_WAYS.items()}

@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import typing
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 
 import warmclip_jax as wc
 from warmclip_jax import _checks as checks
+from warmclip_jax._schedules import _arguments
 
 DECAY = wc.linear_warmup(peak_value=1.0, warmup_steps=4)
 GOOD: dict[Callable[..., wc.Schedule], dict[str, Any]] = {
@@ -320,6 +322,35 @@ def test_every_number_of_every_factory_can_be_traced_and_gives_the_same_values()
         rebuild = jax.jit(lambda arguments, factory=factory: factory(**arguments)(counts))
         arguments = {name: value for name, value in schedule.arguments.items() if not isinstance(value, (str, bool))}
         np.testing.assert_allclose(rebuild(arguments), schedule(counts), rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("annotation", "inside", "outside"),
+    [
+        (_arguments.Finite, [0, 1e38, -1e38], [1.01e38, -1.01e38]),
+        (_arguments.Steps, [0, 2**40], [-1, 0.5]),
+        (_arguments.PositiveSteps, [1, 2**40], [0, 1.5]),
+        (_arguments.SignedSteps, [0, 2**31 - 1, 1 - 2**31], [2**31, -(2**31), 0.5]),
+        (_arguments.Timescale, [1e-3, 2.5], [0, -1]),
+        (_arguments.Power, [1e-3, 2.5], [0, -1]),
+        (_arguments.Fraction, [0, 0.999], [1, -1e-3]),
+    ],
+)
+def test_a_rule_holds_up_to_its_limits(annotation: Any, inside: list[float], outside: list[float]):
+    rule = typing.get_args(annotation)[-1]
+    assert [rule.check("number", number) for number in inside] == inside
+    for number in outside:
+        with pytest.raises(ValueError, match="number must be"):
+            rule.check("number", number)
+
+
+def test_a_rule_between_arguments_waits_for_those_that_are_traced():
+    def rate(total: Any) -> Any:
+        return wc.warmup_stable_decay(peak_value=1.0, total_steps=total, warmup_steps=2, decay_steps=4)(3)
+
+    assert float(jax.jit(rate)(10)) == float(rate(10)) == 1.0
+    with pytest.raises(ValueError, match="decay_steps must be at most what warmup_steps=2 leaves of total_steps=5"):
+        rate(5)
 
 
 def test_a_traced_array_is_refused_like_any_other():

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from jax.sharding import PartitionSpec
 
 from tests import reference
-from warmclip_jax._gradients._history import History, Rule, bound_from, init_history, log_of, taught
+from warmclip_jax._gradients._history import History, Rule, bound_from, deviations_above, init_history, log_of, taught
 from warmclip_jax._gradients._norm import ScaledNorm, scaled_norm
 
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
@@ -177,6 +177,18 @@ def test_a_norm_that_float32_cannot_hold_teaches_its_logarithm():
     np.testing.assert_allclose(history.log_variance, expected.variance, rtol=1e-5)
     tiny = log_of(scaled_norm(jnp.full(4, SMALLEST, jnp.float32)))
     np.testing.assert_allclose(tiny[0], math.log(2 * SMALLEST), rtol=1e-6)
+
+
+def test_deviations_are_counted_above_the_mean_of_what_is_known():
+    known = History(log_mean=jnp.float32(1.0), log_variance=jnp.float32(0.25), norms_taught=jnp.int32(9))
+    for history, log_norm, usable, expected in [
+        (known, 2.5, True, 3.0),
+        (known, 1.0, True, 0.0),
+        (known, -4.0, True, 0.0),
+        (known, 2.5, False, 0.0),
+        (init_history(), 2.5, True, 0.0),
+    ]:
+        assert float(deviations_above(history, jnp.float32(log_norm), jnp.bool_(usable))) == expected
 
 
 @pytest.mark.parametrize("norm", [0.0, math.nan, math.inf])

@@ -40,6 +40,13 @@ def test_a_call_in_which_a_leaf_stands_out_is_kept_until_the_next_of_its_kind():
     assert int(after([(1.0, 1e5)], state).leaves.spike_call) == 21
 
 
+def test_at_the_limit_a_leaf_stands_out():
+    state = after([(1.0, 6.0)])
+    at_limit = state._replace(leaves=state.leaves._replace(spike_deviations=jnp.float32(6.0)))
+    assert int(after([(1.0, 6.0)], at_limit).leaves.spike_call) == 0
+    assert int(after([(1.0, 6.0)], state).leaves.spike_call) == 1
+
+
 def test_a_finite_leaf_stays_finite_where_its_norm_is_past_the_largest_number():
     leaves = after([(3e38, 1.0)] * 2 + [(np.nan, 3e38)]).leaves
     assert np.isfinite(np.asarray(leaves.bad_leaf_norms)).tolist() == [False, True]
