@@ -31,10 +31,11 @@ ROOT, PACKAGE, EQUIVALENT = pathlib.Path(__file__).parents[1], "warmclip_jax", "
 PATIENCE = 600
 PARTS = ("_gradients/", "_schedules/", "_pipeline")
 #: Test files that a module is tested by beside those of its name.
-ALSO: dict[str, str] = dict.fromkeys(("_gradients/_clipping", "_gradients/_coefficient"), "_gradients/test_clip_groups.py")
-ALSO |= {
-    "_schedules/_recipes": "test_checks.py",
+ALSO = {
+    "_gradients/_clipping": "_gradients/test_clip_groups.py",
+    "_gradients/_coefficient": "_gradients/test_clip_groups.py",
     "_gradients/_recorder": "test_records.py",
+    "_schedules/_recipes": "test_checks.py",
     "_schedules/_shares": "_schedules/test_curves.py",
 }
 BOTH_WAYS = {"<": "<=", ">": ">=", "==": "!=", "+": "-", "*": "/", "&": "|", "and": "or"}
