@@ -179,6 +179,14 @@ def test_a_norm_that_float32_cannot_hold_teaches_its_logarithm():
     np.testing.assert_allclose(tiny[0], math.log(2 * SMALLEST), rtol=1e-6)
 
 
+@pytest.mark.parametrize("norm", [0.0, np.inf, np.nan, SMALLEST / 4])
+def test_the_logarithm_of_a_norm_that_teaches_nothing_is_0_and_so_is_its_slope(norm: float):
+    def logarithm(norm: jax.Array) -> jax.Array:
+        return log_of(ScaledNorm.of(norm))[0]
+
+    assert float(logarithm(jnp.float32(norm))) == float(jax.grad(logarithm)(jnp.float32(norm))) == 0.0
+
+
 def test_deviations_are_counted_above_the_mean_of_what_is_known():
     known = History(log_mean=jnp.float32(1.0), log_variance=jnp.float32(0.25), norms_taught=jnp.int32(1))
     for history, log_norm, usable, expected in [
