@@ -34,6 +34,7 @@ PARTS = ("_gradients/", "_schedules/", "_pipeline")
 ALSO = {
     "_gradients/_clipping": "_gradients/test_clip_groups.py",
     "_gradients/_coefficient": "_gradients/test_clip_groups.py",
+    "_gradients/_leaves": "_gradients/test_leaf_norms.py",
     "_gradients/_recorder": "test_records.py",
     "_schedules/_recipes": "test_checks.py",
     "_schedules/_shares": "_schedules/test_curves.py",

@@ -18,6 +18,7 @@ from tests._gradients.trees import BF16, LONG, SHORT, gradients, normal
 from tests.cases import case
 from warmclip_jax._gradients._axes import Reduction
 from warmclip_jax._gradients._leaf_norms import _bundles, combined, scaled_leaf_norms
+from warmclip_jax._gradients._leaves import shortened
 from warmclip_jax._gradients._norm import ScaledNorm
 
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
@@ -326,3 +327,8 @@ def test_a_norm_of_a_leaf_past_the_largest_number_is_inf_and_keeps_its_mantissa(
     assert np.asarray(each.is_finite).all()
     assert_scaled(each.mantissa[0], each.scale[0], tree[:1])
     assert_scaled(each.mantissa[1], each.scale[1], tree[1:])
+
+
+def test_a_message_shows_200_characters_of_a_long_value():
+    assert shortened("x" * 198) == repr("x" * 198)
+    assert shortened("x" * 199) == repr("x" * 199)[:200] + " ..."

@@ -40,6 +40,13 @@ def test_a_call_in_which_a_leaf_stands_out_is_kept_until_the_next_of_its_kind():
     assert int(after([(1.0, 1e5)], state).leaves.spike_call) == 21
 
 
+def test_before_a_bad_and_a_large_call_the_record_knows_of_none():
+    for leaves in (CLIP.init(PARAMS).leaves, after([(1.0, 2.0)]).leaves):
+        assert (int(leaves.bad_call), int(leaves.spike_call), float(leaves.spike_deviations)) == (-1, -1, 0.0)
+        assert not leaves.bad_leaf_norms.any()
+        assert not leaves.spike_leaf_norms.any()
+
+
 def test_at_the_limit_a_leaf_stands_out():
     state = after([(1.0, 6.0)])
     at_limit = state._replace(leaves=state.leaves._replace(spike_deviations=jnp.float32(6.0)))

@@ -26,7 +26,7 @@ class Measured(NamedTuple):
     members: Members | None = None  # None without groups
 
 
-def measured(updates: Any, *, axis_name: AxisName, members: Members | None = None, leaves: bool = False) -> Measured:
+def measured(updates: Any, *, axis_name: AxisName, leaves: bool, members: Members | None = None) -> Measured:
     """The norms of `updates`. Without groups and leaf norms, the global one exactly as `global_norm` computes it."""
     each = None
     if leaves or (members is not None and members.number > 1):
