@@ -52,6 +52,13 @@ def test_at_the_limit_a_leaf_stands_out():
     at_limit = state._replace(leaves=state.leaves._replace(spike_deviations=jnp.float32(6.0)))
     assert int(after([(1.0, 6.0)], at_limit).leaves.spike_call) == 0
     assert int(after([(1.0, 6.0)], state).leaves.spike_call) == 1
+    # The next leaf that stands out is kept: log(8) is six deviations of 1/2 above log(8) - 3.
+    history = state.leaves.leaf_history._replace(
+        log_mean=jnp.float32([0.0, np.log(np.float32(8)) - 3]), log_variance=jnp.float32([0.25, 0.25])
+    )
+    at_limit = state._replace(leaves=state.leaves._replace(spike_deviations=jnp.float32(9.0), leaf_history=history))
+    leaves = after([(1.0, 8.0)], at_limit).leaves
+    assert (int(leaves.spike_call), float(leaves.spike_deviations)) == (1, 6.0)
 
 
 def test_a_finite_leaf_stays_finite_where_its_norm_is_past_the_largest_number():
