@@ -467,7 +467,10 @@ def test_a_figure_that_fails_after_the_training_costs_neither_the_table_nor_the_
 
 def test_the_script_starts_as_a_command_without_a_warning_or_a_traceback(text, tmp_path):
     command = [sys.executable, "-W", "error", script.__file__, *TINY, "--text", str(text), "--figure", "figure.png"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.endswith("figure: figure.png\n")
-    assert "Warning" not in done.stderr
+    good = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert good.returncode == 0, good.stderr
+    assert good.stdout.endswith("figure: figure.png\n")
+    assert "Warning" not in good.stderr
+    bad = subprocess.run([*command, "--batch", "0"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (bad.returncode, bad.stdout) == (2, "")
+    assert re.fullmatch(r"train_byte_lm\.py: error: .+\n", bad.stderr)
