@@ -32,12 +32,18 @@ PATIENCE = 600
 PARTS = ("_gradients/", "_schedules/", "_pipeline")
 #: Test files that a module is tested by beside those of its name.
 ALSO = {
-    "_gradients/_clipping": "_gradients/test_clip_groups.py",
-    "_gradients/_coefficient": "_gradients/test_clip_groups.py",
-    "_gradients/_leaves": "_gradients/test_leaf_norms.py",
-    "_gradients/_recorder": "test_records.py",
-    "_schedules/_recipes": "test_checks.py",
-    "_schedules/_shares": "_schedules/test_curves.py",
+    "_gradients/_clipping": ["_gradients/test_clip_groups.py"],
+    "_gradients/_coefficient": ["_gradients/test_clip_groups.py"],
+    "_gradients/_leaves": ["_gradients/test_leaf_norms.py"],
+    "_gradients/_recorder": ["test_records.py"],
+    "_gradients/_skipping": ["_gradients/test_bounds_in_use.py", "test_records.py", "integrations/test_states.py"],
+    "_gradients/_states": ["test_metrics.py", "test_records.py", "integrations/test_states.py"],
+    "_gradients/_sums": ["_gradients/test_norm.py"],
+    "_schedules/_arguments": ["_schedules/test_curves.py", "test_foreign.py"],
+    "_schedules/_exponential": ["test_checks.py", "_schedules/test_curves.py"],
+    "_schedules/_recipes": ["test_checks.py"],
+    "_schedules/_schedule": ["test_checks.py", "test_foreign.py"],
+    "_schedules/_shares": ["_schedules/test_curves.py"],
 }
 BOTH_WAYS = {"<": "<=", ">": ">=", "==": "!=", "+": "-", "*": "/", "&": "|", "and": "or"}
 BOTH_WAYS |= {"min": "max", "minimum": "maximum", "any": "all", "True": "False"}
@@ -135,7 +141,8 @@ def tests_of(module: str) -> list[str]:
     """The test files of a module, as test_house.py knows them, and those whose name goes on: `test_clipping_bounds.py`."""
     from tests import test_house as house  # it reads the package where it is imported
 
-    patterns = [named[module].replace(".py", "*.py") for named in (house.TESTED_BY, ALSO) if module in named]
+    others = [house.TESTED_BY[module]] if module in house.TESTED_BY else []
+    patterns = [name.replace(".py", "*.py") for name in (*others, *ALSO.get(module, []))]
     named = [path for pattern in patterns for path in sorted(house.TESTS.glob(pattern))]
     by_name = [path for path in house.TEST_FILES if module in house.subjects(path)]
     return [path.relative_to(ROOT).as_posix() for path in (*by_name, *named)]

@@ -4,6 +4,7 @@ from typing import Any
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from warmclip_jax._gradients._selecting import choose
@@ -46,6 +47,8 @@ STATE = {
     "branch": jnp.zeros(3),
 }
 
+COUNT = {"count": jnp.int32(1)}
+
 
 def early(condition, x, state):
     return choose(condition, program, (x, state), before=(state,))
@@ -80,6 +83,59 @@ def test_it_has_the_derivative_of_the_select(condition):
 def test_what_is_selected_early_is_what_the_program_goes_on_with():
     text = str(jax.make_jaxpr(early)(True, X, STATE))
     assert text.index("select_n") < text.index("jitted") < text.index("cond[")
+
+
+def test_a_result_is_selected_early_also_where_the_same_equation_makes_another():
+    def halved(x, state):
+        halves, _ = jax.lax.cond(x[0] > 0, lambda: (state["half"] / 2, x), lambda: (state["half"], 2 * x))
+        return jnp.cos(halves), {"half": halves}
+
+    text = str(jax.make_jaxpr(lambda taken: choose(taken, halved, (X, {"half": X}), before=({"half": X},)))(True))
+    assert text.index("cond[") < text.index("select_n") < text.index("cos")
+
+
+def test_what_a_program_does_last_it_does_though_no_result_comes_of_it():
+    seen: list[Any] = []
+
+    def telling(x, state):
+        new = {"count": state["count"] + 1}
+        jax.debug.callback(lambda x: seen.append(x.tolist()), jnp.sqrt(x))
+        return 2 * x, new
+
+    counts = jax.jit(lambda taken: choose(taken, telling, (jnp.float32([4, 9]), COUNT), before=(COUNT,)))(True)
+    jax.effects_barrier()
+    assert seen == [[2.0, 3.0]]
+    assert int(counts[1]["count"]) == 2
+
+
+@pytest.mark.parametrize("taken", [False, True])
+@pytest.mark.parametrize("traced", [False, True])
+def test_a_state_may_hold_arrays_of_numpy_names_and_python_numbers(traced, taken):
+    state = {
+        "names": np.array(["w", "b"]),
+        "was_seen": np.array([False, False]),
+        "half": np.array([1, 2], jnp.bfloat16),
+        "repeats": 2,
+    }
+
+    def repeated(x, state):
+        for _ in range(state["repeats"]):  # which a tracer could not be given to
+            x = 2 * x
+        new = {"was_seen": state["was_seen"] | True, "half": 2 * state["half"]}
+        return {"update": x}, state | new
+
+    kept: list[Any] = []
+
+    def run(taken):
+        updates, new = choose(taken, repeated, (X, state), before=(state,))
+        kept.append(new.pop("names"))
+        return updates, new
+
+    updates, new = (jax.jit(run) if traced else run)(jnp.bool_(taken))
+    assert kept[0] is state["names"]
+    np.testing.assert_array_equal(updates["update"], 4 * X if taken else 0 * X)
+    assert (new["was_seen"].tolist(), new["half"].tolist()) == (([True, True], [2, 4]) if taken else ([False, False], [1, 2]))
+    assert (new["half"].dtype, int(new["repeats"])) == (jnp.bfloat16, 2)
 
 
 @pytest.mark.parametrize("traced", [False, True])

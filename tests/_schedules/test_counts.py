@@ -30,6 +30,11 @@ def test_a_count_past_int32_is_past_the_end_and_does_not_wrap_around(count: Any)
     assert float(wc.linear_warmup(peak_value=1.0, warmup_steps=10)(count)) == 1.0
 
 
+@pytest.mark.parametrize("count", [0, -1, -(10**30), np.int8(-3), np.int64(-(2**40))])
+def test_a_step_before_the_first_is_the_first(count: Any):
+    assert float(wc.linear_warmup(peak_value=1.0, warmup_steps=10, init_value=0.25)(count)) == 0.25
+
+
 def test_a_float_on_the_device_is_clamped_like_one_on_the_host():
     counts = np.array([np.nan, np.inf, -np.inf, 3e9, 2.0**31, -5.0, -0.5, 0.5, 2.5], np.float32)
     for schedule in (
