@@ -14,6 +14,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 import warmclip_jax as wc
+from tests import quick
 from tests.problem import PARAMS
 from warmclip_jax._gradients._groups import from_keys
 
@@ -72,7 +73,7 @@ CASES = [
 
 @functools.cache
 def step_of(bound: Any, name: str) -> Any:
-    return jax.jit(functools.partial(wc.apply_gradients, {**THEIRS[bound], **OURS[bound]}[name]))
+    return quick.jit(functools.partial(wc.apply_gradients, {**THEIRS[bound], **OURS[bound]}[name]))
 
 
 @functools.cache
@@ -130,7 +131,7 @@ def test_a_run_that_changes_over_has_the_numbers_of_the_run_that_never_did(bound
 
 
 def advance(optimizer: Any, params: Any, state: Any, calls: range) -> tuple[Any, Any]:
-    step = jax.jit(functools.partial(wc.apply_gradients, optimizer))
+    step = quick.jit(functools.partial(wc.apply_gradients, optimizer))
     for index in calls:
         params, state = step(params, state, grads=gradients(index))
     return params, state

@@ -15,6 +15,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 
 import warmclip_jax as wc
+from tests import quick
 
 PARAMS = {
     "blocks": [{"kernel": jnp.ones((8, 3))}, {"kernel": jnp.full((16,), 0.2), "bias": jnp.full((8,), 0.1)}],
@@ -50,7 +51,7 @@ def scanned(optimizer: Any, calls: int, injected: Any) -> Any:
     return jax.lax.scan(body, optimizer.init(PARAMS), jnp.arange(calls))[0]
 
 
-@jax.jit
+@quick.jit
 def in_shards(injected: Any) -> Any:
     mesh = jax.make_mesh((8,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
 
@@ -68,10 +69,10 @@ def in_shards(injected: Any) -> Any:
 
 
 RUNS: dict[str, tuple[int, Any]] = {
-    "nested": (CALLS, jax.jit(functools.partial(scanned, PIPELINE, CALLS))),
-    "MultiSteps": (CALLS, jax.jit(functools.partial(scanned, ACCUMULATED, CALLS))),
+    "nested": (CALLS, quick.jit(functools.partial(scanned, PIPELINE, CALLS))),
+    "MultiSteps": (CALLS, quick.jit(functools.partial(scanned, ACCUMULATED, CALLS))),
     "shards": (CALLS, in_shards),
-    "long": (10_000, jax.jit(functools.partial(scanned, PIPELINE, 10_000))),
+    "long": (10_000, quick.jit(functools.partial(scanned, PIPELINE, 10_000))),
 }
 
 
@@ -113,7 +114,7 @@ def told(optimizer: Any, stream: list[Any]) -> str:
 
 
 def after(optimizer: Any, stream: list[Any]) -> Any:
-    update, state = jax.jit(optimizer.update), optimizer.init(stream[0])
+    update, state = quick.jit(optimizer.update), optimizer.init(stream[0])
     for grads in stream:
         _, state = update(grads, state, grads)
     return state

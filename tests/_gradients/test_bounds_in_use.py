@@ -13,7 +13,7 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 import warmclip_jax as wc
-from tests import reference
+from tests import quick, reference
 from tests._gradients.trees import assert_same_bits
 from warmclip_jax._gradients._bounds import Limit
 
@@ -58,7 +58,7 @@ def call(optimizer: Any, state: Any, norm: Any) -> Any:
     return state, wc.leaf_norms(updates)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(quick.jit, static_argnums=0)
 def scanned(optimizer: Any, state: Any, norms: Any) -> Any:
     return jax.lax.scan(lambda state, norm: call(optimizer, state, norm), state, norms)
 
@@ -188,7 +188,7 @@ def test_a_loop_a_scan_and_a_run_resumed_in_the_middle_are_the_same_to_the_bit()
     half, first = scanned(optimizer, optimizer.init(PARAMS), norms[:30])
     resumed, second = scanned(optimizer, jax.tree.map(jnp.copy, half), norms[30:])
     assert_same_bits((resumed, jax.tree.map(lambda *parts: jnp.concatenate(parts), first, second)), (whole, done))
-    step = jax.jit(functools.partial(call, optimizer), donate_argnums=0)
+    step = quick.jit(functools.partial(call, optimizer), donate_argnums=0)
     state = optimizer.init(PARAMS)
     for norm in norms:
         state, _ = step(state, norm)
@@ -205,8 +205,8 @@ def test_runs_side_by_side_are_single_runs_and_may_differ_in_their_deviations():
 
     deviations, ceilings = jnp.float32([1.0, 3.0, 6.0]), jnp.float32([1.0, 100.0, 2.0])
     norms = np.stack([stream(seed)[:80] for seed in range(3)])
-    together = jax.jit(jax.vmap(run))(deviations, ceilings, norms)
-    single = jax.jit(run)
+    together = quick.jit(jax.vmap(run))(deviations, ceilings, norms)
+    single = quick.jit(run)
     for place in range(3):
         alone = single(deviations[place], ceilings[place], norms[place])
         for one, all_of_them in zip(jax.tree.leaves(alone), jax.tree.leaves(together), strict=True):
@@ -228,8 +228,8 @@ def test_in_a_map_over_devices_bounds_are_those_of_the_whole_gradient():
     # Padded with zeros, to be sharded.
     directions = {name: jnp.pad(leaf, (0, 8 - leaf.size)) for name, leaf in gradients(1.0).items()}
     mapped = jax.shard_map(run, mesh=mesh, in_specs=(P(), specs), out_specs=P())
-    state = jax.jit(mapped)(norms, directions)
-    expected = jax.jit(run)(norms, directions)
+    state = quick.jit(mapped)(norms, directions)
+    expected = quick.jit(run)(norms, directions)
     for one, whole in zip(jax.tree.leaves(state), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(one, whole, rtol=1e-5, atol=1e-6)
 

@@ -14,6 +14,7 @@ import optax
 import pytest
 
 import warmclip_jax as wc
+from tests import quick
 from tests._schedules.catalogue import Entry, catalogue
 
 
@@ -391,7 +392,7 @@ def test_every_curve_lowers_for_cpu_gpu_and_tpu():
     assert {str(aval) for aval in exported.out_avals} == {"float32[]"}
 
 
-@jax.jit
+@quick.jit
 def derivative(schedule: wc.Schedule, count: jax.Array) -> wc.Schedule:
     """The derivative by every number."""
     return jax.grad(lambda schedule: schedule(count))(schedule)
@@ -412,7 +413,7 @@ def test_the_derivative_by_every_number_is_finite_at_every_boundary(name: str):
             assert np.isfinite(leaf), f"{jax.tree_util.keystr(path)} at {count}"
 
 
-@jax.jit
+@quick.jit
 @functools.partial(jax.grad, argnums=(0, 1, 2, 3))
 def slopes_of_numbers(peak: Any, warmup: Any, total: Any, power: Any, count: Any) -> jax.Array:
     return wc.warmup_polynomial_decay(peak_value=peak, total_steps=total, warmup_steps=warmup, power=power)(count)

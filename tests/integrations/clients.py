@@ -21,6 +21,7 @@ from flax import nnx
 from flax.training.train_state import TrainState
 
 import warmclip_jax as wc
+from tests import quick
 
 WIDTH = 8  # of every leaf, so that it can be spread over devices, and operations compiled for one client serve the next
 ONLY_B, ONLY_W = {"w": False, "b": True}, {"w": True, "b": False}
@@ -40,7 +41,7 @@ class Optax:
     """Parameters and state side by side, as optax's own documentation has them."""
 
     def jit(self, step: Any, *, donate: bool) -> Any:
-        return jax.jit(step, donate_argnums=(0,) if donate else ())
+        return quick.jit(step, donate_argnums=(0,) if donate else ())
 
     def make_params(self) -> Any:
         return {"w": jnp.linspace(-1.0, 1.0, WIDTH**2).reshape(WIDTH, WIDTH), "b": jnp.linspace(0.5, -2.0, WIDTH)}

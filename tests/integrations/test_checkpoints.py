@@ -17,6 +17,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 import warmclip_jax as wc
+from tests import quick
 from tests.problem import FEATURES, PARAMS, loss_of
 
 FIXTURES = sorted((pathlib.Path(__file__).parent / "fixtures").glob("states-*.json"))
@@ -45,7 +46,7 @@ TRAINED: dict[str, Any] = {
 def test_a_run_resumed_from_an_orbax_checkpoint_is_the_run_that_was_never_stopped(name: str, tmp_path: pathlib.Path):
     optimizer = TRAINED[name]
 
-    @jax.jit
+    @quick.jit
     def step(params: Any, state: Any, features: jax.Array) -> Any:
         return wc.apply_gradients(optimizer, params, state, grads=jax.grad(loss_of)(params, features))
 
@@ -85,7 +86,7 @@ EXACT_GRADS = {"x": jnp.array([3.0]), "y": jnp.array([4.0])}
 
 @functools.cache
 def jitted_step(optimizer: Any) -> Any:
-    return jax.jit(lambda params, state, grads: wc.apply_gradients(optimizer, params, state, grads=grads))
+    return quick.jit(lambda params, state, grads: wc.apply_gradients(optimizer, params, state, grads=grads))
 
 
 def exact_run(optimizer: Any, steps: int, params: Any = None, state: Any = None) -> tuple[Any, Any]:

@@ -19,7 +19,7 @@ import optax
 import pytest
 
 import warmclip_jax as wc
-from tests import reference
+from tests import quick, reference
 
 CALLS, PARTS, RECORD = 100_000, 4, 200
 PARAMS: Any = {
@@ -95,7 +95,7 @@ def optimizer(**options: Any) -> Any:
 GUARDED = optimizer(max_norm=BOUNDS, skip_above=wc.running_bound(deviations=6.0), record=RECORD, record_leaves=True)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(quick.jit, static_argnums=0)
 def trained(optimizer: Any, params: Any, state: Any, grads: Any) -> Any:
     """Parameters and state after a call for each row, and the bounds of each call."""
 

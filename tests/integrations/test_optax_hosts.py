@@ -12,6 +12,7 @@ import optax
 import pytest
 
 import warmclip_jax as wc
+from tests import quick
 from tests.problem import FEATURES, PARAMS, TARGETS, float64_norm, loss_of
 
 SCHEDULE = wc.warmup_cosine_decay(peak_value=0.1, total_steps=40, warmup_steps=2, init_value=0.05)
@@ -33,7 +34,7 @@ some_optimizers = pytest.mark.parametrize("name", ["sgd", "adamw", "adafactor"])
 
 @functools.cache
 def step_of(optimizer: Any, loss: Any) -> Any:
-    @jax.jit
+    @quick.jit
     def step(params: Any, state: Any, features: Any) -> Any:
         value, grads = jax.value_and_grad(loss)(params, features)
         return *wc.apply_gradients(optimizer, params, state, grads=grads), value
@@ -92,7 +93,7 @@ def test_a_scan_over_parameters_of_two_dtypes_keeps_each_and_trains(name: str):
     optimizer = pipeline(name)
     params = {"w": PARAMS["w"].astype(jnp.bfloat16), "b": PARAMS["b"]}
 
-    @jax.jit
+    @quick.jit
     def scanned(params: Any, state: Any) -> Any:
         def step(carry: Any, _: Any) -> Any:
             value, grads = jax.value_and_grad(loss_of)(carry[0])
@@ -123,7 +124,7 @@ def test_injected_hyperparameters_can_be_set_between_steps(name: str):
         return wc.pipeline(OPTIMIZERS[name], rate, max_norm=bound)
 
     optimizer = build(rate=0.02, bound=0.5)
-    update: Any = jax.jit(optimizer.update)
+    update: Any = quick.jit(optimizer.update)
     grads, state = jax.grad(loss_of)(PARAMS), optimizer.init(PARAMS)
     _, state = update(grads, state, PARAMS)
     assert float(wc.metrics(state)["learning_rate"]) == np.float32(0.02)
@@ -200,7 +201,7 @@ def test_each_group_of_a_partition_has_its_own_optimizer_norm_and_counts(partiti
 
 @functools.cache
 def jitted_update(optimizer: Any) -> Any:
-    return jax.jit(lambda params, state, grads: wc.apply_gradients(optimizer, params, state, grads=grads))
+    return quick.jit(lambda params, state, grads: wc.apply_gradients(optimizer, params, state, grads=grads))
 
 
 @pytest.mark.parametrize("inside", [True, False], ids=["the pipeline in lookahead", "lookahead in the pipeline"])
@@ -215,7 +216,7 @@ def test_lookahead_trains_and_moves_its_slow_parameters_at_each_sync(inside: boo
 
     def run(optimizer: Any, steps: int) -> Any:
         params, state = start, optimizer.init(start)
-        grad, update = jax.jit(jax.grad(loss_of)), jitted_update(optimizer)
+        grad, update = quick.jit(jax.grad(loss_of)), jitted_update(optimizer)
         for _ in range(steps):
             params, state = update(params, state, grad(params.fast))
         return params, state

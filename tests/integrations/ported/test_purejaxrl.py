@@ -19,6 +19,7 @@ import pytest
 from flax.training.train_state import TrainState
 
 import warmclip_jax as wc
+from tests import quick
 from tests.integrations.ported.agreement import Told, assert_alike
 
 UPDATES, EPOCHS, MINIBATCHES, STEPS, ENVS = 4, 2, 2, 4, 3
@@ -113,7 +114,7 @@ def train(make: Any, tell: Any) -> tuple[Any, Told]:
         state, told = jax.lax.scan(update, state.replace(step=jnp.int32(0)), batches)
         return state.params, jax.tree.map(jnp.ravel, told)
 
-    params, told = jax.jit(jax.vmap(run))(jnp.arange(len(RATES)), RATES, drawn())
+    params, told = quick.jit(jax.vmap(run))(jnp.arange(len(RATES)), RATES, drawn())
     return params, Told(*(np.asarray(values, np.float64) for values in told))
 
 
