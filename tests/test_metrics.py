@@ -11,6 +11,7 @@ import optax
 import pytest
 
 import warmclip_jax as wc
+from tests import quick
 
 PARAMS = {"w": jnp.linspace(-1.0, 1.0, 12).reshape(3, 4), "b": jnp.array([0.5, -2.0])}
 SCHEDULE = wc.warmup_polynomial_decay(peak_value=0.1, total_steps=20, warmup_steps=4)
@@ -24,7 +25,7 @@ def gradients(step):
 
 
 def run(optimizer, stream, params: Any = PARAMS) -> tuple[Any, Any]:
-    @jax.jit
+    @quick.jit
     def step(params, state, grads):
         updates, state = optimizer.update(grads, state, params)
         return optax.apply_updates(params, updates), state

@@ -55,6 +55,11 @@ def test_the_other_policies_change_well_behaved_steps_by_rounding_only(nonfinite
     chex.assert_trees_all_close(ours, chained, rtol=2e-6)
 
 
+def test_nothing_is_recorded_unless_it_is_asked_for():
+    state: Any = wc.pipeline(optax.sgd, 0.1).init(PARAMS)
+    assert (state.ring, state.skip_history, state.clip_state.leaves) == ((), (), ())
+
+
 def test_a_thousand_steps_are_one_trace():
     optimizer: Any = wc.pipeline(optax.adamw, SCHEDULE)
 
@@ -139,6 +144,7 @@ def test_the_pipeline_chains_masks_and_nests():
     ("arguments", "error", "message"),
     [
         ({"optimizer": optax.adamw(1e-3)}, TypeError, "pipeline: optimizer must be a function from a learning rate"),
+        ({"optimizer": SCHEDULE}, TypeError, "pipeline: optimizer must be a function .* got warmup_polynomial_decay"),
         ({"optimizer": "adamw"}, TypeError, "pipeline: optimizer must be a function .* got 'adamw'"),
         (
             {"optimizer": lambda rate: rate},
@@ -158,6 +164,11 @@ def test_the_pipeline_chains_masks_and_nests():
             {"max_norm": "1"},
             TypeError,
             "pipeline: max_norm must be a non-negative number, a schedule, running_bound.* or None; got '1'",
+        ),
+        (
+            {"groups": wc.label_by_path(), "max_norm": None},
+            ValueError,
+            "pipeline: groups need a max_norm, .* got groups with max_norm=None",
         ),
         ({"nonfinite": "ignore"}, ValueError, "nonfinite must be one of 'skip', 'propagate', 'zero'; got 'ignore'"),
         ({"nonfinite": None}, TypeError, "nonfinite must be one of 'skip', 'propagate', 'zero'; got None"),

@@ -9,13 +9,14 @@ import optax
 import pytest
 
 import warmclip_jax as wc
+from tests import quick
 
 COLUMNS = ["call", "step", "grad_norm", "max_norm", "skip_bound", "clip_coef", "learning_rate", "skipped"]
 SCHEDULE = wc.linear_warmup(peak_value=1.0, warmup_steps=8)
 
 
 def after(optimizer: Any, norms: list[float], state: Any = None) -> Any:
-    update = jax.jit(optimizer.update)
+    update = quick.jit(optimizer.update)
     state = optimizer.init(jnp.zeros(2)) if state is None else state
     for norm in norms:
         _, state = update(jnp.array([norm, 0.0]), state)

@@ -11,7 +11,7 @@ import optax
 import pytest
 
 import warmclip_jax as wc
-from tests import reference
+from tests import quick, reference
 from tests._gradients.trees import BF16, SHORT, assert_clipped, assert_same_bits, gradients, normal
 from tests.cases import case
 from warmclip_jax._gradients._groups import from_keys
@@ -43,7 +43,7 @@ def of_group(tree: Any, label: str) -> list[np.ndarray]:
     return [np.asarray(leaf) for leaf in {**parts, "idle": [tree["second"]["zero"]]}[label]]
 
 
-@pytest.mark.parametrize("jit", [jax.jit, lambda function: function], ids=["jit", "eager"])
+@pytest.mark.parametrize("jit", [quick.jit, lambda function: function], ids=["jit", "eager"])
 def test_each_group_is_clipped_by_its_own_norm_and_rule(jit):
     clip = by_group(RULES, LABELS)
     update = jit(clip.update)
@@ -100,7 +100,7 @@ def test_one_group_is_the_global_clip_bit_for_bit(max_norm, nonfinite):
 @pytest.mark.parametrize("bound", [1.0, wc.running_bound()])
 def test_an_idle_group_changes_no_other_and_learns_nothing(bound):
     clip = by_group(bound, {"a": "a", "b": "b", "expert": "expert"})
-    step = jax.jit(clip.update)
+    step = quick.jit(clip.update)
     params = {"a": normal(0, (3,)), "b": normal(0, (70, 80)), "expert": normal(0, (5000,))}
     with_idle = without = clip.init(params)
     for seed in range(6):
@@ -125,7 +125,7 @@ def test_an_idle_group_changes_no_other_and_learns_nothing(bound):
 )
 def test_one_bad_entry_makes_the_call_bad_for_every_group(rules, nonfinite):
     clip = by_group(rules, LABELS, nonfinite=nonfinite)
-    step = jax.jit(clip.update)
+    step = quick.jit(clip.update)
     for bad in (math.nan, math.inf):
         for place in (("first",), ("second", "x"), ("third",)):
             tree = tree_of(1)
@@ -145,7 +145,7 @@ def test_one_bad_entry_skips_the_step_of_every_group():
     params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), {**tree_of(0), "third": np.ones(5)})
     before = optimizer.init(params)
     broken = {**params, "third": np.full(5, np.nan, np.float32)}
-    after_params, after = jax.jit(functools.partial(wc.apply_gradients, optimizer))(params, before, grads=broken)
+    after_params, after = quick.jit(functools.partial(wc.apply_gradients, optimizer))(params, before, grads=broken)
     assert_same_bits(after_params, params)
     assert_same_bits(after.inner_state, before.inner_state)
     np.testing.assert_array_equal(after.clip_state.clip_coef, 0)
@@ -202,7 +202,7 @@ def test_a_derivative_passes_through_the_coefficients_of_groups():
         return jnp.sum(clipped["x"] * jnp.float32([1, 2, 3])) + jnp.sum(clipped["y"] * 5)
 
     tree = {"x": jnp.float32([3, 0, 4]), "y": jnp.float32([1, 2])}
-    derivative = jax.jit(jax.grad(loss))
+    derivative = quick.jit(jax.grad(loss))
     gradient = derivative(tree)
     # x / |x| of norm 5: (w - u (u . w)) / 5 with u the unit vector; y is untouched.
     unit, weight = np.array([0.6, 0, 0.8]), np.array([1.0, 2, 3])
@@ -309,8 +309,8 @@ def test_stacked_runs_are_single_runs_and_may_have_traced_deviations():
         return jax.lax.scan(step, clip.init({"x": jnp.ones(4), "y": jnp.ones(3)}), noise)
 
     deviations, seeds = jnp.float32([1.0, 3.0, 6.0]), jnp.arange(3)
-    together = jax.jit(jax.vmap(trained))(deviations, seeds)
-    single = jax.jit(trained)
+    together = quick.jit(jax.vmap(trained))(deviations, seeds)
+    single = quick.jit(trained)
     for place in range(3):
         alone = single(deviations[place], seeds[place])
         for a, b in zip(jax.tree.leaves(together), jax.tree.leaves(alone), strict=True):
@@ -331,7 +331,7 @@ def test_a_state_keeps_its_structure_and_dtypes_and_works_after_a_cast():
     clip = by_group({"a": wc.running_bound(), "b": 1.0, "c": 2.0, "idle": 1.0}, LABELS, record_leaves=True)
     tree = tree_of(0)
     start = clip.init(tree)
-    step = jax.jit(clip.update, donate_argnums=1)
+    step = quick.jit(clip.update, donate_argnums=1)
     for cast in (None, jnp.bfloat16):
         state = start if cast is None else optax.tree.cast(start, cast)
         _, after = step(tree, jax.tree.map(jnp.copy, state))

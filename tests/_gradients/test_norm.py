@@ -171,6 +171,15 @@ def test_nothing_is_lost_where_squares_begin_to_underflow(power):
     assert_norm([np.full(10**6, 2.0**power, np.float32), np.array([2.0 ** (power + 5)], np.float32)])
 
 
+@pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
+def test_a_sum_at_the_limit_of_what_can_be_trusted_is_right_in_every_form(as_on, platform):
+    as_on(platform, devices=1)
+    # The least sum of squares that is taken as it is, that below it and that above it, to the last bit.
+    for entry in np.float32(2.0**-30) * np.array([1 - 2.0**-24, 1, 1 + 2.0**-23], np.float32):
+        tree = {"w": np.full(1, entry)}
+        assert float(wc.global_norm(tree)) == float(wc.leaf_norms(tree)["w"]) == entry
+
+
 def test_small_entries_add_to_one_that_fits():
     # 2^-30 and 2^20 entries of 2^-41: the sum of the small squares is a quarter of the large one.
     tree = [np.array([2.0**-30], np.float32), np.full(2**20, 2.0**-41, np.float32)]
@@ -344,6 +353,11 @@ def test_the_gradient_at_zero_is_zero():
         np.testing.assert_array_equal(np.asarray(gradient), leaf)
     rate = jax.jit(lambda tree, along: jax.jvp(wc.global_norm, (tree,), (along,))[1])
     assert float(rate(tree, [np.ones_like(leaf) for leaf in tree])) == 0.0
+
+
+def test_the_second_derivative_at_zero_is_zero():
+    assert not np.any(jax.hessian(wc.global_norm)(np.zeros(3, np.float32)))
+    assert not np.any(jax.hessian(lambda leaf: wc.leaf_norms({"w": leaf})["w"])(np.zeros(3, np.float32)))
 
 
 def test_an_empty_tree_has_a_derivative():

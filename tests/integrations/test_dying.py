@@ -18,6 +18,8 @@ import warmclip_jax as wc
 from tests.integrations import dying_worker
 from tests.integrations.dying_worker import CALLS, NAN, SPIKE
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
 ROOT = pathlib.Path(__file__).parents[2]
 #: What kills each process, and what is then complete; a checkpoint is written after the first call, 4, 8 and so on.
 DEATHS = [("call 6", 4), ("write 8", 4), ("call 15", 12), ("commit 20", 16)]

@@ -12,6 +12,7 @@ import optax
 import pytest
 
 import warmclip_jax as wc
+from tests import quick
 from tests.problem import float64_norm
 
 PARAMS = {"w": jnp.linspace(-1.0, 1.0, 6).reshape(2, 3), "b": jnp.array([0.5, -2.0])}
@@ -20,7 +21,7 @@ BAD = {**GRADS, "b": jnp.array([1.0, jnp.nan])}
 FOLLOWING = wc.running_bound(deviations=6.0)
 by_path = wc.label_by_path(None)
 
-ways = pytest.mark.parametrize("jit", [jax.jit, lambda function: function], ids=["jit", "eager"])
+ways = pytest.mark.parametrize("jit", [quick.jit, lambda function: function], ids=["jit", "eager"])
 
 #: Each of ours, plain and with all that adds to its state.
 LINKS: dict[str, Any] = {
