@@ -34,6 +34,7 @@ PARTS = ("_gradients/", "_schedules/", "_pipeline")
 ALSO = {
     "_gradients/_clipping": ["_gradients/test_clip_groups.py"],
     "_gradients/_coefficient": ["_gradients/test_clip_groups.py"],
+    "_gradients/_leaf_norms": ["_gradients/test_clip_groups.py", "_gradients/test_clip_meshes.py"],
     "_gradients/_leaves": ["_gradients/test_leaf_norms.py"],
     "_gradients/_norm": ["_gradients/test_clipping_bounds.py"],
     "_gradients/_recorder": ["test_records.py"],

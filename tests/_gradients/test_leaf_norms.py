@@ -133,6 +133,9 @@ def test_what_is_no_gradient_has_no_norm():
     rest["float0"] = np.zeros(3, jax.dtypes.float0)
     assert wc.leaf_norms(rest) == {}
     assert wc.leaf_norms({}) == {}
+    none = scaled_leaf_norms({})
+    assert none.mantissa.shape == none.scale.shape == (0,)
+    assert float(combined(none).value) == 0.0
     assert {name: float(norm) for name, norm in wc.leaf_norms({**rest, "w": np.array([3.0, 4.0], np.float32)}).items()} == {
         "w": 5
     }
@@ -223,8 +226,13 @@ def test_derivatives_of_groups_are_finite_at_zero():
         each = scaled_leaf_norms(tree)
         return jnp.sum(combined(each, np.array([0, 0, 1]), 3).value) + combined(each).value
 
-    for gradient in jax.jit(jax.grad(total))([np.zeros(3, np.float32), np.zeros((), np.float32), np.zeros(2, np.float32)]):
+    tree = [np.zeros(3, np.float32), np.zeros((), np.float32), np.zeros(2, np.float32)]
+    for gradient in jax.jit(jax.grad(total))(tree):
         np.testing.assert_array_equal(np.asarray(gradient), 0)
+    along = jax.jit(lambda rates: jax.jvp(total, (tree,), (rates,))[1])
+    assert float(along(jax.tree.map(np.ones_like, tree))) == 0.0
+    for second in jax.tree.leaves(jax.jit(jax.jacfwd(jax.grad(total)))(tree)):
+        np.testing.assert_array_equal(np.asarray(second), 0)
 
 
 # Groups.
@@ -268,6 +276,15 @@ def assert_scaled(mantissa: Any, scale: Any, leaves: list[Any]) -> None:
     got = math.ldexp(float(mantissa), -shift) if mantissa else 0.0
     tolerance = FEW_ULP + max((summation_error(leaf.shape) for leaf in leaves), default=0)
     assert got == pytest.approx(expected, rel=FEW_ULP_64 if mantissa.dtype == np.float64 else tolerance, abs=0)
+
+
+@pytest.mark.parametrize("leaves", [[1.0], [1.0, 0.0], [1.0, 1e-30], [1.5e19] * 2, [1.8e19] * 1000, [1.8e19, 1e30]])
+def test_leaves_have_together_the_norm_of_one_leaf_with_their_entries(leaves):
+    # Those of 1.8e19 have each a sum of squares in the range, and not together.
+    each = scaled_leaf_norms([np.full(1, entry, np.float32) for entry in leaves])
+    assert float(combined(each).value) == pytest.approx(reference.global_norm([np.float32(leaves)]), rel=FEW_ULP)
+    groups = combined(each, np.zeros(len(leaves), int), 1)
+    assert float(groups.value[0]) == float(combined(each).value)
 
 
 def test_a_group_of_one_leaf_has_the_bits_of_its_norm():

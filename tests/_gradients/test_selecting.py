@@ -98,9 +98,9 @@ def test_what_a_program_does_last_it_does_though_no_result_comes_of_it():
     seen: list[Any] = []
 
     def telling(x, state):
-        new = {"count": state["count"] + 1}
+        doubled, new = 2 * x, {"count": state["count"] + 1}
         jax.debug.callback(lambda x: seen.append(x.tolist()), jnp.sqrt(x))
-        return 2 * x, new
+        return doubled, new
 
     counts = jax.jit(lambda taken: choose(taken, telling, (jnp.float32([4, 9]), COUNT), before=(COUNT,)))(True)
     jax.effects_barrier()

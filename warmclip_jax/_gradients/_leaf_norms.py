@@ -80,7 +80,7 @@ def combined(norms: ScaledNorm, members: np.ndarray | None = None, number: int =
     aligned = mantissas * jnp.minimum(scale[:, None] / scales, 1)
     squares, lowered = (jnp.sum(jnp.square(each), axis=1) for each in (aligned, aligned * limits.down))
     if members is None:
-        scale, squares, lowered = scale[0], squares[0], lowered[0]
+        scale, squares, lowered = (each.squeeze(0) for each in (scale, squares, lowered))
     # Each fits as it is, and all of them together do not.
     overflows = jnp.isinf(squares) & (scale > limits.down)
     # The root comes last: XLA would work out again in the loop of every leaf what is cheaper.
