@@ -114,6 +114,7 @@ def test_no_leaf_shares_its_second_pass_with_one_of_another_shape_or_group():
     bundles = _bundles([(Reduction((), ()), jnp.asarray(leaf)) for leaf in leaves], {3, 5}, members)
     assert sorted(place for places in bundles for place in places) == sorted({*range(96)} - {3, 5})
     assert 32 <= len(bundles) < 60
+    assert max(map(len, bundles)) == (96 - 2) // 32
     for places in bundles:
         assert len({(members[place], leaves[place].shape) for place in places}) == 1
 
@@ -135,7 +136,6 @@ def test_what_is_no_gradient_has_no_norm():
     assert wc.leaf_norms({}) == {}
     none = scaled_leaf_norms({})
     assert none.mantissa.shape == none.scale.shape == (0,)
-    assert float(combined(none).value) == 0.0
     assert {name: float(norm) for name, norm in wc.leaf_norms({**rest, "w": np.array([3.0, 4.0], np.float32)}).items()} == {
         "w": 5
     }
