@@ -1,6 +1,7 @@
 """The forms that sums of squares take: for accelerators, for one device and for several; and what each costs."""
 
 import math
+import re
 from typing import Any
 
 import jax
@@ -13,6 +14,8 @@ from tests import reference
 from tests._gradients.compiled import readers, temporaries
 from tests._gradients.trees import SHORT, normal
 from tests.cases import case
+from warmclip_jax._gradients._axes import Reduction
+from warmclip_jax._gradients._sums import MIDDLE, SMALL, packed
 
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
 
@@ -70,10 +73,20 @@ def test_a_second_pass_counts_each_leaf_once(as_on):
         assert float(wc.global_norm(tree)) == pytest.approx(reference.global_norm(tree), rel=FEW_ULP)
 
 
-@pytest.mark.parametrize(("entries", "leaves"), [(10_000, 20), (10_000, 200), (70_000, 40)])
-def test_what_is_put_together_is_a_small_part_at_a_time(as_on, entries, leaves):
+@pytest.mark.parametrize(("size", "most"), [(SMALL, 2**12), (MIDDLE, 2**16)])
+def test_leaves_up_to_a_size_are_packed_and_larger_ones_are_not(as_on, size, most):
+    as_on("cpu", devices=1)
+    leaves = [(Reduction((), ()), jnp.ones(entries)) for entries in (most, most, most + 1, most + 1)]
+    assert [leaf.size for _, leaf in packed(leaves, size)] == [most + 1, most + 1, 2 * most]
+
+
+# In the second pass, which puts together a sixteenth of all entries: a leaf and a quarter, twelve leaves, and leaves that are
+# too large.
+@pytest.mark.parametrize(("entries", "leaves", "parts"), [(10_000, 20, 0), (10_000, 200, 17), (70_000, 40, 0)])
+def test_what_is_put_together_is_a_small_part_at_a_time(as_on, entries, leaves, parts):
     as_on("cpu", devices=1)
     tree = [np.zeros(entries, np.float32)] * leaves
+    assert len(re.findall(rf"concatenate.*tensor<{entries}xf32>", lowered(tree).as_text())) == parts
     assert temporaries(lowered(tree).compile(), tree) < sum(leaf.nbytes for leaf in tree) / 10
 
 
