@@ -19,6 +19,7 @@ REFERENCE = "no clipping"
 OURS = "wc.clip_by_global_norm"
 OPTAX = "optax.clip_by_global_norm"
 BARE = "one coefficient x leaf"
+GIVEN = "a number that is known x leaf"
 MEASURED = "wc.clip_by_global_norm(None)"
 SKIP = "wc.pipeline, update"
 APPLY = "wc.pipeline, apply_gradients"
@@ -34,6 +35,8 @@ OPTIMIZERS: dict[str, Callable[[Any], optax.GradientTransformation]] = {
 }
 #: Left out of workloads that are slow to build.
 SLOW = (OPTAX_SKIP, MEASURED, APPLY, RUNNING, GROUPS)
+#: Those that are no clip: timed only where they are asked for.
+PARTS = (GIVEN,)
 Step = Callable[[Any, Any, Any], tuple[Any, Any]]
 
 
@@ -47,6 +50,16 @@ def scaled_by_one_coefficient(max_norm: float) -> optax.GradientTransformation:
         return jax.tree.map(lambda leaf: (leaf * coef).astype(leaf.dtype), updates), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def scaled_by_a_number() -> optax.GradientTransformation:
+    """The product without the norm: with a number that its state holds."""
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        del params
+        return jax.tree.map(lambda leaf: (leaf * state).astype(leaf.dtype), updates), state
+
+    return optax.GradientTransformation(lambda params: jnp.float32(0.5), update)
 
 
 def _update_then_apply(optimizer: Any) -> Step:
@@ -74,6 +87,7 @@ def optimizers(kind: str) -> dict[str, tuple[Any, Step]]:
     chained = {
         REFERENCE: plain,
         BARE: optax.chain(scaled_by_one_coefficient(MAX_NORM), plain),
+        GIVEN: optax.chain(scaled_by_a_number(), plain),
         OPTAX: by_optax,
         OPTAX_SKIP: optax.apply_if_finite(by_optax, 5),
         OURS: optax.chain(wc.clip_by_global_norm(MAX_NORM), plain),
@@ -125,7 +139,7 @@ def contenders(workload: Workload, progress: Progress, names: Iterable[str] | No
     for name, (optimizer, step) in optimizers(workload.optimizer).items():
         if names is not None and name not in names:
             continue
-        if names is None and workload.slow_to_build and name in SLOW:
+        if names is None and name in (*PARTS, *(SLOW if workload.slow_to_build else ())):
             continue
         if name == OPTAX_SKIP and workload.gradient_dtype != "float32":
             continue  # an error: a step it leaves out has zeros of the gradients' dtype, one it takes has the parameters'

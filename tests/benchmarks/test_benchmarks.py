@@ -14,7 +14,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from tests.benchmarks import __main__ as command
-from tests.benchmarks import compiling, figure, growth, jax_steps, machine, report
+from tests.benchmarks import compiling, figure, growth, jax_steps, machine, report, small_leaves
 from tests.benchmarks.turns import in_turns, median_ratio
 from tests.benchmarks.workloads import LEARNING_RATE, MAX_NORM, SCALE, WORKLOADS, Workload, filled, jax_filled
 
@@ -25,7 +25,7 @@ TINY = {
 }
 SIZES = command.Sizes(TINY, SHAPES, schedule_calls=2, counts=20, growing_leaves=(2,))
 PNG = b"\x89PNG"
-JAX = set(jax_steps.optimizers("AdamW"))
+JAX = set(jax_steps.optimizers("AdamW")) - set(jax_steps.PARTS)
 #: Of the second workload: compiling each contender twice shows nothing more.
 FEW = (jax_steps.REFERENCE, jax_steps.OPTAX, jax_steps.OPTAX_SKIP, jax_steps.OURS)
 #: Enough where it does not matter which.
@@ -128,6 +128,17 @@ def test_every_row_of_a_table_has_as_many_cells_as_its_head(ran: Any):
 
 def test_the_figure_is_drawn(ran: Any):
     assert ran[1].read_bytes().startswith(PNG)
+
+
+def test_the_parts_of_a_clip_of_small_leaves_are_timed_beside_the_whole(monkeypatch: pytest.MonkeyPatch, capsys: Any):
+    monkeypatch.setattr(small_leaves, "NAMES", (jax_steps.REFERENCE, jax_steps.GIVEN, jax_steps.MEASURED))
+    small_leaves.main(["--rounds", "2"], TINY["adamw"])
+    title, *rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("tiny", "| "))]
+    assert title == "tiny, AdamW: step by the step without a clip"
+    medians = {row.split(" | ")[0].strip("| "): float(row.split(" | ")[1].split()[0]) for row in rows[1:]}
+    assert medians[jax_steps.REFERENCE] == 1.0
+    assert all(map(is_positive, medians.values()))
+    assert f"{jax_steps.GIVEN}, and {jax_steps.MEASURED}" in medians
 
 
 def test_growth_is_measured_on_both_axes_and_drawn(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path):
