@@ -12,7 +12,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import warmclip_jax as wc
-from tests import reference
+from tests import quick, reference
 from tests._gradients.test_axes import ENTRIES, MESHES, mesh_of, random_case
 from tests.cases import case
 
@@ -183,7 +183,7 @@ COLLECTIVES = r" (all-gather|all-to-all|collective-permute|all-reduce)(?:-start)
 def collectives(clip: Any, tree: Any, shardings: Any) -> list[str]:
     """What moves data between devices in the compiled update."""
     arguments = jax.tree.map(lambda x, to: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=to), tree, shardings)
-    compiled: Any = jax.jit(lambda tree: clip.update(tree, clip.init(tree))).lower(arguments).compile()
+    compiled: Any = quick.jit(lambda tree: clip.update(tree, clip.init(tree))).lower(arguments).compile()
     return re.findall(COLLECTIVES, compiled.as_text())
 
 

@@ -278,7 +278,7 @@ def assert_scaled(mantissa: Any, scale: Any, leaves: list[Any]) -> None:
     assert got == pytest.approx(expected, rel=FEW_ULP_64 if mantissa.dtype == np.float64 else tolerance, abs=0)
 
 
-@pytest.mark.parametrize("leaves", [[1.0], [1.0, 0.0], [1.0, 1e-30], [1.5e19] * 2, [1.8e19] * 1000, [1.8e19, 1e30]])
+@pytest.mark.parametrize("leaves", [[1.0], [1.0, 0.0], [1.0, 1e-30], [1.5e19] * 2, [1.8e19] * 40, [1.8e19, 1e30]])
 def test_leaves_have_together_the_norm_of_one_leaf_with_their_entries(leaves):
     # Those of 1.8e19 have each a sum of squares in the range, and not together.
     each = scaled_leaf_norms([np.full(1, entry, np.float32) for entry in leaves])
