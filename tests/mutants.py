@@ -40,7 +40,7 @@ ALSO = {
     "_gradients/_recorder": ["test_records.py"],
     "_gradients/_skipping": ["_gradients/test_bounds_in_use.py", "test_records.py", "integrations/test_states.py"],
     "_gradients/_states": ["test_metrics.py", "test_records.py", "integrations/test_states.py"],
-    "_gradients/_sums": ["_gradients/test_norm.py"],
+    "_gradients/_sums": [f"_gradients/test_{name}.py" for name in ("leaf_norms", "norm", "axes", "clip_meshes")],
     "_pipeline": ["test_records.py", "_gradients/test_skipping.py"],
     "_schedules/_arguments": ["_schedules/test_curves.py", "test_foreign.py"],
     "_schedules/_exponential": ["test_checks.py", "_schedules/test_curves.py"],

@@ -102,10 +102,12 @@ def many_leaves() -> dict[str, np.ndarray]:
     return {f"{place:02}": leaf for place, leaf in enumerate(leaves)}
 
 
-def test_many_leaves_that_share_second_passes_have_the_norms_that_each_has_alone(as_on):
+@pytest.mark.parametrize("members", [None, np.arange(96) // 2 % 2], ids=["one group", "two groups"])
+def test_many_leaves_that_share_second_passes_have_the_norms_that_each_has_alone(as_on, members):
     as_on("cpu", 1)
     tree = many_leaves()
-    assert_norms(jax.jit(wc.leaf_norms)(tree), tree, FEW_ULP)
+    norms = jax.jit(lambda tree: scaled_leaf_norms(tree, members=members).value)(tree)
+    assert_norms(dict(zip(sorted(tree), norms, strict=True)), tree, FEW_ULP)
 
 
 def test_no_leaf_shares_its_second_pass_with_one_of_another_shape_or_group():
