@@ -20,6 +20,7 @@ OURS = "wc.clip_by_global_norm"
 OPTAX = "optax.clip_by_global_norm"
 BARE = "one coefficient x leaf"
 GIVEN = "a number that is known x leaf"
+TOGETHER = "a plain sum of squares, 32 leaves at a time"
 MEASURED = "wc.clip_by_global_norm(None)"
 SKIP = "wc.pipeline, update"
 APPLY = "wc.pipeline, apply_gradients"
@@ -36,7 +37,7 @@ OPTIMIZERS: dict[str, Callable[[Any], optax.GradientTransformation]] = {
 #: Left out of workloads that are slow to build.
 SLOW = (OPTAX_SKIP, MEASURED, APPLY, RUNNING, GROUPS)
 #: Those that are no clip: timed only where they are asked for.
-PARTS = (GIVEN,)
+PARTS = (GIVEN, TOGETHER)
 Step = Callable[[Any, Any, Any], tuple[Any, Any]]
 
 
@@ -60,6 +61,18 @@ def scaled_by_a_number() -> optax.GradientTransformation:
         return jax.tree.map(lambda leaf: (leaf * state).astype(leaf.dtype), updates), state
 
     return optax.GradientTransformation(lambda params: jnp.float32(0.5), update)
+
+
+def sum_of_squares_together() -> optax.GradientTransformation:
+    """The norm without a product, in as few kernels as ours reads small leaves in; right only for well-behaved numbers."""
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        del state, params
+        leaves = [leaf.ravel() for leaf in jax.tree.leaves(updates)]
+        parts = [jnp.concatenate(leaves[start : start + 32]) for start in range(0, len(leaves), 32)]
+        return updates, jnp.sqrt(jnp.sum(jnp.stack([jnp.sum(jnp.square(part)) for part in parts])))
+
+    return optax.GradientTransformation(lambda params: jnp.float32(0), update)
 
 
 def _update_then_apply(optimizer: Any) -> Step:
@@ -88,6 +101,7 @@ def optimizers(kind: str) -> dict[str, tuple[Any, Step]]:
         REFERENCE: plain,
         BARE: optax.chain(scaled_by_one_coefficient(MAX_NORM), plain),
         GIVEN: optax.chain(scaled_by_a_number(), plain),
+        TOGETHER: optax.chain(sum_of_squares_together(), plain),
         OPTAX: by_optax,
         OPTAX_SKIP: optax.apply_if_finite(by_optax, 5),
         OURS: optax.chain(wc.clip_by_global_norm(MAX_NORM), plain),
