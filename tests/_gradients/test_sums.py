@@ -107,6 +107,22 @@ def test_nothing_is_put_together_for_devices_that_are_elsewhere(as_on, platform)
     assert "all-gather" not in lowered(tree).compile().as_text()
 
 
+@pytest.mark.parametrize("axis_type", [jax.sharding.AxisType.Auto, jax.sharding.AxisType.Explicit])
+def test_on_a_mesh_of_one_device_small_leaves_are_packed(as_on, axis_type):
+    as_on("cpu", devices=1)
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(axis_type,), devices=jax.devices()[:1])
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    tree = [jax.ShapeDtypeStruct((size,), np.float32, sharding=sharding) for size in (11, 12)]
+    assert re.search(r"concatenate.*tensor<11xf32>, tensor<12xf32>", lowered(tree).as_text())
+
+
+def test_where_leaves_are_packed_those_without_entries_add_nothing(as_on):
+    as_on("cpu", devices=1)
+    empty = [np.zeros((0, 3), dtype) for dtype in (*SHORT, *SHORT)]
+    assert float(wc.global_norm(empty)) == 0.0
+    assert float(wc.global_norm([*empty, np.full(1, 1e30, np.float32)])) == np.float32(1e30)
+
+
 # What it costs: the structure of the compiled program, not its time.
 
 
