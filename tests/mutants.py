@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 
 ROOT, PACKAGE, EQUIVALENT = pathlib.Path(__file__).parents[1], "warmclip_jax", "tests/equivalent_mutants.txt"
 #: Seconds for the tests of a mutant, where it is not known how long they take without a change.
-PATIENCE = 600
+PATIENCE = 300
 PARTS = ("_gradients/", "_schedules/", "_pipeline")
 #: Test files that a module is tested by beside those of its name.
 ALSO = {

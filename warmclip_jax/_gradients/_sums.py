@@ -186,9 +186,10 @@ def _once(reduction: Reduction, value: jax.Array) -> jax.Array:
 
 def _added(values: list[jax.Array]) -> jax.Array:
     """The sum of n scalars. Added pairwise: rounding then grows with log(n), not n."""
-    if len(values) > 1 and not may_be_sharded(values[0]):
+    if len(values) == 1:
+        return values[0]
+    if not may_be_sharded(values[0]):
         return jnp.sum(jnp.stack(values))
     # In pairs, so that XLA can add the sums of shards before it communicates them.
-    while len(values) > 1:
-        values = [*map(jnp.add, values[::2], values[1::2]), *values[len(values) // 2 * 2 :]]
-    return values[0]
+    pairs = 2 ** ((len(values) - 1).bit_length() - 1)
+    return _added(values[:pairs]) + _added(values[pairs:])
