@@ -45,7 +45,7 @@ ALSO = {
     "_schedules/_arguments": ["_schedules/test_curves.py", "test_foreign.py"],
     "_schedules/_exponential": ["test_checks.py", "_schedules/test_curves.py"],
     "_schedules/_recipes": ["test_checks.py"],
-    "_schedules/_schedule": ["test_checks.py", "test_foreign.py"],
+    "_schedules/_schedule": ["test_checks.py", "test_foreign.py", "test_values.py"],
     "_schedules/_shares": ["_schedules/test_curves.py"],
 }
 BOTH_WAYS = {"<": "<=", ">": ">=", "==": "!=", "+": "-", "*": "/", "&": "|", "and": "or"}

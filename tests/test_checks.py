@@ -349,6 +349,10 @@ def test_a_rule_between_arguments_waits_for_those_that_are_traced():
         return wc.warmup_stable_decay(peak_value=1.0, total_steps=total, warmup_steps=2, decay_steps=4)(3)
 
     assert float(jax.jit(rate)(10)) == float(rate(10)) == 1.0
+    steps = jax.jit(lambda boundaries: wc.piecewise_constant(values=[1.0, 2.0, 3.0], boundaries=boundaries)(4))
+    assert [float(steps(boundaries)) for boundaries in ([2, 5], [2, 3], [5, 7])] == [2.0, 3.0, 1.0]
+    half = jax.jit(lambda last: wc.piecewise_constant(values=[1.0, 2.0, 3.0], boundaries=[2, last])(4))
+    assert [float(half(last)) for last in (5, 3)] == [2.0, 3.0]
     with pytest.raises(ValueError, match="decay_steps must be at most what warmup_steps=2 leaves of total_steps=5"):
         rate(5)
 

@@ -97,6 +97,34 @@ def test_the_coefficient_is_the_bound_over_the_norm_as_far_as_it_can_be_held(lea
     assert coef == pytest.approx(exact if exact >= 2.0**-126 else 0.0, rel=4 * 2.0**-23, abs=0)
 
 
+@pytest.mark.parametrize("bound", [0.0, 0.25, 3.0, None, math.inf])
+def test_the_state_and_metrics_tell_the_bound_that_was_in_force(bound):
+    (state,) = run(bound, [4.0])
+    shown = math.inf if bound is None else bound
+    assert float(state.norm_bound) == (-1 if shown == math.inf else bound)
+    assert float(wc.metrics(state)["max_norm"]) == shown
+
+
+def test_a_traced_bound_below_zero_is_told_as_the_zero_that_it_acts_as():
+    state = jax.jit(lambda bound: run(bound, [4.0])[0])(-1.0)
+    assert (float(state.norm_bound), float(state.clip_coef)) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("state", "shown"),
+    [
+        (None, "None"),
+        ((), "a tuple of nothing"),
+        ({"count": 1}, "a dict of int"),
+        ([optax.EmptyState(), None], "a list of EmptyState, NoneType"),
+        (0.5, "a value of type float"),
+    ],
+)
+def test_a_state_that_is_not_its_own_is_named_in_the_error(state, shown):
+    with pytest.raises(TypeError, match=rf"that init or the last update returned; got {shown}\. For the state of another"):
+        clipping(1.0).update([jnp.ones(1)], state)
+
+
 def test_measuring_counts_bad_updates_and_clips_none():
     states = run(None, [3.0, math.nan, math.inf])
     assert [int(state.clipped_count) for state in states] == [0, 0, 0]

@@ -42,6 +42,7 @@ def test_operators_take_functions_of_other_libraries_and_tracers_on_either_side(
     values = jax.jit(lambda factor: ((factor * DECAY)(0), (DECAY * factor)(0), (DECAY / factor)(0)))(jnp.float32(2))
     np.testing.assert_allclose(values, [0.6, 0.6, 0.15], rtol=1e-6)
     assert float(jax.grad(lambda factor: (factor * DECAY)(0))(2.0)) == np.float32(0.3)
+    assert float(jax.jit(lambda factor: (factor * DECAY)(0))(jnp.int32(2))) == np.float32(0.6)
 
 
 def test_multi_steps_takes_an_integer_made_of_a_schedule():

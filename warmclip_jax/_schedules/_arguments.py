@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import jax
 import numpy as np
@@ -24,14 +24,18 @@ class _AnySchedule(Function):
     def lowered(self, checked: Any) -> Any:
         if isinstance(checked, Schedule):
             return checked.lowered()
-        return self.number.lowered(checked) if self.number and not callable(checked) else checked
+        return checked if isinstance(checked, Foreign) else self._numbers.lowered(checked)
 
     def as_array(self, lowered: Any) -> Any:
         if isinstance(lowered, Foreign):
             return lambda count: lowered(as_step(count))
         if isinstance(lowered, Schedule):
             return functools.partial(computed, lowered)
-        return self.number.as_array(lowered) if self.number and not callable(lowered) else lowered
+        return self._numbers.as_array(lowered)
+
+    @property
+    def _numbers(self) -> Number:
+        return cast(Number, self.number)  # where a number stands, the rule allows one
 
 
 _FINITE = Number(
