@@ -91,6 +91,15 @@ def test_bad_steps_are_counted_up_to_the_largest_int32_and_no_further():
     assert int(state.skipped_count) == 2**31 - 1
 
 
+def test_the_guard_counts_what_is_not_finite_apart_from_what_is_too_large_and_keeps_the_leaves_of_each():
+    guard: Any = wc.skip_nonfinite(optax.sgd(0.1), above=10.0, record=1, record_leaves=True)
+    _, state = run(by_update, guard, [GOOD, BAD[0], GOOD, jax.tree.map(lambda g: 7 * g, GOOD), GOOD])
+    assert [int(count) for count in (state.skip_calls, state.nonfinite_count, state.skipped_count)] == [5, 1, 2]
+    assert [int(call) for call in (state.last_skipped_call, state.leaves.bad_call, state.leaves.spike_call)] == [3, 1, 3]
+    assert wc.records(state)["call"].tolist() == [4]
+    np.testing.assert_allclose(state.leaves.spike_leaf_norms, 7 * state.leaves.leaf_norms, rtol=1e-6)
+
+
 @OPTIMIZERS
 def test_update_then_apply_updates_and_apply_gradients_give_the_same_numbers(optimizer):
     stream = [GOOD, BAD[1], jax.tree.map(lambda g: 7 * g, GOOD), GOOD]
