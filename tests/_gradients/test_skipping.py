@@ -93,6 +93,7 @@ def test_bad_steps_are_counted_up_to_the_largest_int32_and_no_further():
 
 def test_the_guard_counts_what_is_not_finite_apart_from_what_is_too_large_and_keeps_the_leaves_of_each():
     guard: Any = wc.skip_nonfinite(optax.sgd(0.1), above=10.0, record=1, record_leaves=True)
+    assert int(guard.init(PARAMS).last_skipped_call) == -1
     _, state = run(by_update, guard, [GOOD, BAD[0], GOOD, jax.tree.map(lambda g: 7 * g, GOOD), GOOD])
     assert [int(count) for count in (state.skip_calls, state.nonfinite_count, state.skipped_count)] == [5, 1, 2]
     assert [int(call) for call in (state.last_skipped_call, state.leaves.bad_call, state.leaves.spike_call)] == [3, 1, 3]
