@@ -98,6 +98,12 @@ def test_the_guard_counts_what_is_not_finite_apart_from_what_is_too_large_and_ke
     assert [int(count) for count in (state.skip_calls, state.nonfinite_count, state.skipped_count)] == [5, 1, 2]
     assert [int(call) for call in (state.last_skipped_call, state.leaves.bad_call, state.leaves.spike_call)] == [3, 1, 3]
     assert wc.records(state)["call"].tolist() == [4]
+    in_a_row = []
+    after = state
+    for grads in (BAD[1], BAD[2], GOOD):
+        _, after = guard.update(grads, after, PARAMS)
+        in_a_row.append(int(after.consecutive_skips))
+    assert in_a_row == [1, 2, 0]
     np.testing.assert_allclose(state.leaves.spike_leaf_norms, 7 * state.leaves.leaf_norms, rtol=1e-6)
 
 

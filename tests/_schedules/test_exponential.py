@@ -27,6 +27,25 @@ def test_growth_is_the_formula_and_stops_at_its_ceiling(init: float, end: float,
     assert np.all(np.diff(values) >= 0)
 
 
+@pytest.mark.parametrize(("init", "end"), [(1.0, 0.0), (1.0, 1.0), (0.0, 0.0), (-1.0, -2.0)])
+def test_with_a_rate_of_1_it_stays_where_it_is(init: float, end: float):
+    schedule = wc.exponential_decay(init_value=init, decay_steps=10, decay_rate=1.0, end_value=end)
+    assert schedule(np.array([0, 7, 2**31 - 1])).tolist() == [init] * 3
+
+
+@pytest.mark.parametrize(
+    ("rate", "init", "end", "named"),
+    [
+        (2.0, 1.0, 1.0, "end_value must be above init_value=1.0 with a decay_rate above 1; got 1.0"),
+        (2.0, 0.0, 1.0, "init_value must be above 0 with a decay_rate above 1; got 0.0"),
+        (1.0, 1.0, 1.5, "end_value must be at most init_value=1.0; got 1.5"),
+    ],
+)
+def test_an_end_that_is_not_on_its_way_is_refused(rate: float, init: float, end: float, named: str):
+    with pytest.raises(ValueError, match=named):
+        wc.exponential_decay(init_value=init, decay_steps=10, decay_rate=rate, end_value=end)
+
+
 def test_its_derivative_is_finite_before_and_past_the_ceiling():
     schedule = wc.exponential_decay(init_value=1e-3, decay_steps=10, decay_rate=2.0, end_value=1.0)
     floats = jax.tree.map(float, schedule)
