@@ -46,7 +46,7 @@ ALSO = {
     "_schedules/_exponential": ["test_checks.py", "_schedules/test_curves.py"],
     "_schedules/_recipes": ["test_checks.py"],
     "_schedules/_schedule": ["test_checks.py", "test_foreign.py", "test_values.py"],
-    "_schedules/_shares": ["_schedules/test_curves.py"],
+    "_schedules/_shares": ["_schedules/test_units.py", "_schedules/test_curves.py"],
 }
 BOTH_WAYS = {"<": "<=", ">": ">=", "==": "!=", "+": "-", "*": "/", "&": "|", "and": "or"}
 BOTH_WAYS |= {"min": "max", "minimum": "maximum", "any": "all", "True": "False"}
