@@ -6,7 +6,6 @@ last bit where the same program runs; and for its metrics a count of our own, Nu
 
 import dataclasses
 import functools
-import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -126,9 +125,9 @@ class Situation:
         return (STREAM[0], None, STREAM[-1]) if self.donate is None else STREAM
 
 
-#: Compiled without donation on one device each client goes on from its checkpoints, below.
 SITUATIONS = {
     "eager": Situation(None),
+    "jit": Situation(donate=False),
     "jit with donation": Situation(donate=True),
     "explicit mesh, eager": Situation(None, AxisType.Explicit),
     "explicit mesh, jit": Situation(donate=False, mesh=AxisType.Explicit),
@@ -137,16 +136,8 @@ SITUATIONS = {
 }
 
 
-#: What an eager step does on a mesh does not depend on the kind of its axes, but for what hosts do themselves.
-ON_ONE_MESH = CLIENTS.keys() - {"chain", "pipeline", "MultiSteps", "partition", "flax nnx", "equinox"}
-CELLS = [
-    (name, situation)
-    for situation, name in itertools.product(SITUATIONS, CLIENTS)
-    if not (situation == "automatic mesh, eager" and name in ON_ONE_MESH)
-]
-
-
-@pytest.mark.parametrize(("name", "situation"), CELLS)
+@every_client
+@pytest.mark.parametrize("situation", SITUATIONS)
 def test_a_bad_step_never_came_looks_like_a_good_one_and_is_told(name: str, situation: str):
     client, donate, mesh = CLIENTS[name], SITUATIONS[situation].donate, SITUATIONS[situation].mesh
     sizes = SITUATIONS[situation].sizes

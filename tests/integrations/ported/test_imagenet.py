@@ -84,12 +84,13 @@ def our_schedule() -> wc.Schedule:
 momentum = functools.partial(optax.sgd, momentum=0.9, nesterov=True)
 
 
-def their_optimizer() -> Any:
-    return momentum(their_schedule())
+def their_optimizer(max_norm: float | None) -> Any:
+    made = momentum(their_schedule())
+    return made if max_norm is None else optax.chain(optax.clip_by_global_norm(max_norm), made)
 
 
-def our_optimizer() -> Any:
-    return wc.pipeline(momentum, our_schedule(), max_norm=None, axis_name=())
+def our_optimizer(max_norm: float | None) -> Any:
+    return wc.pipeline(momentum, our_schedule(), max_norm=max_norm, axis_name=())
 
 
 def loss_and_grads(state: Any, images: Any, labels: Any) -> Any:
@@ -139,9 +140,10 @@ def train(step: Any, optimizer: Any) -> tuple[Any, Told, list[float]]:
     return jax_utils.unreplicate(state), stacked(told), extra
 
 
-def test_losses_norms_and_rates_are_those_of_flax_and_the_same_calls_are_left_out():
-    their_state, theirs, logged = train(their_step, their_optimizer())
-    our_state, ours, steps = train(our_step, our_optimizer())
+@pytest.mark.parametrize("max_norm", [None, 0.4], ids=["as it is there, unclipped", "clipped"])
+def test_losses_norms_and_rates_are_those_of_flax_and_the_same_calls_are_left_out(max_norm: float | None):
+    their_state, theirs, logged = train(their_step, their_optimizer(max_norm))
+    our_state, ours, steps = train(our_step, our_optimizer(max_norm))
     skipped = theirs.skipped.astype(bool)
     assert skipped[0]  # an overflow
     assert skipped[NAN_CALL]
@@ -160,3 +162,5 @@ def test_losses_norms_and_rates_are_those_of_flax_and_the_same_calls_are_left_ou
     assert abs(logged[-1] - ours.rate[-1]) > 0.05 * BASE
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(our_state.batch_stats))
     assert any(np.isnan(leaf).any() for leaf in jax.tree.leaves(their_state.batch_stats))
+    if max_norm is not None:
+        assert np.nanmax(ours.norm[~skipped]) > max_norm
