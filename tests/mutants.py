@@ -29,23 +29,28 @@ from typing import Any, NamedTuple
 ROOT, PACKAGE, EQUIVALENT = pathlib.Path(__file__).parents[1], "warmclip_jax", "tests/equivalent_mutants.txt"
 #: Seconds for the tests of a mutant, where it is not known how long they take without a change.
 PATIENCE = 300
-PARTS = ("_gradients/", "_schedules/", "_pipeline")
+PARTS = ("_norms/", "_clipping/", "_schedules/", "_pipeline/")
 #: Test files that a module is tested by beside those of its name.
 ALSO = {
-    "_gradients/_clipping": ["_gradients/test_clip_groups.py"],
-    "_gradients/_coefficient": ["_gradients/test_clip_groups.py"],
-    "_gradients/_leaf_norms": ["_gradients/test_clip_groups.py", "_gradients/test_clip_meshes.py"],
-    "_gradients/_leaves": ["_gradients/test_leaf_norms.py"],
-    "_gradients/_norm": ["_gradients/test_clipping_bounds.py"],
-    "_gradients/_recorder": ["test_records.py"],
-    "_gradients/_skipping": ["_gradients/test_bounds_in_use.py", "test_records.py", "integrations/test_states.py"],
-    "_gradients/_states": ["test_metrics.py", "test_records.py", "integrations/test_states.py"],
-    "_gradients/_sums": [f"_gradients/test_{name}.py" for name in ("leaf_norms", "norm", "axes", "clip_meshes")],
-    "_pipeline": ["test_records.py", "_gradients/test_skipping.py"],
-    "_schedules/_arguments": ["_schedules/test_curves.py", "test_foreign.py"],
-    "_schedules/_exponential": ["test_checks.py", "_schedules/test_curves.py"],
-    "_schedules/_recipes": ["test_checks.py"],
-    "_schedules/_schedule": ["test_checks.py", "test_foreign.py", "test_values.py"],
+    "_clipping/_transformations": ["_clipping/test_clip_groups.py"],
+    "_clipping/_coefficient": ["_clipping/test_clip_groups.py"],
+    "_norms/_leaf_norms": ["_clipping/test_clip_groups.py", "_clipping/test_clip_meshes.py"],
+    "_norms/_leaves": ["_norms/test_leaf_norms.py"],
+    "_norms/_norm": ["_clipping/test_transformations_bounds.py"],
+    "_clipping/_leaf_record": ["_telemetry/test_records.py"],
+    "_clipping/_skipping": ["_clipping/test_bounds_in_use.py", "_telemetry/test_records.py", "integrations/test_states.py"],
+    "_clipping/_states": ["_telemetry/test_metrics.py", "_telemetry/test_records.py", "integrations/test_states.py"],
+    "_norms/_sums": [
+        "_norms/test_leaf_norms.py",
+        "_norms/test_norm.py",
+        "_norms/test_axes.py",
+        "_clipping/test_clip_meshes.py",
+    ],
+    "_pipeline/_pipeline": ["_telemetry/test_records.py", "_clipping/test_skipping.py"],
+    "_schedules/_arguments": ["_schedules/test_curves.py", "_values/test_foreign.py"],
+    "_schedules/_exponential": ["_values/test_rules.py", "_schedules/test_curves.py"],
+    "_schedules/_recipes": ["_values/test_rules.py"],
+    "_schedules/_schedule": ["_values/test_rules.py", "_values/test_foreign.py", "_values/test_value.py"],
     "_schedules/_shares": ["_schedules/test_units.py", "_schedules/test_curves.py"],
 }
 BOTH_WAYS = {"<": "<=", ">": ">=", "==": "!=", "+": "-", "*": "/", "&": "|", "and": "or"}
@@ -105,6 +110,18 @@ def changes(source: bytes, policies: dict[str, str]) -> Iterator[tuple[int, int,
     yield from sorted(of(ast.parse(source)))
 
 
+def owner(tree: ast.Module, line: int) -> str:
+    """What a line belongs to: functions and classes, outermost first, or the name that it defines; "" for neither."""
+    names = []
+    for node in ast.walk(tree):
+        decorators = getattr(node, "decorator_list", [])
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) or node in tree.body:
+            first = min([node.lineno, *(decorator.lineno for decorator in decorators)])
+            if first <= line <= (node.end_lineno or 0):
+                names += [getattr(node, "name", None) or ast.unparse(getattr(node, "targets", [ast.Name("")])[0])]
+    return ".".join(filter(None, names))
+
+
 def policies_of(sources: Iterable[bytes]) -> dict[str, str]:
     """Each string that a `Choice((...))` allows, and another one of it."""
     made: dict[str, str] = {}
@@ -117,14 +134,18 @@ def policies_of(sources: Iterable[bytes]) -> dict[str, str]:
 
 
 def mutants(package: pathlib.Path) -> dict[str, Mutant]:
-    """Every mutant by name: `module: line: old -> new`, numbered where a module has several of one name."""
+    """Every mutant by name: `module.function: old -> new`, numbered where a function has several of one name.
+
+    Neither a formatter nor another folder changes a name.
+    """
     sources = {path.relative_to(package).with_suffix("").as_posix(): path.read_bytes() for path in package.rglob("*.py")}
+    trees = {module: ast.parse(source) for module, source in sources.items()}
     policies, made = policies_of(sources.values()), dict[str, Mutant]()
     for module, source in sorted(sources.items()):
         seen = collections.Counter[str]()
         for start, end, new in changes(source, policies) if module.startswith(PARTS) else ():
-            line = source[source.rfind(b"\n", 0, start) + 1 : source.find(b"\n", end)].decode().strip()
-            name = f"{module}: {line}: {source[start:end].decode()} -> {new or 'nothing'}"
+            within = owner(trees[module], source.count(b"\n", 0, start) + 1)
+            name = f"{pathlib.Path(module).name}.{within}: {source[start:end].decode()} -> {new or 'nothing'}"
             seen[name] += 1
             name += f" ({seen[name]})" if seen[name] > 1 else ""
             made[name] = Mutant(module, name, start, end, new)
@@ -191,7 +212,7 @@ def results(chosen: list[Mutant], workers: int, tests: dict[str, list[str]], *, 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("modules", nargs="*", help="such as _gradients/_norm; all, if there are none")
+    parser.add_argument("modules", nargs="*", help="such as _norms/_norm; all, if there are none")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--results", type=pathlib.Path, default=ROOT / ".mutants.jsonl")
     parser.add_argument("--drawn", type=int, help="run so many, drawn by the seed")

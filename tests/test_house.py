@@ -1,151 +1,156 @@
-"""Where everything has its place: imports run one way, each module is short and says its purpose, tests mirror the folders."""
+"""Where everything stands: rooms with doors, walls between them, short modules, and tests in the same rooms."""
 
 import ast
 import graphlib
+import io
 import pathlib
 import re
-
-import pytest
+import tokenize
+from collections.abc import Iterator
 
 TESTS = pathlib.Path(__file__).parent
 PACKAGE = TESTS.parent / "warmclip_jax"
 
-#: From the front door down. A module imports from its own layer or from those below; what is not named here is ground floor.
+#: The rooms that each room may import from; the two front files may import from all.
+MAY_USE = {
+    "_values": set[str](),
+    "_norms": {"_values"},
+    "_schedules": {"_values"},
+    "_clipping": {"_norms", "_values"},
+    "_pipeline": {"_clipping", "_schedules", "_norms", "_values"},
+    "_pictures": {"_pipeline", "_clipping", "_schedules", "_norms", "_values"},
+    "_telemetry": {"_pipeline", "_clipping", "_schedules", "_norms", "_values", "_pictures"},
+    "_adopting": {"_pipeline", "_clipping", "_schedules", "_norms", "_values"},
+}
 FRONT = {"__init__", "__main__"}
-GALLERY = {"_metrics", "_records", "_report", "_finding", "_links", "_adopting", "_pictures"}
-HALL = {"_pipeline", "_rates"}
-WINGS = {"_schedules", "_gradients"}
-LAYERS = (FRONT, GALLERY, HALL, WINGS)
-
-LONGEST = 250
+#: What one room may know of another, where that is less than all that its door shows.
+NARROW = {
+    ("_telemetry", "_pictures"): {"matplotlib_figure"},
+}
+MOST_TOKENS, MOST_TOKENS_IN_ALL = 2050, 41_000
 
 #: Modules whose tests stand in the file of the neighbour that they are a part of.
 TESTED_BY = {
-    "_rates": "test_pipeline.py",
-    "_links": "test_adopting.py",
-    "_gradients/_applying": "_gradients/test_skipping.py",
-    "_gradients/_coefficient": "_gradients/test_clipping.py",
-    "_gradients/_leaves": "_gradients/test_norm.py",
-    "_gradients/_states": "_gradients/test_clipping_state.py",
-    "_schedules/_arguments": "test_checks.py",
+    "_pipeline/_rates": "_pipeline/test_pipeline.py",
+    "_adopting/_links": "_adopting/test_adopt.py",
+    "_clipping/_applying": "_clipping/test_skipping.py",
+    "_clipping/_coefficient": "_clipping/test_transformations.py",
+    "_clipping/_ring": "_telemetry/test_records.py",
+    "_norms/_leaves": "_norms/test_norm.py",
+    "_norms/_range": "_norms/test_norm.py",
+    "_clipping/_states": "_clipping/test_transformations_state.py",
+    "_schedules/_arguments": "_values/test_rules.py",
     "_schedules/_recipes": "_schedules/test_curves.py",
     "_schedules/_transforms": "_schedules/test_curves.py",
 }
-#: Test files whose subject is the package as a whole.
-OF_THE_WHOLE = {
-    "house",
-    "mutants",
-    "packaging",
-    "properties",
-    "public_api",
-    "readme",
-    "_schedules/parity",
-    "_gradients/every_16_bit",
-}
+#: Test files in rooms whose subject is the room as a whole.
+OF_THE_ROOM = {"_schedules/parity", "_clipping/every_16_bit"}
 
 
 def name_of(path: pathlib.Path) -> str:
-    """`_gradients/_norm` for that module's file."""
-    return path.relative_to(PACKAGE).with_suffix("").as_posix()
+    """`_norms/_axes` for that module's file, `_norms` for the door of that room."""
+    return path.relative_to(PACKAGE).with_suffix("").as_posix().removesuffix("/__init__")
 
 
 MODULES = {name_of(path): path.read_text("utf-8") for path in sorted(PACKAGE.rglob("*.py"))}
-FOLDERS = {name for name in MODULES if name.endswith("/__init__")}
-each_module = pytest.mark.parametrize("module", MODULES)
-
-
-def imports(module: str) -> set[str]:
-    """The modules of this package that `module` imports, at its top or inside of a function."""
-    found = set()
-    for node in ast.walk(ast.parse(MODULES[module])):
-        if isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{module} has a relative import"
-            dotted = [f"{node.module}.{alias.name}" for alias in node.names]
-        elif isinstance(node, ast.Import):
-            dotted = [alias.name for alias in node.names]
-        else:
-            continue
-        found |= {resolved(name.split(".")[1:]) for name in dotted if name.split(".")[0] == "warmclip_jax"}
-    return found - {module}
-
-
-def resolved(parts: list[str]) -> str:
-    """The module that an import of `parts` reads: the longest beginning of it that is one."""
-    for length in range(len(parts), 0, -1):
-        path = "/".join(parts[:length])
-        for name in (path, f"{path}/__init__"):
-            if name in MODULES:
-                return name
-    return "__init__"
+ROOMS = set(MAY_USE)
+DOORS = ROOMS & MODULES.keys()
 
 
 def room(module: str) -> str:
     return module.split("/")[0]
 
 
-def layer(module: str) -> int:
-    return next((index for index, rooms in enumerate(LAYERS) if room(module) in rooms), len(LAYERS))
+def imports(module: str) -> Iterator[tuple[str, str]]:
+    """What `module` imports of this package, at its top or inside of a function: from which module, and the name."""
+    for node in ast.walk(ast.parse(MODULES[module])):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module} has a relative import"
+            if str(node.module).split(".")[0] == PACKAGE.name:
+                source = "/".join(str(node.module).split(".")[1:]) or "__init__"
+                yield from ((source, alias.name) for alias in node.names)
+        elif isinstance(node, ast.Import):
+            yield from (("__init__", alias.name) for alias in node.names if alias.name.startswith(PACKAGE.name))
 
 
-def test_the_layers_are_those_of_the_package():
-    assert {room(module) for module in MODULES} >= FRONT | HALL | WINGS
-    assert "_gradients/_axes" in imports("_gradients/_norm")
-    assert imports("__init__") >= {"_pipeline", "_gradients/_norm"}
-
-
-@each_module
-def test_imports_run_down_and_never_from_wing_to_wing(module: str):
-    for other in imports(module):
-        assert layer(other) >= layer(module), f"{module} imports {other}, which is above it"
-        assert room(other) == room(module) or not {room(other), room(module)} <= WINGS, f"{module} imports the wing of {other}"
-
-
-def test_no_module_imports_itself_through_others():
-    tuple(graphlib.TopologicalSorter({module: imports(module) for module in MODULES}).static_order())
-
-
-@each_module
-def test_the_docstring_opens_with_one_sentence_that_says_the_purpose(module: str):
-    first, *rest = (ast.get_docstring(ast.parse(MODULES[module])) or "").splitlines()
-    assert re.fullmatch(r"[A-Z`](?:[^.!?]|[.!?](?!\s|$))+\.", first), first
-    assert not rest or rest[0] == "", "the first sentence has a line of its own"
-
-
-@pytest.mark.parametrize("module", sorted(FOLDERS))
-def test_a_folder_opens_with_one_sentence_and_no_code(module: str):
-    assert len(ast.parse(MODULES[module]).body) == 1
-    assert MODULES[module].count("\n") == 1
-
-
-@each_module
-def test_no_module_is_too_long_to_read_at_once(module: str):
-    assert len(MODULES[module].splitlines()) <= LONGEST
+def tokens(source: str) -> int:
+    """The size of a module, without its docstrings, comments and layout."""
+    layout = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, documented) and ast.get_docstring(node)]
+    docs = {line for node in nodes for line in range(node.body[0].lineno, (node.body[0].end_lineno or 0) + 1)}
+    made = tokenize.generate_tokens(io.StringIO(source).readline)
+    return sum(token.type not in layout and token.start[0] not in docs for token in made)
 
 
 def subjects(path: pathlib.Path) -> set[str]:
-    """The modules that a test file may be of: `_gradients/test_clipping_derivatives.py` is of `_gradients/_clipping`."""
+    """The modules that a test file may be of: `_clipping/test_clip_groups.py` is of `_clipping/_clip`."""
     folder, words = path.parent.relative_to(TESTS), path.stem.removeprefix("test_").split("_")
     names = ("_".join(words[:length]) for length in range(1, len(words) + 1))
     return {(folder / form).as_posix() for name in names for form in (f"_{name}", f"__{name}__")} & set(MODULES)
 
 
-TEST_FILES = [
-    path for path in sorted(TESTS.rglob("test_*.py")) if path.parent == TESTS or path.parent.name in {room(f) for f in FOLDERS}
-]
+TEST_FILES = [path for path in sorted(TESTS.rglob("test_*.py")) if path.parent.name in ROOMS]
 
 
-@each_module
-def test_every_module_has_a_test_file_of_its_name(module: str):
-    if module in FOLDERS or module == "__init__":
-        return
-    if module in TESTED_BY:
-        assert (TESTS / TESTED_BY[module]).is_file()
-        assert not any(module in subjects(path) for path in TEST_FILES), f"strike {module} from TESTED_BY"
-    else:
-        assert any(module in subjects(path) for path in TEST_FILES), f"no test file is named after {module}"
+def test_the_rooms_are_those_of_the_package():
+    assert {room(module) for module in MODULES} == ROOMS | FRONT
 
 
-@pytest.mark.parametrize("path", TEST_FILES, ids=lambda path: path.relative_to(TESTS).as_posix())
-def test_every_test_file_is_named_after_a_module_or_is_of_the_whole(path: pathlib.Path):
-    name = (path.parent.relative_to(TESTS) / path.stem.removeprefix("test_")).as_posix()
-    assert (name in OF_THE_WHOLE) != bool(subjects(path))
+def test_no_import_goes_through_a_wall():
+    assert [
+        f"{module} imports {name} from {source}"
+        for module in MODULES
+        for source, name in imports(module)
+        if room(source) not in {room(module), *(ROOMS if module in FRONT else MAY_USE[room(module)])}
+        or name not in NARROW.get((room(module), room(source)), {name})
+    ] == []
+
+
+def test_every_import_from_another_room_goes_through_its_door():
+    assert [
+        f"{module} imports {name} from {source}"
+        for module in MODULES
+        for source, name in imports(module)
+        if room(source) != room(module) and source != room(source)
+    ] == []
+
+
+def test_a_door_opens_with_one_sentence_and_shows_what_other_rooms_use():
+    asked = {(source, name) for module in MODULES for source, name in imports(module) if source != room(module)}
+    shown = {(door, name) for door in DOORS for _, name in imports(door)}
+    assert shown == {(source, name) for source, name in asked if source in DOORS}
+    assert [door for door in DOORS if '"""' not in MODULES[door].splitlines()[0][3:]] == []
+    assert [door for door in DOORS for node in ast.parse(MODULES[door]).body[1:] if not isinstance(node, ast.ImportFrom)] == []
+
+
+def test_no_module_imports_itself_through_others():
+    inside = {module: {source for source, _ in imports(module)} for module in MODULES}
+    tuple(graphlib.TopologicalSorter(inside).static_order())
+
+
+def test_every_docstring_opens_with_one_sentence_on_a_line_of_its_own():
+    wrong = []
+    for module, source in MODULES.items():
+        first, *rest = (ast.get_docstring(ast.parse(source)) or "").splitlines() or [""]
+        if not re.fullmatch(r"[A-Z`](?:[^.!?]|[.!?](?!\s|$))+\.", first) or (rest and rest[0]):
+            wrong.append(module)
+    assert wrong == []
+
+
+def test_no_module_is_too_long_to_read_at_once():
+    sizes = {module: tokens(source) for module, source in MODULES.items()}
+    assert [f"{module}: {size} tokens" for module, size in sizes.items() if size > MOST_TOKENS] == []
+    assert sum(sizes.values()) <= MOST_TOKENS_IN_ALL
+
+
+def test_every_module_has_a_test_file_of_its_name_in_the_same_room():
+    named = {module for path in TEST_FILES for module in subjects(path)}
+    alone = {module for module in MODULES if module not in DOORS | FRONT}
+    assert alone == named | set(TESTED_BY)
+    assert [name for name in TESTED_BY.values() if not (TESTS / name).is_file()] == []
+
+
+def test_every_test_file_in_a_room_is_named_after_a_module_or_is_of_the_whole_room():
+    of_room = {TESTS / folder / f"test_{name}.py" for folder, _, name in (each.partition("/") for each in OF_THE_ROOM)}
+    assert {path for path in TEST_FILES if not subjects(path)} == of_room

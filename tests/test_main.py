@@ -10,7 +10,7 @@ import pytest
 import warmclip_jax as wc
 from tests._schedules.catalogue import catalogue
 from warmclip_jax.__main__ import main
-from warmclip_jax._parsing import parse
+from warmclip_jax._values._parsing import parse
 
 RUN = "warmup_polynomial_decay(peak_value=1e-4, total_steps=1000, warmup_fraction=0.1)"
 SCHEDULES = {name: entry.schedule for name, entry in catalogue(100).items()}

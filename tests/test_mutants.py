@@ -17,18 +17,18 @@ def half(number: int) -> int:
     return number // 2
 """
 TESTS = """
-from toy._gradients._small import half, larger
+from toy._norms._small import half, larger
 
 
 def test_small():
     assert (larger(1, 2), larger(2, 1), half(4)) == (2, 2, 2)
 """
-TIE, HALF = "_gradients/_small: return one if one > other else other: > -> >=", "_gradients/_small: return number // 2: "
+TIE, HALF = "_small.larger: > -> >=", "_small.half: "
 
 
 @pytest.fixture
 def toy(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Path:
-    for name, text in {"toy/_gradients/_small.py": SMALL, "tests/test_small.py": TESTS, mutants.EQUIVALENT: ""}.items():
+    for name, text in {"toy/_norms/_small.py": SMALL, "tests/test_small.py": TESTS, mutants.EQUIVALENT: ""}.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text, encoding="utf-8")
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
@@ -47,7 +47,7 @@ def test_a_change_that_no_test_notices_survives_until_it_is_listed(toy: pathlib.
     told = capsys.readouterr().out.splitlines()
     assert sorted(told[:3]) == [f"killed: {HALF}// -> *", f"killed: {HALF}2 -> 3", f"survived: {TIE}"]
     assert told[3:] == ["3 mutants, 1 survived", TIE]
-    assert (toy / "toy/_gradients/_small.py").read_text("utf-8") == SMALL
+    assert (toy / "toy/_norms/_small.py").read_text("utf-8") == SMALL
 
     # What is known is not run again.
     monkeypatch.setattr(mutants, "result", None)
@@ -60,12 +60,12 @@ def test_a_change_that_no_test_notices_survives_until_it_is_listed(toy: pathlib.
 
 def test_tests_that_fail_without_a_change_are_an_error(toy: pathlib.Path):
     (toy / "tests/test_small.py").write_text("assert False", encoding="utf-8")
-    with pytest.raises(RuntimeError, match=r"_gradients/_small: its tests must pass without a change; got \['tests/test_small"):
+    with pytest.raises(RuntimeError, match=r"_norms/_small: its tests must pass without a change; got \['tests/test_small"):
         run(toy)
     assert run(toy, "--passed") == 0  # and says of each that it was killed
 
 
-@pytest.mark.parametrize(("listed", "fault"), [(TIE, "no reason"), ("_gone: x: 0 -> 1\n  It did.", "there is no mutant")])
+@pytest.mark.parametrize(("listed", "fault"), [(TIE, "no reason"), ("_gone.x: 0 -> 1\n  It did.", "there is no mutant")])
 def test_a_listed_mutant_must_exist_and_have_a_reason(toy: pathlib.Path, listed: str, fault: str):
     (toy / mutants.EQUIVALENT).write_text(listed, encoding="utf-8")
     with pytest.raises(ValueError, match=f"{fault}.*{listed.splitlines()[0]}"):

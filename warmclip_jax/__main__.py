@@ -9,12 +9,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from warmclip_jax._parsing import parse
-from warmclip_jax._pictures._chart import chart
-from warmclip_jax._pictures._plot import plot
-from warmclip_jax._pictures._sampling import sampled
-from warmclip_jax._schedules._schedule import Schedule
-from warmclip_jax._values import factories
+from warmclip_jax._pictures import chart, plot, sampled
+from warmclip_jax._schedules import Schedule
+from warmclip_jax._values import factories, parse
 
 
 class _Parser(argparse.ArgumentParser):

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from warmclip_jax._checks import MAX_COUNT
 from warmclip_jax._schedules import _shares
+from warmclip_jax._values._rules import MAX_COUNT
 
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
 

@@ -16,8 +16,8 @@ import optax
 from jax import lax
 
 import warmclip_jax as wc
-from warmclip_jax._gradients._history import Rule, bound_from, init_history, log_of, taught
-from warmclip_jax._gradients._norm import scaled_norm
+from warmclip_jax._clipping._history import Rule, bound_from, init_history, log_of, taught
+from warmclip_jax._norms._norm import scaled_norm
 
 STEPS, BATCH, SEEDS = 3_000, 32, 8
 INPUTS, TEACHER, STUDENT = 8, 8, 32

@@ -25,8 +25,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from tests.benchmarks.bound_rules import RULES, BoundRule
-from warmclip_jax._gradients._history import History, Rule, bound_from, init_history, log_of, taught
-from warmclip_jax._gradients._norm import ScaledNorm
+from warmclip_jax._clipping._history import History, Rule, bound_from, init_history, log_of, taught
+from warmclip_jax._norms._range import ScaledNorm
 
 CALLS, HALF = 6_000, 3_000
 COLD_CALLS = (2, 3, 5, 10, 20, 50, 100, 200)

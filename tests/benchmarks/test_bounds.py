@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.benchmarks import bound_rules, bound_training, bounds
-from warmclip_jax._gradients._history import Rule
+from warmclip_jax._clipping._history import Rule
 
 
 def through(rule: bound_rules.BoundRule, norms: Any) -> list[float]:

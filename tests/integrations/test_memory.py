@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import warmclip_jax as wc
-from tests._gradients.compiled import WRITES_SQUARES
+from tests.compiled import WRITES_SQUARES
 
 #: Each optimizer of optax with the copies that a clip before it, and a pipeline of it, make XLA's CPU compiler keep. What it
 #: uses more than once it computes anew each time, but not where it chooses between two arrays, as the clip does for each leaf.

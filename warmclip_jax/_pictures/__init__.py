@@ -1,1 +1,5 @@
-"""What schedules and runs look like."""
+"""What schedules look like."""
+
+from warmclip_jax._pictures._chart import chart
+from warmclip_jax._pictures._plot import matplotlib_figure, plot
+from warmclip_jax._pictures._sampling import sampled

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from warmclip_jax._checks import Choice, naming
 from warmclip_jax._pictures._sampling import Drawable, Sampled, sampled
+from warmclip_jax._values import Choice, naming
 
 #: More curves than this take their colours from one scale, and the legend names only this many of them.
 _MANY = 10

@@ -7,11 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from warmclip_jax._checks import MAX_COUNT, Number, as_number, broken_rule
-from warmclip_jax._foreign import Foreign
 from warmclip_jax._pictures._structure import structure
-from warmclip_jax._schedules._schedule import Schedule
-from warmclip_jax._values import Function
+from warmclip_jax._schedules import Schedule
+from warmclip_jax._values import MAX_COUNT, Foreign, Function, Number, as_number, broken_rule
 
 Drawable = Callable[[Any], Any]
 

@@ -4,8 +4,8 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from warmclip_jax._checks import MAX_COUNT
-from warmclip_jax._schedules._schedule import Schedule
+from warmclip_jax._schedules import Schedule
+from warmclip_jax._values import MAX_COUNT
 
 #: How many periods of a repeating schedule have seams.
 _PERIODS = 100

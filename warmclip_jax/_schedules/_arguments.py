@@ -8,11 +8,9 @@ from typing import Annotated, Any, cast
 import jax
 import numpy as np
 
-from warmclip_jax._checks import MAX_COUNT, Each, Number, Scalar, broken_rule, is_traced
-from warmclip_jax._foreign import Foreign
 from warmclip_jax._schedules._counts import as_step
 from warmclip_jax._schedules._schedule import Schedule, computed
-from warmclip_jax._values import Function
+from warmclip_jax._values import MAX_COUNT, Each, Foreign, Function, Number, Scalar, broken_rule, is_traced
 
 #: Far above any rate, and low enough that the difference of two is finite in float32 too.
 _MAX_VALUE = 1e38

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from warmclip_jax._checks import MAX_COUNT, as_array_like, broken_rule, is_real
+from warmclip_jax._values import MAX_COUNT, as_array_like, broken_rule, is_real
 
 
 def on_host(count: Any) -> Any:

@@ -6,11 +6,10 @@ from typing import Annotated, Any
 import jax
 import jax.numpy as jnp
 
-from warmclip_jax._checks import Number, Scalar, broken_rule, default_float, is_traced
 from warmclip_jax._schedules._arguments import Finite, PositiveSteps
 from warmclip_jax._schedules._schedule import Schedule, curve
 from warmclip_jax._schedules._shares import periods
-from warmclip_jax._values import makes
+from warmclip_jax._values import Number, Scalar, broken_rule, default_float, is_traced, makes
 
 
 def _logarithm(rate: Any) -> Any:

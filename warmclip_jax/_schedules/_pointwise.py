@@ -6,10 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from warmclip_jax._checks import default_float
 from warmclip_jax._schedules._arguments import Operand
 from warmclip_jax._schedules._schedule import Schedule, curve
-from warmclip_jax._values import makes
+from warmclip_jax._values import default_float, makes
 
 
 @makes(Schedule)

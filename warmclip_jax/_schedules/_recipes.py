@@ -7,7 +7,6 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from warmclip_jax._checks import as_length, broken_rule, exactly_one, is_traced
 from warmclip_jax._schedules._arguments import Finite, Fraction, PositiveSteps, Power, Steps
 from warmclip_jax._schedules._schedule import Schedule, curve
 from warmclip_jax._schedules._shares import (
@@ -21,7 +20,7 @@ from warmclip_jax._schedules._shares import (
     share_of,
     shares,
 )
-from warmclip_jax._values import makes
+from warmclip_jax._values import as_length, broken_rule, exactly_one, is_traced, makes
 
 
 def _resolved(part: str, arguments: dict[str, Any]) -> tuple[str, dict[str, Any]]:

@@ -6,10 +6,8 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 
-from warmclip_jax._checks import Number, Scalar, default_float
-from warmclip_jax._foreign import Foreign
 from warmclip_jax._schedules._counts import as_step, on_host
-from warmclip_jax._values import Value, factories
+from warmclip_jax._values import Foreign, Number, Scalar, Value, default_float, factories
 
 
 class Schedule(Value):

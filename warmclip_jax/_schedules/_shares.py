@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from warmclip_jax._checks import MAX_COUNT, default_float, is_traced
+from warmclip_jax._values import MAX_COUNT, default_float, is_traced
 
 
 class Shares(NamedTuple):

@@ -9,8 +9,8 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from warmclip_jax._checks import Choice, Number, Scalar, broken_rule, default_float, exactly_one, is_traced, naming
 from warmclip_jax._schedules._shares import share_of
+from warmclip_jax._values import Choice, Number, Scalar, broken_rule, default_float, exactly_one, is_traced, naming
 
 _AMOUNT = Number("a finite number, 0 or more", "It may be a fraction: half an epoch is 0.5.", lambda amount: amount >= 0)
 _SHARE = Number("a fraction in [0, 1]", "It is a share of total_steps; 0.1 is a tenth.", lambda share: 0 <= share <= 1)

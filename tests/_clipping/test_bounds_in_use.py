@@ -1,0 +1,286 @@
+"""Bounds in use: what a pipeline with running and scheduled bounds does at each call of a run, against a loop in NumPy."""
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+import warmclip_jax as wc
+from tests import quick, reference
+from tests.trees import assert_same_bits
+from warmclip_jax._clipping._bounds import Limit
+
+CALLS = 240
+
+
+def stream(seed: int) -> np.ndarray:
+    """Lognormal norms with spikes, collapses, a lasting change, and calls that are NaN, inf or zero."""
+    rng = np.random.default_rng(seed)
+    norms = np.exp(rng.normal(0, 0.4, CALLS))
+    norms[CALLS // 2 :] *= 5
+    at = rng.permutation(np.arange(5, CALLS))
+    norms[at[:8]] *= 40
+    norms[at[8:12]] /= 1000
+    for place, value in zip(at[12:21], [math.nan, math.inf, 0.0] * 3, strict=True):
+        norms[place] = value
+    return norms.astype(np.float32)
+
+
+def direction(size: int) -> np.ndarray:
+    entries = np.random.default_rng(size).standard_normal(size)
+    return entries / np.sqrt(np.sum(entries**2))
+
+
+def gradients(norm: Any) -> dict[str, Any]:
+    """Two leaves, of which one has 0.6 and the other 0.8 of the norm."""
+    return {"a": norm * jnp.asarray(0.6 * direction(5), jnp.float32), "b": norm * jnp.asarray(0.8 * direction(7), jnp.float32)}
+
+
+PARAMS = {"a": np.zeros(5, np.float32), "b": np.zeros(7, np.float32)}
+CLIP_CEILING = wc.polynomial_decay(init_value=4.0, end_value=1.0, decay_steps=100)
+SKIP_CEILING = wc.polynomial_decay(init_value=9.0, end_value=30.0, decay_steps=200)
+
+
+def built(**options: Any) -> Any:
+    return wc.pipeline(optax.sgd, 1.0, **{"max_norm": None, "record": CALLS, "record_leaves": True, **options})
+
+
+def call(optimizer: Any, state: Any, norm: Any) -> Any:
+    """The state after a call, and the norms of what it did to each leaf."""
+    updates, state = optimizer.update(gradients(norm), state, PARAMS)
+    return state, wc.leaf_norms(updates)
+
+
+@functools.partial(quick.jit, static_argnums=0)
+def scanned(optimizer: Any, state: Any, norms: Any) -> Any:
+    return jax.lax.scan(lambda state, norm: call(optimizer, state, norm), state, norms)
+
+
+def log_of(norm: float) -> float:
+    return math.log(norm) if 0 < norm < math.inf else -math.inf if norm == 0 else math.nan
+
+
+class Expected:
+    """The run in float64: what each call does, with `max_norm` and `skip_above` as functions of the history and a count."""
+
+    def __init__(self, clip: Any, skip: Any, groups: dict[str, float]):
+        self.clips = {name: clip() for name in groups}
+        self.skip, self.groups, self.updates = skip(), groups, 0
+
+    def call(self, number: int, norm: float) -> tuple[bool, float, dict[str, float], dict[str, float]]:
+        """Whether it is skipped, the bound of that, the bounds of groups, and the coefficients."""
+        log = log_of(norm)
+        above = self.skip.at(number)
+        skipped = not math.isfinite(norm) or log > above
+        bounds = {name: clip.at(self.updates) for name, clip in self.clips.items()}
+        share = {name: log + math.log(part) for name, part in self.groups.items()}
+        coefs = {
+            name: 0.0 if skipped else math.exp(min(0.0, bounds[name] - share[name])) if log > -math.inf else 1.0
+            for name in self.groups
+        }
+        self.skip.teach(log)
+        for name, clip in self.clips.items():
+            clip.teach(share[name])
+        self.updates += not skipped
+        return skipped, above, bounds, coefs
+
+
+class Running(reference.RunningBound):
+    def __init__(self, schedule: Any = None, **options: Any):
+        super().__init__(**options)
+        self.schedule = schedule
+
+    def at(self, count: int) -> float:
+        if self.schedule is not None:
+            self.ceiling = float(np.asarray(self.schedule(count)))
+        return self.log_bound
+
+
+class Scheduled:
+    def __init__(self, schedule: Any):
+        self.schedule = schedule
+
+    def at(self, count: int) -> float:
+        return math.log(self.schedule(count))
+
+    def teach(self, log_norm: float) -> None:
+        pass
+
+
+def polynomial(count: int, start: float, end: float, steps: int) -> float:
+    return float(reference.polynomial_decay(count, init_value=start, end_value=end, decay_steps=steps))
+
+
+def clip_ceiling(count: int) -> float:
+    return polynomial(count, 4.0, 1.0, 100)
+
+
+def skip_ceiling(count: int) -> float:
+    return polynomial(count, 9.0, 30.0, 200)
+
+
+#: A pipeline, and what its clips and its skip are in float64.
+RUNS: dict[str, tuple[dict[str, Any], Any, Any]] = {
+    "running": (
+        {"max_norm": wc.running_bound(), "skip_above": wc.running_bound(deviations=6.0)},
+        Running,
+        functools.partial(Running, deviations=6.0),
+    ),
+    "scheduled": (
+        {"max_norm": CLIP_CEILING, "skip_above": SKIP_CEILING},
+        functools.partial(Scheduled, clip_ceiling),
+        functools.partial(Scheduled, skip_ceiling),
+    ),
+    "ceilings": (
+        {
+            "max_norm": wc.running_bound(deviations=2.0, ceiling=CLIP_CEILING, decay=0.95),
+            "skip_above": wc.running_bound(deviations=5.0, ceiling=SKIP_CEILING),
+        },
+        functools.partial(Running, clip_ceiling, deviations=2.0, decay=0.95),
+        functools.partial(Running, skip_ceiling, deviations=5.0),
+    ),
+}
+
+
+@pytest.mark.parametrize("grouped", [False, True], ids=["whole", "groups"])
+@pytest.mark.parametrize("name", RUNS)
+def test_every_call_does_what_the_rule_says(name, grouped):
+    options, clip, skip = RUNS[name]
+    parts = {"a": 0.6, "b": 0.8} if grouped else {"": 1.0}
+    optimizer = built(**options, groups={"a": "a", "b": "b"} if grouped else None)
+    for seed in range(3):
+        norms = stream(seed)
+        state, done = scanned(optimizer, optimizer.init(PARAMS), norms)
+        expected = Expected(clip, skip, parts)
+        rows = wc.records(state)
+        skips, clips = 0, 0
+        for number, norm in enumerate(norms.astype(np.float64)):
+            skipped, above, bounds, coefs = expected.call(number, norm)
+            where = f"seed {seed}, call {number}, norm {norm}"
+            assert bool(rows["skipped"][number]) == skipped, where
+            np.testing.assert_allclose(rows["skip_bound"][number], np.exp(above), rtol=1e-4, err_msg=where)
+            if not grouped:
+                np.testing.assert_allclose(rows["max_norm"][number], np.exp(bounds[""]), rtol=1e-4, err_msg=where)
+            for leaf, share in (("a", 0.6), ("b", 0.8)):
+                want = 0.0 if skipped else coefs[leaf if grouped else ""] * share * norm
+                np.testing.assert_allclose(done[leaf][number], want, rtol=1e-4, err_msg=where)
+            skips += skipped
+            clips += not skipped and min(coefs.values()) < 1
+        known = wc.metrics(state)
+        assert int(known["skipped_count"]) == skips > 8
+        assert abs(int(known["clipped_count"]) - clips) <= 1
+        assert int(known["step"]) == CALLS - skips
+        if grouped:
+            assert np.asarray(state.clip_state.group_clipped_count).max() <= int(known["clipped_count"])
+
+
+def test_a_loop_a_scan_and_a_run_resumed_in_the_middle_are_the_same_to_the_bit():
+    optimizer = built(**RUNS["ceilings"][0], groups=wc.label_by_path())
+    norms = stream(7)[:60]
+    whole, done = scanned(optimizer, optimizer.init(PARAMS), norms)
+    half, first = scanned(optimizer, optimizer.init(PARAMS), norms[:30])
+    resumed, second = scanned(optimizer, jax.tree.map(jnp.copy, half), norms[30:])
+    assert_same_bits((resumed, jax.tree.map(lambda *parts: jnp.concatenate(parts), first, second)), (whole, done))
+    step = quick.jit(functools.partial(call, optimizer), donate_argnums=0)
+    state = optimizer.init(PARAMS)
+    for norm in norms:
+        state, _ = step(state, norm)
+    # XLA may contract other products in a loop than in a single step.
+    for looped, at_once in zip(jax.tree.leaves(state), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_allclose(looped, at_once, rtol=1e-5, atol=1e-6)
+
+
+def test_runs_side_by_side_are_single_runs_and_may_differ_in_their_deviations():
+    def run(deviations: Any, ceiling: Any, norms: Any) -> Any:
+        bound = wc.running_bound(deviations=deviations, ceiling=ceiling)
+        optimizer = built(max_norm=bound, skip_above=wc.running_bound(deviations=2 * deviations), groups="all")
+        return jax.lax.scan(lambda state, norm: call(optimizer, state, norm), optimizer.init(PARAMS), norms)
+
+    deviations, ceilings = jnp.float32([1.0, 3.0, 6.0]), jnp.float32([1.0, 100.0, 2.0])
+    norms = np.stack([stream(seed)[:80] for seed in range(3)])
+    together = quick.jit(jax.vmap(run))(deviations, ceilings, norms)
+    single = quick.jit(run)
+    for place in range(3):
+        alone = single(deviations[place], ceilings[place], norms[place])
+        for one, all_of_them in zip(jax.tree.leaves(alone), jax.tree.leaves(together), strict=True):
+            np.testing.assert_allclose(all_of_them[place], one, rtol=1e-5, atol=1e-6)
+
+
+def test_in_a_map_over_devices_bounds_are_those_of_the_whole_gradient():
+    optimizer = built(**RUNS["running"][0], groups={"a": "a", "b": "b"})
+    specs = {"a": P("data"), "b": P("model")}
+    mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+
+    def run(norms: Any, directions: Any) -> Any:
+        def step(state: Any, norm: Any) -> Any:
+            return optimizer.update(jax.tree.map(lambda leaf: norm * leaf, directions), state, directions)[1], None
+
+        return jax.lax.scan(step, optimizer.init(directions), norms)[0]
+
+    norms = stream(3)[:40]
+    # Padded with zeros, to be sharded.
+    directions = {name: jnp.pad(leaf, (0, 8 - leaf.size)) for name, leaf in gradients(1.0).items()}
+    mapped = jax.shard_map(run, mesh=mesh, in_specs=(P(), specs), out_specs=P())
+    state = quick.jit(mapped)(norms, directions)
+    expected = quick.jit(run)(norms, directions)
+    for one, whole in zip(jax.tree.leaves(state), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, whole, rtol=1e-5, atol=1e-6)
+
+
+def test_a_skipped_call_teaches_the_clip_and_the_skip():
+    optimizer = built(**RUNS["running"][0])
+    state, _ = scanned(optimizer, optimizer.init(PARAMS), np.array([1, 1, 1, 1e4], np.float32))
+    assert int(state.skipped_count) == 1
+    assert int(state.skip_history.norms_taught) == int(state.clip_state.clip_history.norms_taught) == 4
+    assert float(state.skip_history.log_mean) > 0.1
+
+
+def test_a_guard_of_another_optimizer_decides_by_the_same_rule():
+    guard: Any = wc.skip_nonfinite(optax.sgd(1.0), above=wc.running_bound(deviations=6.0), record=CALLS)
+    pipeline = built(max_norm=None, skip_above=wc.running_bound(deviations=6.0))
+    norms = stream(1)
+    (guarded, _), (piped, _) = (scanned(optimizer, optimizer.init(PARAMS), norms) for optimizer in (guard, pipeline))
+    for field in ("skipped_count", "consecutive_skips", "last_skipped_call", "above_bound"):
+        np.testing.assert_array_equal(getattr(guarded, field), getattr(piped, field))
+    np.testing.assert_array_equal(wc.records(guarded)["skipped"], wc.records(piped)["skipped"])
+
+
+def test_a_fixed_bound_of_skipping_skips_what_is_above_it_and_not_what_is_at_it():
+    for bound, skipped in ((1.0, [False, False, True, True]), (0.0, [True, True, True, True]), (math.inf, [False] * 4)):
+        guard: Any = wc.skip_nonfinite(optax.sgd(1.0), above=bound)
+        got = []
+        state = guard.init(np.zeros(1, np.float32))
+        for entry in (0.5, 1.0, 1.0000001, 3e38):
+            before = int(state.skipped_count)
+            _, state = guard.update(np.full(1, entry, np.float32), state)
+            got.append(int(state.skipped_count) > before)
+        assert got == skipped, bound
+    # A gradient of zeros is not above a bound of zero.
+    guard = wc.skip_nonfinite(optax.sgd(1.0), above=0.0)
+    assert int(guard.update(np.zeros(1, np.float32), guard.init(np.zeros(1, np.float32)))[1].skipped_count) == 0
+
+
+@pytest.mark.parametrize("cast", [None, "bfloat16"])
+def test_the_state_keeps_its_structure_and_dtypes_under_x64_and_after_a_cast(x64, cast):
+    optimizer = built(**RUNS["ceilings"][0], groups=wc.label_by_path())
+    state = optimizer.init(PARAMS)
+    state = state if cast is None else optax.tree.cast(state, cast)
+    after, _ = scanned(optimizer, state, stream(0)[:5])
+    assert jax.tree.map(jnp.result_type, after) == jax.tree.map(jnp.result_type, state)
+    assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
+
+
+def test_groups_are_bounded_where_one_has_a_rule_and_learn_where_one_follows_its_norms():
+    zero = jnp.zeros((), jnp.int32)
+    assert np.asarray(Limit([None, 2.0]).at((), zero)).tolist() == [math.inf, 2.0]
+    assert Limit([None, None]).at((), zero) is None
+    assert [Limit(bounds).learns for bounds in ([2.0, wc.running_bound()], [None, 2.0])] == [True, False]
+    history = Limit([None, wc.running_bound()]).init((2,), np.dtype(np.float32))
+    assert np.asarray(Limit([None, wc.running_bound(ceiling=3.0)]).at(history, zero)).tolist() == [math.inf, 3.0]

@@ -1,0 +1,349 @@
+"""Clips by group: one coefficient for each group, the same bits as the global clip for one, bad steps, and what is refused."""
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import warmclip_jax as wc
+from tests import quick, reference
+from tests.cases import case
+from tests.trees import BF16, SHORT, assert_clipped, assert_same_bits, gradients, normal
+from warmclip_jax._clipping._groups import from_keys
+
+RATES = {"a": 1.0, "b": 0.25, "c": None}
+LABELS = {"first": "a", "second": {"x": "b", "y": "a", "zero": "idle"}, "third": "c"}
+RULES = {**RATES, "idle": 0.5, "not there": 3.0}
+
+
+def by_group(max_norm: Any, groups: Any, **options: Any) -> Any:
+    """`clip_by_group_norm` without optax's types, which know no fields of a state."""
+    return wc.clip_by_group_norm(max_norm, groups, **options)
+
+
+def tree_of(seed: int, scale: float = 1.0) -> dict[str, Any]:
+    def leaf(place: int, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+        size = np.float64(scale) if dtype in (np.float32, BF16) else 1.0
+        return (normal(9 * seed + place, shape, np.float64) * size).astype(dtype)
+
+    return {
+        "first": leaf(0, (70, 80), np.float32),
+        "second": {"x": leaf(1, (7,), BF16), "y": leaf(2, (3, 2), np.float16), "zero": np.zeros(4, np.float32)},
+        "third": leaf(3, (5,), np.complex64),
+    }
+
+
+def of_group(tree: Any, label: str) -> list[np.ndarray]:
+    parts = {"a": [tree["first"], tree["second"]["y"]], "b": [tree["second"]["x"]], "c": [tree["third"]]}
+    return [np.asarray(leaf) for leaf in {**parts, "idle": [tree["second"]["zero"]]}[label]]
+
+
+@pytest.mark.parametrize("jit", [quick.jit, lambda function: function], ids=["jit", "eager"])
+def test_each_group_is_clipped_by_its_own_norm_and_rule(jit):
+    clip = by_group(RULES, LABELS)
+    update = jit(clip.update)
+    for seed, scale in enumerate([1.0, 1e-30, 1e30, 1e-3]):
+        tree = tree_of(seed, scale)
+        with case(scale=scale):
+            clipped, state = update(tree, clip.init(tree))
+            assert from_keys(state.group_labels) == ["a", "b", "c", "idle"]
+            for place, label in enumerate(from_keys(state.group_labels)):
+                norm = reference.global_norm(of_group(tree, label))
+                assert float(state.grad_norm[place]) == pytest.approx(norm, rel=1e-6)
+                if RULES[label] is None or norm <= RULES[label]:
+                    assert_same_bits(of_group(clipped, label), of_group(tree, label))
+                    assert float(state.clip_coef[place]) == 1
+                    assert int(state.group_clipped_count[place]) == 0
+                else:
+                    assert_clipped(of_group(clipped, label), of_group(tree, label), RULES[label])
+                    assert float(state.clip_coef[place]) == pytest.approx(RULES[label] / norm, rel=1e-6)
+                    assert int(state.group_clipped_count[place]) == 1
+            np.testing.assert_array_equal(np.where(state.norm_bound < 0, np.inf, state.norm_bound), [1, 0.25, np.inf, 0.5])
+            assert int(state.clipped_count) == any(np.asarray(state.group_clipped_count))
+
+
+@pytest.mark.parametrize(
+    ("max_norm", "nonfinite"),
+    [
+        pytest.param(0.5, "propagate", id="low"),
+        pytest.param(0.5, "zero", id="low, zero"),
+        pytest.param(1e3, "propagate", id="high"),
+        pytest.param(None, "zero", id="none"),
+        pytest.param(wc.running_bound(ceiling=1.0), "propagate", id="running"),
+        pytest.param(wc.running_bound(ceiling=1.0), "zero", id="running, zero"),
+        pytest.param(wc.linear_warmup(peak_value=2.0, warmup_steps=3), "zero", id="schedule"),
+    ],
+)
+def test_one_group_is_the_global_clip_bit_for_bit(max_norm, nonfinite):
+    whole: Any = wc.clip_by_global_norm(max_norm, nonfinite=nonfinite)
+    alone: Any = wc.clip_by_group_norm(max_norm, "all", nonfinite=nonfinite)
+    states = whole.init(tree_of(0)), alone.init(tree_of(0))
+    steps = jax.jit(whole.update), jax.jit(alone.update)
+    for seed, scale in enumerate([1.0, 0.01, 1e-30, 1e30, math.nan, 1.0]):
+        tree = tree_of(seed, scale)
+        results = [step(tree, state) for step, state in zip(steps, states, strict=True)]
+        states = tuple(state for _, state in results)
+        with case(scale=scale):
+            assert_same_bits(results[1][0], results[0][0])
+            for field in ("grad_norm", "norm_bound", "clip_coef", "clip_history"):
+                one = jax.tree.map(lambda value: value[0], getattr(states[1], field))
+                assert_same_bits(one, getattr(states[0], field))
+            for field in ("clip_calls", "clipped_count", "nonfinite_count"):
+                assert_same_bits(getattr(states[1], field), getattr(states[0], field))
+
+
+@pytest.mark.parametrize("bound", [1.0, wc.running_bound()])
+def test_an_idle_group_changes_no_other_and_learns_nothing(bound):
+    clip = by_group(bound, {"a": "a", "b": "b", "expert": "expert"})
+    step = quick.jit(clip.update)
+    params = {"a": normal(0, (3,)), "b": normal(0, (70, 80)), "expert": normal(0, (5000,))}
+    with_idle = without = clip.init(params)
+    for seed in range(6):
+        tree = {name: normal(seed, leaf.shape) for name, leaf in params.items()}
+        idle = {**tree, "expert": np.zeros(5000, np.float32)}
+        busy_updates, without = step(tree, without)
+        idle_updates, with_idle = step(idle, with_idle)
+        for name in ("a", "b"):
+            assert_same_bits(idle_updates[name], busy_updates[name])
+        assert_same_bits(idle_updates["expert"], idle["expert"])
+        for field in ("grad_norm", "norm_bound", "clip_coef", "group_clipped_count"):
+            np.testing.assert_array_equal(getattr(with_idle, field)[:2], getattr(without, field)[:2])
+        assert float(with_idle.clip_coef[2]) == 1
+    if not isinstance(bound, float):
+        assert with_idle.clip_history.norms_taught.tolist() == [6, 6, 0]
+
+
+@pytest.mark.parametrize(
+    ("rules", "nonfinite"),
+    [(RULES, "propagate"), (RULES, "zero"), (1.0, "propagate"), (wc.running_bound(), "zero")],
+    ids=["each", "each, zero", "number", "running, zero"],
+)
+def test_one_bad_entry_makes_the_call_bad_for_every_group(rules, nonfinite):
+    clip = by_group(rules, LABELS, nonfinite=nonfinite)
+    step = quick.jit(clip.update)
+    for bad in (math.nan, math.inf):
+        for place in (("first",), ("second", "x"), ("third",)):
+            tree = tree_of(1)
+            leaf = tree[place[0]] if len(place) == 1 else tree[place[0]][place[1]]
+            leaf[(0,) * leaf.ndim] = bad
+            clipped, state = step(tree, clip.init(tree))
+            with case(bad=bad, place=place):
+                for got in gradients(clipped):
+                    assert np.isnan(got).all() if nonfinite == "propagate" else not np.any(got)
+                assert int(state.nonfinite_count) == 1
+                assert int(state.clipped_count) == 0
+                assert not np.any(state.group_clipped_count)
+
+
+def test_one_bad_entry_skips_the_step_of_every_group():
+    optimizer: Any = wc.pipeline(optax.adam, 0.1, groups=LABELS, max_norm=RULES)
+    params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), {**tree_of(0), "third": np.ones(5)})
+    before = optimizer.init(params)
+    broken = {**params, "third": np.full(5, np.nan, np.float32)}
+    after_params, after = quick.jit(functools.partial(wc.apply_gradients, optimizer))(params, before, grads=broken)
+    assert_same_bits(after_params, params)
+    assert_same_bits(after.inner_state, before.inner_state)
+    np.testing.assert_array_equal(after.clip_state.clip_coef, 0)
+
+
+@pytest.mark.parametrize(("scale", "counts", "spike"), [(0.1, [0, 0], -1), (1.0, [1, 0], 0), (1000.0, [1, 1], 0)])
+def test_a_call_counts_as_clipped_and_is_kept_as_large_where_any_group_was_clipped(scale, counts, spike):
+    tree = {"a": jnp.full(4, 2.0 * scale), "b": jnp.ones(4) * scale}
+    clip = by_group({"a": 1.0, "b": 100.0}, {"a": "a", "b": "b"}, record_leaves=True)
+    _, state = clip.update(tree, clip.init(tree))
+    assert int(state.clipped_count) == max(counts)
+    assert state.group_clipped_count.tolist() == counts
+    assert int(state.leaves.spike_call) == spike
+
+
+def test_measuring_groups_only_changes_nothing():
+    for bound in (None, math.inf, {"a": None, "b": None, "c": math.inf, "idle": None}):
+        tree = tree_of(0)
+        tree["first"][0, 0] = math.nan
+        clipped, state = by_group(bound, LABELS).update(tree, by_group(bound, LABELS).init(tree))
+        assert_same_bits(clipped, tree)
+        assert int(state.nonfinite_count) == 1
+        assert float(state.grad_norm[1]) == pytest.approx(reference.global_norm(of_group(tree, "b")), rel=1e-6)
+
+
+def test_leaves_that_updates_lack_leave_their_groups_idle():
+    # As under `optax.masked`, or where a parameter has no gradient.
+    params = {name: np.ones(3, np.float32) for name in "abcd"}
+    clip = by_group(1.0, wc.label_by_path())
+    for updates in ({**params, "d": None}, {**params, "a": optax.MaskedNode()}, {**dict.fromkeys("abc"), "d": params["d"]}):
+        clipped, state = jax.jit(clip.update)(updates, clip.init(params))
+        for place, name in enumerate("abcd"):
+            there = isinstance(updates[name], np.ndarray)
+            assert float(state.grad_norm[place]) == pytest.approx(math.sqrt(3) if there else 0, rel=1e-6)
+            if there:
+                np.testing.assert_allclose(clipped[name], 1 / math.sqrt(3), rtol=1e-6)
+
+
+@pytest.mark.parametrize("tree", [{}, {"count": jnp.int32(1)}, None])
+def test_a_tree_without_gradients_has_no_groups(tree):
+    optimizer: Any = wc.pipeline(optax.sgd, 0.1, groups=wc.label_by_path(), record=2, record_leaves=True)
+    updates, state = optimizer.update(tree, optimizer.init(tree), tree)
+    assert jax.tree.structure(updates) == jax.tree.structure(tree)
+    known = wc.metrics(state)
+    assert float(known["grad_norm"]) == 0
+    assert float(known["clip_coef"]) == 1
+
+
+def test_a_derivative_passes_through_the_coefficients_of_groups():
+    clip = by_group({"a": 1.0, "b": 100.0}, {"x": "a", "y": "b"})
+
+    def loss(tree: Any) -> Any:
+        clipped, _ = clip.update(tree, clip.init(tree))
+        return jnp.sum(clipped["x"] * jnp.float32([1, 2, 3])) + jnp.sum(clipped["y"] * 5)
+
+    tree = {"x": jnp.float32([3, 0, 4]), "y": jnp.float32([1, 2])}
+    derivative = quick.jit(jax.grad(loss))
+    gradient = derivative(tree)
+    # x / |x| of norm 5: (w - u (u . w)) / 5 with u the unit vector; y is untouched.
+    unit, weight = np.array([0.6, 0, 0.8]), np.array([1.0, 2, 3])
+    np.testing.assert_allclose(gradient["x"], (weight - unit * (unit @ weight)) / 5, rtol=1e-5)
+    np.testing.assert_allclose(gradient["y"], 5, rtol=1e-6)
+    assert np.isfinite(derivative(jax.tree.map(jnp.zeros_like, tree))["x"]).all()
+
+
+def test_labels_may_be_names_that_optax_looks_for():
+    # A parameter may well be called `count`; the state must not answer for it.
+    params = {name: np.ones(2, np.float32) for name in ("count", "step", "mu", "learning_rate")}
+    optimizer: Any = wc.pipeline(optax.sgd, optax.linear_schedule(0.1, 0.0, 9), groups=wc.label_by_path(), record_leaves=True)
+    state = optimizer.init(params)
+    assert int(optax.tree.get(state, "count")) == 0
+    assert optax.tree.get(state, "mu") is optax.tree.get(state, "step") is optax.tree.get(state, "learning_rate") is None
+    assert int(optax.tree.get(optax.tree.set(state, count=jnp.int32(7)), "count")) == 7
+
+
+# What is refused: one sentence each, with what there is.
+
+
+@pytest.mark.parametrize(("build", "name"), [(by_group, "clip_by_group_norm"), (None, "pipeline")])
+def test_a_leaf_without_a_rule_is_named_with_the_rules_and_the_labels(build, name):
+    build = build or (lambda max_norm, groups: wc.pipeline(optax.sgd, 0.1, max_norm=max_norm, groups=groups))
+    with pytest.raises(
+        ValueError,
+        match=rf"^{name}: max_norm must have a rule for each group; there is none for 'c'. There are rules for "
+        r"\['a', 'b'\] and groups \['a', 'b', 'c', 'idle'\]. None as a rule measures only.$",
+    ):
+        build({"a": 1.0, "b": 2.0}, LABELS).init(tree_of(0))
+
+
+def test_other_labels_than_at_init_are_named_with_those_of_then():
+    labels = {"w": "a"}
+    clip = by_group(1.0, lambda params: labels)
+    state = clip.init({"w": np.ones(2, np.float32)})
+    labels = {"w": "b"}
+    with pytest.raises(ValueError, match=r"^clip_by_group_norm: groups must give the labels that init saw, \['a'\]; got 'b'"):
+        clip.update({"w": np.ones(2, np.float32)}, state)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: by_group({"a": -1.0}, "a"), ValueError, r"^clip_by_group_norm: max_norm\['a'\] must be a non-negative number"),
+        (lambda: by_group({"a": "1"}, "a"), TypeError, r"^clip_by_group_norm: max_norm\['a'\] must be .* got '1'"),
+        (lambda: by_group(-1.0, "a"), ValueError, r"^clip_by_group_norm: max_norm must be a non-negative number"),
+        (lambda: by_group(1.0, "a", nonfinite="skip"), ValueError, r"^clip_by_group_norm: nonfinite must be one of"),
+        (lambda: by_group(1.0, "a", record_leaves=1), TypeError, r"^clip_by_group_norm: record_leaves must be one of"),
+        (lambda: by_group(1.0, None), ValueError, r"^clip_by_group_norm: groups must be"),
+        (
+            lambda: wc.pipeline(optax.sgd, 0.1, max_norm=None, groups="a"),
+            ValueError,
+            r"^pipeline: groups need a max_norm, .* got groups with max_norm=None",
+        ),
+        (
+            lambda: wc.pipeline(optax.sgd, 0.1, max_norm={"a": 1.0}),
+            TypeError,
+            r"^pipeline: max_norm may be a dict of rules only with groups; got \{'a': 1.0\}",
+        ),
+        (
+            lambda: wc.pipeline(optax.sgd, 0.1, skip_above=3.0, nonfinite="zero"),
+            ValueError,
+            r"^pipeline: skip_above needs nonfinite='skip'; got skip_above=3.0 with nonfinite='zero'",
+        ),
+        (lambda: wc.clip_tree({}, wc.running_bound()), TypeError, r"^clip_tree: max_norm must be .* got running_bound\(dev"),  # pyright: ignore[reportArgumentType]
+        (lambda: wc.running_bound(deviations=0), ValueError, r"^running_bound: deviations must be a positive number; got 0"),
+        (lambda: wc.running_bound(decay=1.0), ValueError, r"^running_bound: decay must be between 0 and 1; got 1.0"),
+        (lambda: wc.running_bound(decay=0), ValueError, r"^running_bound: decay must be between 0 and 1; got 0"),
+        (lambda: wc.running_bound(ceiling="1"), TypeError, r"^running_bound: ceiling must be .*; got '1' \(str\)"),  # pyright: ignore[reportArgumentType]
+        (lambda: wc.skip_nonfinite(optax.sgd(0.1), above=-1), ValueError, r"^skip_nonfinite: above must be a non-negative"),
+        (lambda: wc.skip_nonfinite(optax.sgd(0.1), record=1.5), ValueError, r"^skip_nonfinite: record must be a whole number"),  # pyright: ignore[reportArgumentType]
+        (
+            lambda: wc.pipeline(optax.sgd, 0.1, record=-1),
+            ValueError,
+            r"^pipeline: record must be a whole number, .* got -1",
+        ),
+        (
+            lambda: wc.pipeline(optax.sgd, 0.1, record=True),
+            TypeError,
+            r"^pipeline: record must be .* got True",
+        ),
+        (lambda: wc.pipeline(optax.sgd, 0.1, record="9"), TypeError, r"^pipeline: record must be a whole number"),  # pyright: ignore[reportArgumentType]
+    ],
+)
+def test_a_bad_argument_is_named_with_its_rule_and_value(call, error, message):
+    with pytest.raises(error, match=message) as caught:
+        call()
+    assert str(caught.value).endswith(".")
+
+
+# How it lives: vmapped, scanned, in float64.
+
+
+def test_stacked_runs_are_single_runs_and_may_have_traced_deviations():
+    def trained(deviations: Any, seed: Any) -> Any:
+        clip = by_group({"a": wc.running_bound(deviations=deviations), "b": 1.0}, {"x": "a", "y": "b"})
+        noise = jax.random.normal(jax.random.key(seed), (40, 8))
+
+        def step(state: Any, row: Any) -> Any:
+            updates, state = clip.update({"x": row[:4] * jnp.exp(2 * row[7]), "y": row[4:7]}, state)
+            return state, (updates, state.norm_bound)
+
+        return jax.lax.scan(step, clip.init({"x": jnp.ones(4), "y": jnp.ones(3)}), noise)
+
+    deviations, seeds = jnp.float32([1.0, 3.0, 6.0]), jnp.arange(3)
+    together = quick.jit(jax.vmap(trained))(deviations, seeds)
+    single = quick.jit(trained)
+    for place in range(3):
+        alone = single(deviations[place], seeds[place])
+        for a, b in zip(jax.tree.leaves(together), jax.tree.leaves(alone), strict=True):
+            np.testing.assert_allclose(a[place], b, rtol=1e-5, atol=1e-6)
+    assert int(together[0].group_clipped_count[0, 0]) > int(together[0].group_clipped_count[2, 0])
+
+
+def test_float64_leaves_have_float64_histories_and_coefficients(x64):
+    clip = by_group(wc.running_bound(ceiling=1.0), wc.label_by_path())
+    tree = {"a": normal(0, (3,), np.float64) * 1e200, "b": normal(1, (70, 80), np.float64)}
+    clipped, state = jax.jit(clip.update)(tree, clip.init(tree))
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(state)} == {"float64", "int32"}
+    for name in tree:
+        assert_clipped(clipped[name], tree[name], 1.0)
+
+
+def test_a_state_keeps_its_structure_and_dtypes_and_works_after_a_cast():
+    clip = by_group({"a": wc.running_bound(), "b": 1.0, "c": 2.0, "idle": 1.0}, LABELS, record_leaves=True)
+    tree = tree_of(0)
+    start = clip.init(tree)
+    step = quick.jit(clip.update, donate_argnums=1)
+    for cast in (None, jnp.bfloat16):
+        state = start if cast is None else optax.tree.cast(start, cast)
+        _, after = step(tree, jax.tree.map(jnp.copy, state))
+        assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
+        assert jax.tree.map(jnp.result_type, after) == jax.tree.map(jnp.result_type, state)
+
+
+def test_short_dtypes_round_once():
+    shapes = {"x": (50,), "y": (5,)}
+    tree = {f"{name} {np.dtype(dtype).name}": normal(3, shape, dtype) for dtype in SHORT for name, shape in shapes.items()}
+    clip = by_group(0.5, wc.label_by_path())
+    clipped, _ = jax.jit(clip.update)(tree, clip.init(tree))
+    for name in tree:
+        with case(name=name):
+            assert_clipped([clipped[name]], [tree[name]], 0.5)

@@ -1,0 +1,263 @@
+import functools
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import warmclip_jax as wc
+from tests import quick
+from tests.compiled import temporaries
+
+GOOD = {"w": jnp.arange(-3.0, 3.0), "b": jnp.array([0.5, -2.0], jnp.bfloat16)}
+BAD = [{**GOOD, "w": GOOD["w"].at[2].set(value)} for value in (np.nan, np.inf, -np.inf)]
+PARAMS = jax.tree.map(jnp.ones_like, GOOD)
+
+
+def by_update(optimizer, params, opt_state, *, grads, **extra):
+    updates, opt_state = optimizer.update(grads, opt_state, params, **extra)
+    return optax.apply_updates(params, updates), opt_state
+
+
+BOTH_WAYS = pytest.mark.parametrize("step", [by_update, wc.apply_gradients], ids=["update", "apply_gradients"])
+OPTIMIZERS = pytest.mark.parametrize(
+    "optimizer",
+    [
+        wc.skip_nonfinite(optax.adamw(0.1)),
+        wc.skip_nonfinite(optax.sgd(optax.linear_schedule(0.1, 0.0, 5), momentum=0.9)),
+        wc.skip_nonfinite(optax.MultiSteps(optax.adam(0.1), every_k_schedule=2)),
+        wc.skip_nonfinite(optax.MultiSteps(wc.pipeline(optax.adam, 0.1), every_k_schedule=2)),
+        wc.pipeline(optax.adamw, wc.linear_warmup(peak_value=0.1, warmup_steps=3)),
+        wc.pipeline(optax.sgd, 0.1, max_norm=wc.polynomial_decay(init_value=2.0, end_value=0.1, decay_steps=3)),
+        wc.pipeline(optax.lion, 0.1, max_norm=None),
+    ],
+    ids=["adamw", "sgd", "multi_steps", "multi_steps_pipeline", "pipeline", "pipeline_max_norm_schedule", "pipeline_measure"],
+)
+
+
+@functools.cache
+def jitted_step(step, optimizer):
+    return quick.jit(lambda params, opt_state, grads: step(optimizer, params, opt_state, grads=grads))
+
+
+def run(step, optimizer, stream) -> tuple[Any, Any]:
+    params, opt_state = PARAMS, optimizer.init(PARAMS)
+    jitted = jitted_step(step, optimizer)
+    for grads in stream:
+        params, opt_state = jitted(params, opt_state, grads)
+    return params, opt_state
+
+
+@BOTH_WAYS
+@OPTIMIZERS
+def test_bad_steps_leave_no_trace_in_the_parameters(step, optimizer):
+    with_bad, _ = run(step, optimizer, [GOOD, BAD[0], GOOD, BAD[1], BAD[2], GOOD, GOOD])
+    without, _ = run(step, optimizer, [GOOD] * 4)
+    chex.assert_trees_all_equal(with_bad, without)
+    assert not np.array_equal(without["w"], PARAMS["w"])
+
+
+@BOTH_WAYS
+def test_a_bad_step_leaves_the_inner_state_as_it_was(step):
+    optimizer: Any = wc.skip_nonfinite(optax.adamw(optax.linear_schedule(0.1, 0.0, 5)))
+    _, before = run(step, optimizer, [GOOD])
+    _, after = run(step, optimizer, [GOOD, BAD[0]])
+    chex.assert_trees_all_equal(after.inner_state, before.inner_state)
+    assert (int(before.skipped_count), int(after.skipped_count)) == (0, 1)
+
+
+@pytest.mark.parametrize("optimizer", [wc.skip_nonfinite(optax.adam(0.1)), wc.pipeline(optax.adam, 0.1)])
+def test_a_bad_step_returns_zero_updates_in_the_dtypes_of_the_updates(optimizer):
+    updates, _ = optimizer.update(BAD[0], optimizer.init(PARAMS), PARAMS)
+    chex.assert_trees_all_equal(updates, jax.tree.map(jnp.zeros_like, PARAMS))
+
+
+def test_a_finite_gradient_whose_norm_is_not_representable_is_no_bad_step():
+    optimizer: Any = wc.skip_nonfinite(optax.sgd(1e-37))
+    huge = jnp.full(64, 3e38)
+    updates, state = optimizer.update(huge, optimizer.init(huge), huge)
+    assert int(state.skipped_count) == 0
+    np.testing.assert_allclose(updates, np.full(64, -30.0), rtol=1e-6)
+
+
+def test_bad_steps_are_counted_up_to_the_largest_int32_and_no_further():
+    optimizer: Any = wc.skip_nonfinite(optax.sgd(0.1))
+    state = optimizer.init(PARAMS)._replace(skipped_count=jnp.int32(2**31 - 2))
+    for _ in range(3):
+        _, state = optimizer.update(BAD[0], state, PARAMS)
+    assert int(state.skipped_count) == 2**31 - 1
+
+
+def test_the_guard_counts_what_is_not_finite_apart_from_what_is_too_large_and_keeps_the_leaves_of_each():
+    guard: Any = wc.skip_nonfinite(optax.sgd(0.1), above=10.0, record=1, record_leaves=True)
+    assert int(guard.init(PARAMS).last_skipped_call) == -1
+    _, state = run(by_update, guard, [GOOD, BAD[0], GOOD, jax.tree.map(lambda g: 7 * g, GOOD), GOOD])
+    assert [int(count) for count in (state.skip_calls, state.nonfinite_count, state.skipped_count)] == [5, 1, 2]
+    assert [int(call) for call in (state.last_skipped_call, state.leaves.bad_call, state.leaves.spike_call)] == [3, 1, 3]
+    assert wc.records(state)["call"].tolist() == [4]
+    in_a_row = []
+    after = state
+    for grads in (BAD[1], BAD[2], GOOD):
+        _, after = guard.update(grads, after, PARAMS)
+        in_a_row.append(int(after.consecutive_skips))
+    assert in_a_row == [1, 2, 0]
+    np.testing.assert_allclose(state.leaves.spike_leaf_norms, 7 * state.leaves.leaf_norms, rtol=1e-6)
+
+
+@OPTIMIZERS
+def test_update_then_apply_updates_and_apply_gradients_give_the_same_numbers(optimizer):
+    stream = [GOOD, BAD[1], jax.tree.map(lambda g: 7 * g, GOOD), GOOD]
+    # One rounding apart at most: the two programs are fused differently.
+    one, other = run(by_update, optimizer, stream), run(wc.apply_gradients, optimizer, stream)
+    chex.assert_trees_all_close(one[0]["w"], other[0]["w"], rtol=1e-6)
+    chex.assert_trees_all_close(one[0]["b"], other[0]["b"], rtol=2**-7)
+    assert {k: v for k, v in wc.metrics(one[1]).items() if "count" in k} == {
+        k: v for k, v in wc.metrics(other[1]).items() if "count" in k
+    }
+
+
+@pytest.mark.parametrize("optimizer", [optax.adam(0.1), optax.MultiSteps(optax.sgd(0.1), 2), optax.chain(optax.sgd(0.1))])
+def test_apply_gradients_takes_any_optax_optimizer(optimizer):
+    params, state = wc.apply_gradients(optimizer, PARAMS, optimizer.init(PARAMS), grads=GOOD)
+    updates, expected_state = optimizer.update(GOOD, optimizer.init(PARAMS), PARAMS)
+    chex.assert_trees_all_equal(params, optax.apply_updates(PARAMS, updates))
+    chex.assert_trees_all_equal(state, expected_state)
+
+
+def test_apply_gradients_leaves_a_parameter_without_an_update_as_it_is():
+    params = {"w": jnp.ones(2), "activation": jax.nn.relu}
+    grads: Any = {"w": jnp.ones(2), "activation": None}
+    new, _ = wc.apply_gradients(optax.sgd(0.5), params, (optax.EmptyState(),) * 2, grads=grads)
+    assert new["activation"] is jax.nn.relu
+    np.testing.assert_array_equal(new["w"], [0.5, 0.5])
+
+
+@pytest.mark.parametrize("optimizer", [wc.skip_nonfinite(optax.polyak_sgd()), wc.pipeline(lambda _: optax.polyak_sgd(), 0.1)])
+@BOTH_WAYS
+def test_extra_arguments_reach_the_optimizer(optimizer, step):
+    grads = jnp.ones(4)
+    new, _ = step(optimizer, grads, optimizer.init(grads), grads=grads, value=jnp.float32(2.0))
+    assert float(jnp.max(new)) < 1.0
+
+
+@BOTH_WAYS
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        wc.skip_nonfinite(optax.adam(0.1)),
+        wc.pipeline(optax.adamw, 0.1),
+        wc.pipeline(functools.partial(optax.sgd, momentum=0.9), 0.1),
+        wc.pipeline(optax.nadam, 0.1),
+        optax.chain(wc.skip_nonfinite(optax.adam(0.1)), optax.scale(0.5)),
+    ],
+    ids=["skip_adam", "adamw", "momentum", "nadam", "in_a_chain"],
+)
+def test_a_step_that_may_be_left_out_keeps_no_copy_of_parameters_state_or_updates(step, optimizer):
+    params = {"w": jnp.ones((512, 512)), "v": jnp.ones((512, 512))}
+    state = optimizer.init(params)
+    donated = jax.jit(lambda params, state, grads: step(optimizer, params, state, grads=grads), donate_argnums=(0, 1))
+    compiled = donated.lower(params, state, params).compile()
+    memory = compiled.memory_analysis()
+    assert memory is not None
+    assert temporaries(compiled, params.values()) < params["w"].nbytes / 10
+    assert memory.alias_size_in_bytes >= sum(leaf.nbytes for leaf in jax.tree.leaves((params, state)) if leaf.ndim)
+
+
+def with_rate(rate: Any) -> tuple[Any, ...]:
+    return (
+        wc.skip_nonfinite(optax.sgd(rate)),
+        wc.skip_nonfinite(optax.adam(rate)),
+        wc.pipeline(optax.sgd, lambda step: rate / (1 + step)),
+        wc.pipeline(optax.sgd, 0.1, max_norm=lambda step: 3 * rate),
+    )
+
+
+@pytest.mark.parametrize("derivative", [jax.jacrev, jax.jacfwd])
+@pytest.mark.parametrize("which", range(4))
+def test_a_derivative_goes_past_a_step_left_out(derivative, which):
+    def trained(rate, stream):
+        optimizer, params = with_rate(rate)[which], PARAMS
+        state = optimizer.init(params)
+        for grads in stream:
+            params, state = wc.apply_gradients(optimizer, params, state, grads=grads)
+        return params["w"]
+
+    at = functools.partial(quick.jit(derivative(trained)), jnp.float32(0.3))
+    expected = at([GOOD, GOOD])
+    assert np.abs(expected).max() > 0.1
+    np.testing.assert_allclose(at([GOOD, BAD[0], GOOD]), expected, rtol=1e-6)
+
+
+def test_a_hundred_thousand_steps_with_random_bad_ones_equal_a_run_without_them():
+    optimizer: Any = wc.pipeline(optax.adam, wc.polynomial_decay(init_value=0.01, decay_steps=100_000))
+    bad = np.random.default_rng(0).random(100_000) < 0.01
+    params = jnp.array([1.0, -2.0, 3.0])
+
+    def step(carry, is_bad):
+        params, state = carry
+        grads = jnp.where(is_bad, jnp.nan, jnp.sin(params) + 0.1)
+        return wc.apply_gradients(optimizer, params, state, grads=grads), None
+
+    @jax.jit
+    def train(is_bad):
+        return jax.lax.scan(step, (params, optimizer.init(params)), is_bad)[0]
+
+    trained, state = train(jnp.asarray(bad))
+    expected, _ = train(jnp.zeros(int((~bad).sum()), bool))
+    np.testing.assert_array_equal(trained, expected)
+    counts = wc.metrics(state)
+    assert int(counts["nonfinite_count"]) == int(counts["skipped_count"]) == int(bad.sum()) > 500
+    assert int(counts["step"]) == int((~bad).sum())
+
+
+def test_the_accumulator_of_multi_steps_is_protected_only_from_outside():
+    stream = [GOOD, BAD[0], GOOD, GOOD]
+    outside, _ = run(by_update, wc.skip_nonfinite(optax.MultiSteps(wc.pipeline(optax.sgd, 0.1), 2)), stream)
+    inside, _ = run(by_update, optax.MultiSteps(wc.pipeline(optax.sgd, 0.1), 2), stream)
+    assert np.isfinite(outside["w"]).all()
+    assert not np.array_equal(outside["w"], PARAMS["w"])
+    # The NaN was accumulated before the pipeline saw anything, so its step is skipped with the good gradient in it.
+    np.testing.assert_array_equal(inside["w"], PARAMS["w"])
+
+
+@pytest.mark.parametrize("not_a_transformation", [optax.adam, 0.1, None, "adam"])
+def test_what_is_no_transformation_is_refused(not_a_transformation):
+    with pytest.raises(TypeError, match=r"inner must be an optax.GradientTransformation; got .*Build it first"):
+        wc.skip_nonfinite(not_a_transformation)
+    with pytest.raises(TypeError, match=r"optimizer must be an optax.GradientTransformation; got"):
+        wc.apply_gradients(not_a_transformation, PARAMS, (), grads=GOOD)
+
+
+@pytest.mark.parametrize("jit", [jax.jit, lambda function: function], ids=["jit", "eager"])
+def test_a_state_that_changes_its_structure_is_refused(jit):
+    growing = optax.GradientTransformation(lambda params: (), lambda updates, state, params=None: (updates, (*state, 1.0)))
+    guard: Any = wc.skip_nonfinite(growing)
+    state = guard.init(BAD[0])
+    with pytest.raises(TypeError, match="a state of the structure it was given"):
+        jit(guard.update)(BAD[0], state)
+
+
+@BOTH_WAYS
+@pytest.mark.parametrize("optimizer", [wc.skip_nonfinite(optax.adam(0.1)), wc.pipeline(optax.adam, 0.1)])
+def test_steps_outside_of_jit_compile_nothing_anew(step, optimizer):
+    params, state = PARAMS, optimizer.init(PARAMS)
+    for grads in (GOOD, BAD[0], GOOD):
+        params, state = step(optimizer, params, state, grads=grads)
+    compiled = []
+
+    def listener(event: str, duration_secs: float, **_: str | int) -> None:
+        if "backend_compile" in event:
+            compiled.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listener)
+    try:
+        for grads in (GOOD, BAD[0], GOOD):
+            params, state = step(optimizer, params, state, grads=grads)
+        assert compiled == []
+        jax.jit(lambda x: x + len(compiled))(1)
+        assert compiled != []  # so that a renamed event does not pass for none
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listener)

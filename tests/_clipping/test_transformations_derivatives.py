@@ -1,0 +1,129 @@
+"""Derivatives through a clip: those of the formula, to second order, for gradients of every size."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.test_util import check_grads
+
+import warmclip_jax as wc
+from tests import reference
+from tests.cases import case
+from tests.trees import BF16, SHORT, assert_same_bits, normal, rounding
+
+pytestmark = pytest.mark.usefixtures("strict_dtypes")
+
+
+@jax.jit
+def derivatives(tree: Any, along: Any, max_norm: Any) -> tuple[Any, Any]:
+    """The derivative of a clip along `along`, and `along` pulled back."""
+
+    def clip(tree: Any) -> Any:
+        return wc.clip_tree(tree, max_norm)[0]
+
+    return jax.jvp(clip, (tree,), (along,))[1], jax.vjp(clip, tree)[1](along)[0]
+
+
+def assert_derivatives_are_the_formula(tree: Any, max_norm: float, along: Any) -> None:
+    expected = reference.clip_derivative(tree, max_norm, along)
+    largest = max(np.abs(part).max(initial=0) for parts in expected for part in parts)
+    # JAX pulls back without the conjugate.
+    pushed, _ = derivatives(tree, along, max_norm)
+    _, pulled = derivatives(tree, [np.conj(leaf) for leaf in along], max_norm)
+    for got in (pushed, [np.conj(leaf) for leaf in pulled]):
+        for leaf, parts in zip(got, expected, strict=True):
+            for got_part, part in zip(reference.real_parts(leaf), parts, strict=True):
+                np.testing.assert_allclose(got_part, part, rtol=0, atol=8 * 2.0**-23 * largest)
+
+
+def test_jvp_and_vjp_are_those_of_the_formula():
+    # The norm of the tree is about 2.9: one bound below it and one above.
+    tree = [normal(0, (3,)), normal(1, ()), normal(2, (2,), np.complex64)]
+    along = [normal(3, (3,)), normal(4, ()), normal(5, (2,), np.complex64)]
+    for max_norm in (0.0, 0.5, 100.0):
+        with case(max_norm=max_norm):
+            assert_derivatives_are_the_formula(tree, max_norm, along)
+
+
+@pytest.mark.parametrize("max_norm", [0.5, 100.0])
+def test_the_formula_agrees_with_the_differences_of_the_reference(max_norm):
+    leaf, along, step = normal(0, (6,), np.float64), normal(1, (6,), np.float64), 1e-5
+    ahead, behind = (reference.clip([leaf + sign * step * along], max_norm)[0][0] for sign in (1, -1))
+    (rate,) = reference.clip_derivative([leaf], max_norm, [along])[0]
+    np.testing.assert_allclose(rate, (ahead - behind) / (2 * step), rtol=0, atol=1e-9)
+
+
+def test_derivatives_agree_with_finite_differences_to_second_order(x64):
+    clip = jax.jit(lambda tree, max_norm: wc.clip_tree(tree, max_norm)[0])
+    tree = [normal(0, (3,), np.float64), normal(2, (2,), np.complex128)]
+    for max_norm in (0.5, 100.0):
+        with case(max_norm=max_norm):
+            check_grads(lambda tree: clip(tree, max_norm), (tree,), order=2, modes=("fwd", "rev"))  # noqa: B023
+
+
+def test_the_derivative_at_zero_is_the_identity():
+    # The norm, 0, is not over any bound.
+    zero = [np.zeros(4, dtype) for dtype in SHORT]
+    along = [np.array([1, -2, 3, 0.5], dtype) for dtype in SHORT]
+    measured = jax.jit(lambda tree, along: jax.jvp(lambda tree: wc.clip_tree(tree, None)[0], (tree,), (along,))[1])
+    assert_same_bits(measured(zero, along), along)
+    for max_norm in (0.0, 1e-37, 1.0, math.inf):
+        with case(max_norm=max_norm):
+            for got in derivatives(zero, along, max_norm):
+                assert_same_bits(got, along)
+
+
+def test_the_derivative_is_right_for_gradients_of_every_size():
+    for scale, size in [(1e-30, 1.0), (1e-10, 1.0), (1e-10, 1e-10), (1e10, 1.0), (1.3e19, 1.0), (1e30, 1.0)]:
+        leaf, along = normal(0, (5,)) * np.float32(scale), normal(1, (5,)) * np.float32(size)
+        for max_norm in (scale / 10, scale * 10):
+            with case(scale=scale, size=size, max_norm=max_norm):
+                assert_derivatives_are_the_formula([leaf], max_norm, [along])
+
+
+def test_the_derivative_is_right_through_a_norm_that_is_given():
+    @jax.jit
+    def rate_of(leaf: Any, along: Any, max_norm: Any) -> Any:
+        return jax.jvp(lambda leaf: wc.clip_tree(leaf, max_norm, norm=wc.global_norm(leaf))[0], (leaf,), (along,))[1]
+
+    for scale in (1e-30, 1e-10, 1.0, 1e10, 1e30):
+        leaf, along = normal(0, (5,)) * np.float32(scale), normal(1, (5,)) * np.float32(scale)
+        (expected,) = reference.clip_derivative([leaf], scale / 10, [along])[0]
+        rate = rate_of(leaf, along, scale / 10)
+        np.testing.assert_allclose(rate, expected, rtol=0, atol=8 * 2.0**-23 * np.abs(expected).max(), err_msg=str(scale))
+
+
+def test_the_derivative_by_the_bound_is_the_unit_vector():
+    tree = normal(0, (5,))
+    rate_at = jax.jit(lambda bound: jax.jvp(lambda bound: wc.clip_tree(tree, bound)[0], (bound,), (jnp.float32(1),))[1])
+    np.testing.assert_allclose(rate_at(jnp.float32(0.5)), tree / reference.global_norm([tree]), rtol=4 * 2.0**-23)
+    np.testing.assert_array_equal(rate_at(jnp.float32(50)), np.zeros(5))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, BF16])
+def test_the_gradient_through_short_leaves_keeps_their_dtype(dtype):
+    tree = np.array([3, 4], dtype)
+    gradient = derivatives(tree, np.array([1, 0], dtype), 1.0)[1]
+    assert gradient.dtype == dtype
+    expected = reference.clip_derivative([tree], 1.0, [np.array([1.0, 0.0])])[0][0]
+    np.testing.assert_allclose(np.asarray(gradient).astype(np.float64), expected, atol=4 * rounding(tree) * 0.2)
+
+
+def test_meta_gradients_flow_through_an_update_in_an_inner_loop(x64):
+    transformation: Any = optax.chain(wc.clip_by_global_norm(0.5), optax.sgd(0.1))
+    target = normal(0, (4,), np.float64)
+
+    @jax.jit
+    def outer(start):
+        params, state = start, transformation.init(start)
+        for _ in range(3):
+            updates, state = transformation.update(params - target, state, params)
+            params = optax.apply_updates(params, updates)
+        return jnp.sum((params - target) ** 2)
+
+    check_grads(outer, (normal(1, (4,), np.float64) * 3,), order=1, modes=("rev",))
+    assert np.all(np.isfinite(jax.grad(outer)(target)))

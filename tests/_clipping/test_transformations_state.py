@@ -1,0 +1,233 @@
+"""What `clip_by_global_norm` counts and remembers, and how optax and JAX carry it."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import warmclip_jax as wc
+from tests.trees import BF16, assert_clipped, assert_same_bits, clipping, normal
+
+pytestmark = pytest.mark.usefixtures("strict_dtypes")
+
+
+INT32_MAX = 2**31 - 1
+
+
+# The state.
+
+
+def test_the_state_is_a_named_tuple_of_scalars():
+    state = clipping(1.0).init({"w": jnp.ones(3)})
+    assert isinstance(state, wc.ClipState)
+    arrays = {name: value for name, value in state._asdict().items() if isinstance(value, jax.Array)}
+    assert {name: (value.shape, value.dtype.name) for name, value in arrays.items()} == {
+        "clip_calls": ((), "int32"),
+        "grad_norm": ((), "float32"),
+        "norm_bound": ((), "float32"),
+        "clip_coef": ((), "float32"),
+        "clipped_count": ((), "int32"),
+        "nonfinite_count": ((), "int32"),
+    }
+    assert [float(value) for value in arrays.values()] == [0, 0, 0, 1, 0, 0]
+    assert len(jax.tree.leaves(state)) == len(arrays)
+
+
+def test_the_state_of_float32_parameters_stays_what_it_is_under_float64_gradients(x64):
+    transformation = wc.clip_by_global_norm(1.0)
+    before = transformation.init([jnp.zeros(2, jnp.float32)])
+    _, after = transformation.update([jnp.array([3.0, 4.0], jnp.float64)], before)
+    assert [leaf.dtype for leaf in jax.tree.leaves(after)] == [leaf.dtype for leaf in jax.tree.leaves(before)]
+
+
+def test_the_state_of_float64_parameters_holds_a_float64_norm(x64):
+    transformation = clipping(1.0)
+    tree = [np.full(1, 1 + 1e-12), np.zeros(1, BF16)]
+    _, state = transformation.update(tree, transformation.init(tree))
+    assert (state.grad_norm.dtype, state.clip_coef.dtype) == (jnp.float64, jnp.float64)
+    assert float(state.grad_norm) == 1 + 1e-12
+
+
+def run(max_norm: Any, leaves: list[float], nonfinite: Any = "propagate") -> list[wc.ClipState]:
+    transformation = clipping(max_norm, nonfinite=nonfinite)
+    state = transformation.init([jnp.zeros(1)])
+    states = []
+    for leaf in leaves:
+        _, state = transformation.update([np.full(1, leaf, np.float32)], state)
+        states.append(state)
+    return states
+
+
+def test_the_state_counts_calls_clipped_and_bad_updates():
+    states = run(2.0, [1.0, 4.0, math.nan, 2.0, math.inf, 8.0])
+    assert [int(state.clip_calls) for state in states] == [1, 2, 3, 4, 5, 6]
+    assert [int(state.clipped_count) for state in states] == [0, 1, 1, 1, 1, 2]
+    assert [int(state.nonfinite_count) for state in states] == [0, 0, 1, 1, 2, 2]
+
+
+def test_the_state_holds_the_last_norm_as_it_is():
+    np.testing.assert_array_equal(
+        [state.grad_norm for state in run(2.0, [1.0, 4.0, math.nan, -math.inf, 0.0])], [1, 4, math.nan, math.inf, 0]
+    )
+
+
+@pytest.mark.parametrize(("nonfinite", "of_bad"), [("propagate", math.nan), ("zero", 0.0)])
+def test_the_state_holds_the_last_coefficient(nonfinite, of_bad):
+    coefs = [state.clip_coef for state in run(2.0, [1.0, 4.0, math.nan, math.inf, 2.0, 0.0], nonfinite)]
+    np.testing.assert_array_equal(coefs, [1, 0.5, of_bad, of_bad, 1, 1])
+
+
+def test_a_bound_of_zero_clips_with_a_coefficient_of_zero():
+    states = run(0.0, [3.0, 0.0])
+    assert [float(state.clip_coef) for state in states] == [0, 1]
+    assert [int(state.clipped_count) for state in states] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("leaf", "max_norm"), [(3e38, 1e-3), (3e38, 1e-37), (2.0**100, 2.0**-40), (2.0**60, 2.0**-64), (1e-30, 1e-37)]
+)
+def test_the_coefficient_is_the_bound_over_the_norm_as_far_as_it_can_be_held(leaf, max_norm):
+    coef = float(run(max_norm, [leaf])[0].clip_coef)
+    exact = float(np.float32(max_norm)) / float(np.float32(leaf))
+    # Below the smallest normal number there is only zero.
+    assert coef == pytest.approx(exact if exact >= 2.0**-126 else 0.0, rel=4 * 2.0**-23, abs=0)
+
+
+@pytest.mark.parametrize("bound", [0.0, 0.25, 3.0, None, math.inf])
+def test_the_state_and_metrics_tell_the_bound_that_was_in_force(bound):
+    (state,) = run(bound, [4.0])
+    shown = math.inf if bound is None else bound
+    assert float(state.norm_bound) == (-1 if shown == math.inf else bound)
+    assert float(wc.metrics(state)["max_norm"]) == shown
+
+
+def test_a_traced_bound_below_zero_is_told_as_the_zero_that_it_acts_as():
+    state = jax.jit(lambda bound: run(bound, [4.0])[0])(-1.0)
+    assert (float(state.norm_bound), float(state.clip_coef)) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("state", "shown"),
+    [
+        (None, "None"),
+        ((), "a tuple of nothing"),
+        ({"count": 1}, "a dict of int"),
+        ([optax.EmptyState(), None], "a list of EmptyState, NoneType"),
+        (0.5, "a value of type float"),
+    ],
+)
+def test_a_state_that_is_not_its_own_is_named_in_the_error(state, shown):
+    with pytest.raises(TypeError, match=rf"that init or the last update returned; got {shown}\. For the state of another"):
+        clipping(1.0).update([jnp.ones(1)], state)
+
+
+def test_measuring_counts_bad_updates_and_clips_none():
+    states = run(None, [3.0, math.nan, math.inf])
+    assert [int(state.clipped_count) for state in states] == [0, 0, 0]
+    assert [int(state.nonfinite_count) for state in states] == [0, 1, 2]
+    assert [float(state.clip_coef) for state in states] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("field", ["clip_calls", "clipped_count", "nonfinite_count"])
+def test_counters_stop_at_the_largest_int32(field):
+    transformation = clipping(1.0)
+    leaf = math.nan if field == "nonfinite_count" else 4.0
+    state = transformation.init([jnp.zeros(1)])._replace(**{field: jnp.int32(INT32_MAX - 1)})
+    for _ in range(3):
+        _, state = transformation.update([np.full(1, leaf, np.float32)], state)
+        assert int(getattr(state, field)) == INT32_MAX
+
+
+def types(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: (jnp.shape(leaf), jnp.result_type(leaf), jax.typeof(leaf).weak_type), tree)
+
+
+@pytest.mark.parametrize("max_norm", [1.0, None, 0, wc.linear_warmup(peak_value=1.0, warmup_steps=3), lambda count: 1])
+@pytest.mark.parametrize("nonfinite", ["propagate", "zero"])
+def test_the_state_keeps_its_structure_and_types(max_norm, nonfinite):
+    transformation = clipping(max_norm, nonfinite=nonfinite)
+    tree = {"a": jnp.ones(3, jnp.bfloat16), "b": jnp.ones(2, jnp.float16)}
+    before = transformation.init(tree)
+    _, after = transformation.update(tree, before)
+    assert types(after) == types(before)
+
+
+def test_the_state_is_carried_through_scan():
+    transformation = clipping(2.0, nonfinite="zero")
+    leaves = np.array([1, 4, np.nan, 8, np.inf, 0], np.float32)[:, None]
+
+    def step(state, leaf):
+        clipped, state = transformation.update(leaf, state)
+        return state, clipped
+
+    state, clipped = jax.lax.scan(step, transformation.init(jnp.zeros(1)), leaves)
+    np.testing.assert_array_equal(clipped[:, 0], [1, 2, 0, 2, 0, 0])
+    assert [float(value) for value in jax.tree.leaves(state)] == [6, 0, 2, 1, 2, 2]
+
+
+def test_the_state_is_mapped_by_vmap():
+    transformation = clipping(2.0, nonfinite="zero")
+    leaves = np.array([1, 4, np.nan, 1e30, 1e-30], np.float32)[:, None]
+    states = jax.vmap(transformation.init)(leaves)
+    clipped, states = jax.vmap(transformation.update)(leaves, states)
+    np.testing.assert_allclose(clipped[:, 0], [1, 2, 0, 2, 1e-30], rtol=4 * 2.0**-23)
+    assert states.nonfinite_count.tolist() == [0, 0, 1, 0, 0]
+    assert states.clipped_count.tolist() == [0, 1, 0, 1, 0]
+
+
+def test_a_fresh_state_and_the_updates_can_be_donated():
+    transformation = clipping(1.0)
+    update = jax.jit(transformation.update, donate_argnums=(0, 1))
+    leaf = jnp.full(4, 2.0)
+    updates, state = [leaf], transformation.init([leaf])
+    for _ in range(2):
+        updates, state = update(updates, state)
+    assert leaf.is_deleted()
+    np.testing.assert_array_equal(updates[0], [0.5] * 4)
+
+
+# The optax interface.
+
+
+def test_params_and_extra_arguments_are_accepted_and_not_needed():
+    transformation = clipping(1.0)
+    assert isinstance(transformation, optax.GradientTransformationExtraArgs)
+    tree = [normal(0, (3,))]
+    state = transformation.init(tree)
+    assert_same_bits(transformation.update(tree, state, tree, value=1.0), transformation.update(tree, state))
+
+
+def test_it_chains_and_masks():
+    tree = {"a": np.full(1, 30, np.float32), "b": np.full(1, 40, np.float32)}
+    transformation: Any = optax.chain(optax.masked(wc.clip_by_global_norm(3.0), {"a": True, "b": False}), optax.scale(-1.0))
+    clipped, state = transformation.update(tree, transformation.init(tree))
+    assert {name: float(leaf[0]) for name, leaf in clipped.items()} == {"a": -3.0, "b": -40.0}
+    assert float(state[0].inner_state.grad_norm) == 30.0
+
+
+def test_hyperparameters_can_be_injected_on_a_mixed_tree():
+    tree = {"short": normal(0, (9,), BF16), "half": normal(1, (9,), np.float16), "long": normal(2, (9,))}
+    transformation: Any = optax.inject_hyperparams(wc.clip_by_global_norm, static_args=("nonfinite",))(max_norm=0.5)
+    # The injection itself casts between the dtypes of the tree.
+    with jax.numpy_dtype_promotion("standard"):
+        state = transformation.init(tree)
+        clipped, state = jax.jit(transformation.update)(tree, state)
+        assert_clipped(clipped, tree, 0.5)
+        state.hyperparams["max_norm"] = jnp.float32(0.25)
+        clipped, state = jax.jit(transformation.update)(tree, state)
+    assert_clipped(clipped, tree, 0.25)
+    assert int(state.inner_state.clipped_count) == 2
+
+
+def test_a_scheduled_hyperparameter_is_followed():
+    schedule = wc.polynomial_decay(init_value=4.0, end_value=1.0, decay_steps=3)
+    transformation: Any = optax.inject_hyperparams(wc.clip_by_global_norm)(max_norm=schedule)
+    tree = [normal(0, (9,), BF16) * np.asarray(100, BF16)]
+    state = transformation.init(tree)
+    for bound in (4.0, 3.0, 2.0):
+        clipped, state = transformation.update(tree, state)
+        assert_clipped(clipped, tree, bound)

@@ -1,0 +1,281 @@
+"""A schedule is a value: its printed form, equality, hash, copies, tree and traces."""
+
+import copy
+import inspect
+import pickle
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import warmclip_jax as wc
+from tests._schedules.catalogue import catalogue
+from warmclip_jax._schedules._schedule import curve
+from warmclip_jax._values._rules import Number
+from warmclip_jax._values._value import Function, Kind, Value, factories, makes
+
+SCHEDULES = {name: entry.schedule for name, entry in catalogue(100).items()}
+NAMES = list(SCHEDULES)
+
+
+@pytest.fixture(autouse=True)
+def _its_own_registry(monkeypatch: pytest.MonkeyPatch):
+    """The factories that a test makes end with it."""
+    monkeypatch.setattr(Kind, "registry", dict(Kind.registry))
+
+
+def linear(peak_value: Any = 1.0, warmup_steps: Any = 4, init_value: Any = 0.0) -> wc.Schedule:
+    return wc.linear_warmup(peak_value=peak_value, warmup_steps=warmup_steps, init_value=init_value)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_repr_is_the_call_that_rebuilds_it(name: str):
+    assert eval(repr(SCHEDULES[name]), dict(factories())) == SCHEDULES[name]
+
+
+def test_repr_shows_what_was_said_with_fractions_resolved():
+    schedule = wc.shift(
+        wc.warmup_cosine_decay(peak_value=np.float32(0.5), total_steps=jnp.int32(25), warmup_fraction=0.1), by=1
+    )
+    assert repr(schedule) == (
+        "shift(warmup_cosine_decay(peak_value=0.5, total_steps=25, warmup_steps=3, init_value=0.0, end_value=0.0, "
+        "decay_from='warmup_end'), by=1)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("fraction", "total", "steps"),
+    [(0.0, 25, 0), (0.1, 25, 3), (0.1 - 1e-9, 25, 2), (0.5, 25, 13), (0.3, 10, 3), (0.06, 2_000_000_000, 120_000_000)],
+)
+def test_a_fraction_is_rounded_to_the_nearest_step_with_halves_up(fraction: float, total: int, steps: int):
+    schedule = wc.warmup_polynomial_decay(peak_value=1.0, total_steps=total, warmup_fraction=fraction)
+    assert schedule.arguments["warmup_steps"] == steps
+
+
+def test_a_traced_fraction_is_rounded_likewise():
+    def steps(fraction: Any, total: Any) -> Any:
+        return wc.warmup_polynomial_decay(peak_value=1.0, total_steps=total, warmup_fraction=fraction).arguments["warmup_steps"]
+
+    rounded = jax.jit(jax.vmap(steps))(jnp.array([0.0, 0.1, 0.5, 0.25]), jnp.array([25, 25, 25, 2_000_000_000]))
+    assert (rounded.dtype, rounded.tolist()) == (jnp.int32, [0, 3, 13, 500_000_000])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_pickle_and_copies_are_equal_and_give_the_same_values(name: str):
+    schedule = SCHEDULES[name]
+    counts = jnp.arange(0, 120, 7)
+    for same in (pickle.loads(pickle.dumps(schedule)), copy.copy(schedule), copy.deepcopy(schedule)):
+        assert same == schedule
+        assert hash(same) == hash(schedule)
+        np.testing.assert_array_equal(same(counts), schedule(counts))
+
+
+def test_equality_goes_by_kind_and_numbers_and_not_by_how_they_were_said():
+    assert linear(1, 4) == linear(np.float64(1.0), jnp.int32(4)) == linear(jnp.float32(1), np.int8(4))
+    assert hash(linear(1, 4)) == hash(linear(np.float64(1.0), jnp.int32(4)))
+    assert len({repr(schedule): schedule for schedule in SCHEDULES.values()}) == len(set(SCHEDULES.values()))
+    assert linear() != wc.polynomial_warmup(peak_value=1.0, warmup_steps=4)
+    assert linear() != linear(init_value=0.1)
+    assert linear() != "linear_warmup(peak_value=1.0, warmup_steps=4, init_value=0.0)"
+    run: Any = {"peak_value": 1.0, "total_steps": 10, "warmup_steps": 2}
+    assert wc.warmup_cosine_decay(**run) != wc.warmup_cosine_decay(**run, decay_from="zero")
+    assert wc.join([linear(), linear()], boundaries=[4]) != wc.join([linear(), linear()], boundaries=[5])
+    theirs = optax.constant_schedule(0.1)
+    assert wc.shift(theirs, by=1) == wc.shift(theirs, by=1)
+    assert wc.shift(theirs, by=1) != wc.shift(optax.constant_schedule(0.1), by=1)
+
+
+def test_it_cannot_be_changed():
+    schedule = linear()
+    with pytest.raises(AttributeError, match="immutable"):
+        schedule.peak_value = 2.0  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(AttributeError, match="immutable"):
+        del schedule._arguments
+    arguments: Any = schedule.arguments
+    arguments["peak_value"] = 2.0
+    assert schedule == linear()
+
+
+def test_it_is_built_by_a_factory_only():
+    with pytest.raises(TypeError, match="linear_warmup"):
+        wc.Schedule()
+
+
+def test_a_traced_number_has_no_equality_and_no_hash():
+    @jax.jit
+    def build(peak: jax.Array) -> jax.Array:
+        with pytest.raises(TypeError, match="outside of jit"):
+            hash(linear(peak))
+        with pytest.raises(TypeError, match="outside of jit"):
+            assert linear(peak) == linear()
+        return peak
+
+    build(jnp.float32(1))
+
+
+# As a tree.
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_its_leaves_are_its_numbers_and_rebuild_it(name: str):
+    schedule = SCHEDULES[name]
+    leaves, structure = jax.tree.flatten(schedule)
+    assert all(isinstance(leaf, (int, float)) for leaf in leaves)
+    assert jax.tree.unflatten(structure, leaves) == schedule
+
+
+def test_tree_map_works_on_its_numbers_and_paths_name_them():
+    doubled = jax.tree.map(lambda number: 2 * number, wc.with_warmup(wc.constant(value=0.5), warmup_steps=4, init_value=0.1))
+    assert doubled == wc.with_warmup(wc.constant(value=1.0), warmup_steps=8, init_value=0.2)
+    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(doubled)]
+    assert paths == [".schedule.value", ".warmup_steps", ".init_value"]
+
+
+def test_as_a_jit_argument_it_is_traced_once_for_many_values():
+    traces = 0
+
+    @jax.jit
+    def value(schedule: wc.Schedule) -> jax.Array:
+        nonlocal traces
+        traces += 1
+        return schedule(3)
+
+    for peak in (0.5, 1.0, 2.0):
+        assert float(value(wc.with_warmup(wc.constant(value=peak), warmup_steps=6))) == peak / 2
+    assert traces == 1
+    value(wc.with_warmup(linear(), warmup_steps=6))
+    assert traces == 2
+
+
+def test_as_a_static_argument_equal_ones_do_not_retrace():
+    traces = 0
+
+    def value(schedule: wc.Schedule, count: int) -> jax.Array:
+        nonlocal traces
+        traces += 1
+        return schedule(count)
+
+    compiled = jax.jit(value, static_argnums=0)
+    for schedule in (linear(), linear(1, 4), pickle.loads(pickle.dumps(linear())), linear(np.float32(1))):
+        assert float(compiled(schedule, 3)) == 0.75
+    assert traces == 1
+    compiled(linear(2.0), 3)
+    assert traces == 2
+
+
+def test_an_eager_call_is_compiled_once_for_all_numbers_and_counts():
+    traces = 0
+
+    @makes(wc.Schedule)
+    def counted(*, height: Annotated[float, Number("a number", "Pass 1.", lambda _: True)]) -> wc.Schedule:
+        nonlocal traces
+        traces += 1
+        return curve(lambda count: jnp.full(count.shape, height))
+
+    for height in (0.0, 0.25, 0.5):
+        for count in (-3, 2, np.int64(5), 2**40, 3.0):
+            wc.with_warmup(counted(height=height), warmup_steps=4)(count)
+    assert traces == 1
+
+
+def test_it_can_be_jitted_differentiated_and_mapped_itself():
+    assert float(jax.jit(linear())(3)) == 0.75
+    assert jax.vmap(linear())(jnp.arange(3)).tolist() == [0.0, 0.25, 0.5]
+    slopes = jax.grad(lambda schedule: schedule(1000))(wc.exponential_warmup(peak_value=2.0, timescale=1000))
+    assert slopes.arguments["peak_value"] == pytest.approx(1 - np.exp(-1), rel=1e-6)
+
+
+# The machinery.
+
+
+def test_a_new_curve_needs_its_function_and_nothing_else():
+    rule = Number("a number above 0", "Pass 1.", lambda number: number > 0)
+
+    @makes(wc.Schedule)
+    def sawtooth(*, height: Annotated[float | jax.Array, rule], is_down: bool = False) -> wc.Schedule:
+        """Up and down."""
+        return curve(lambda count: jnp.where(count % 2 == int(is_down), 0.0, height))
+
+    schedule = sawtooth(height=2.0)
+    assert repr(schedule) == "sawtooth(height=2.0, is_down=False)"
+    assert pickle.loads(pickle.dumps(schedule)) == schedule
+    assert schedule(jnp.arange(3)).tolist() == [0.0, 2.0, 0.0]
+    assert schedule.arguments == {"height": 2.0, "is_down": False}
+    with pytest.raises(ValueError, match=r"sawtooth: height must be a number above 0; got -1\. Pass 1\."):
+        sawtooth(height=-1)
+
+
+def test_a_value_need_not_be_a_schedule():
+    class Limit(Value):
+        __slots__ = ()
+
+    number = Number("a number, a function or None", "Pass 1.", lambda number: number > 0)
+    rule = Function("a number, a function or None", "Pass 1.", number)
+
+    @makes(Limit)
+    def limit(*, ceiling: Annotated[Any, rule] = None, strength: Annotated[float, number] = 2.0) -> Limit: ...
+
+    plain, scheduled, foreign = limit(), limit(ceiling=linear()), limit(ceiling=abs)
+    assert [repr(value) for value in (plain, scheduled)] == [
+        "limit(ceiling=None, strength=2.0)",
+        f"limit(ceiling={linear()!r}, strength=2.0)",
+    ]
+    for value in (plain, scheduled, foreign):
+        assert pickle.loads(pickle.dumps(value)) == value == jax.tree.map(lambda leaf: leaf, value)
+        assert not callable(value)
+    assert limit(ceiling=3) == limit(ceiling=np.float32(3.0)) != plain
+    assert wc.parse(repr(scheduled)) == scheduled
+    assert jax.tree.leaves(jax.tree.map(lambda leaf: 2 * leaf, limit(ceiling=3.0))) == [6.0, 4.0]
+    assert float(foreign._arguments["ceiling"](jnp.int32(-3))) == 3.0
+    with pytest.raises(TypeError, match=r"limit: ceiling must be .* Call it with its arguments: constant"):
+        limit(ceiling=wc.constant)
+    with pytest.raises(TypeError, match="a Limit is made by calling one of limit"):
+        Limit()
+
+
+def test_an_argument_without_a_rule_is_refused_when_the_curve_is_written():
+    with pytest.raises(TypeError, match="no rule in the annotation"):
+
+        @makes(wc.Schedule)
+        def unruly(*, height: float) -> wc.Schedule: ...
+
+
+@pytest.mark.parametrize("factory", factories().values(), ids=list(factories()))
+def test_help_shows_the_names_of_the_arguments_without_their_rules(factory: Callable[..., wc.Schedule]):
+    signature = inspect.signature(factory)
+    assert "count" not in signature.parameters
+    assert all(parameter.annotation is parameter.empty for parameter in signature.parameters.values())
+    assert issubclass(signature.return_annotation, Value)
+
+
+PUBLIC = [name for name in factories() if hasattr(wc, name)]
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_a_docstring_says_what_comes_in_and_out_and_runs(name: str):
+    doc = inspect.getdoc(getattr(wc, name)) or ""
+    for part in ("Args:", "Returns:", "Raises:", "not checked", ">>>"):
+        assert part in doc, part
+    for argument in inspect.signature(getattr(wc, name)).parameters:
+        assert f"{argument}:" in doc, argument
+
+
+def test_ours_goes_wherever_optax_takes_a_schedule():
+    optimizer = optax.chain(optax.scale_by_adam(), optax.scale_by_schedule(linear()), optax.scale(-1.0))
+    injected = optax.inject_hyperparams(optax.sgd)(learning_rate=linear())
+    updates = jnp.zeros(2)
+    for transformation in (
+        optimizer,
+        injected,
+        optax.adamw(linear()),
+        optax.sgd(optax.join_schedules([linear(), linear()], [4])),
+    ):
+        state = transformation.init(jnp.ones(2))
+        for _ in range(2):
+            updates, state = jax.jit(transformation.update)(jnp.ones(2), state, jnp.ones(2))
+        assert np.all(np.isfinite(updates))
+        assert np.all(np.asarray(updates) != 0)

@@ -1,0 +1,3 @@
+"""States of other optimizers, taken over."""
+
+from warmclip_jax._adopting._adopt import adopt_state

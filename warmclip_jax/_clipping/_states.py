@@ -1,0 +1,79 @@
+"""What the states of clips and guards are made of, and the check that a state is their own."""
+
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from warmclip_jax._values import default_float
+
+#: How a state writes a bound that is never reached, and a number that is not known: past every rate, and short of inf in
+#: bfloat16 too. It holds no inf or NaN of its own, which `jax_debug_infs` and `jax_debug_nans` would stop at.
+NEVER, UNKNOWN = -1.0, 3e38
+
+State = TypeVar("State", bound=tuple[Any, ...])
+
+
+def own(kind: type[State], state: Any, updates: Any, **keeps: bool) -> State:
+    """`state`, when it is a `kind` whose fields named in `keeps` are filled (True) or empty (False).
+
+    Raises TypeError with what came instead, and what to do.
+    """
+    name = kind.__name__
+    if isinstance(state, kind):
+        wrong = [field for field, is_kept in keeps.items() if is_kept != bool(jax.tree.leaves(getattr(state, field)))]
+        if not wrong:
+            return state
+        rule = "that of an optimizer with the options of this one"
+        came = f"a {name} {'without' if keeps[wrong[0]] else 'with'} {wrong[0]}"
+    elif isinstance(updates, kind):
+        raise TypeError(f"updates and state are swapped: got the {name} first. Call update(updates, state, params).")
+    else:
+        rule, came = f"the {name} that init or the last update returned", _shown(state)
+    raise TypeError(
+        f"state must be {rule}; got {came}. For the state of another optimizer, or of one built with other options, call "
+        "adopt_state(optimizer, params, opt_state, step=...) once."
+    )
+
+
+def _shown(state: Any) -> str:
+    if isinstance(state, (tuple, list, dict)):
+        entries = state.values() if isinstance(state, dict) else state
+        return f"a {type(state).__name__} of {', '.join(type(entry).__name__ for entry in entries) or 'nothing'}"
+    return f"{state!r:.60}" if state is None else f"a value of type {type(state).__name__}"
+
+
+def counter(start: int = 0) -> jax.Array:
+    """A fresh counter: a buffer of its own, since one shared by two fields could not be donated."""
+    return jnp.full((), start, jnp.int32)
+
+
+def increment_if(condition: jax.Array | bool, count: Any) -> jax.Array:
+    """`count` plus one where `condition` holds, never past its dtype."""
+    return jnp.where(condition, optax.safe_increment(count), count)
+
+
+def like(old: jax.Array, new: Any) -> jax.Array:
+    """`new` in the dtype of `old`, so that a state keeps its dtypes under x64 and after a cast."""
+    return jnp.asarray(new).astype(old.dtype)
+
+
+def stored(bound: Any) -> Any:
+    """A bound as a state holds it."""
+    if bound is None:
+        return NEVER
+    number = jnp.asarray(bound)
+    number = number if jnp.issubdtype(number.dtype, jnp.inexact) else number.astype(default_float())
+    return jnp.where(number == jnp.inf, NEVER, jnp.maximum(number, 0))
+
+
+def shown(number: Any) -> jax.Array:
+    """A number from a state as users read it: NaN where it is not known."""
+    number = jnp.asarray(number)
+    return jnp.where(number > 2.9e38, jnp.nan, number)
+
+
+def shown_bound(bound: Any) -> jax.Array:
+    """A bound from a state as users read it: inf where it is never reached."""
+    return jnp.where(jnp.asarray(bound) < 0, jnp.inf, shown(bound))

@@ -1,0 +1,6 @@
+"""What happened, from any state or checkpoint, for programs and for people."""
+
+from warmclip_jax._telemetry._figure import plot_records
+from warmclip_jax._telemetry._metrics import metrics
+from warmclip_jax._telemetry._records import records
+from warmclip_jax._telemetry._report import report
