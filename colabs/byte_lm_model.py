@@ -20,7 +20,9 @@ class Block(nnx.Module):
 
     def __call__(self, stream: jax.Array) -> jax.Array:
         batch, length, width = stream.shape
-        heads = self.queries_keys_values(self.attention_norm(stream)).reshape(batch, length, -1, HEAD_WIDTH)
+        heads = self.queries_keys_values(self.attention_norm(stream)).reshape(
+            batch, length, -1, HEAD_WIDTH
+        )
         queries, keys, values = jnp.split(heads, 3, axis=2)
         seen = jax.nn.dot_product_attention(rotated(queries), rotated(keys), values, is_causal=True)
         stream = stream + self.mix(seen.reshape(batch, length, width))
@@ -46,7 +48,12 @@ class ByteLM(nnx.Module):
 def rotated(heads: jax.Array) -> jax.Array:
     """Rotary positions (Su et al. 2021): attention sees how far apart two bytes are."""
     length, half = heads.shape[1], HEAD_WIDTH // 2
-    angles = np.outer(np.arange(length), 10_000.0 ** -(np.arange(half) / half)).astype(np.float32)[None, :, None, :]
+    angles = np.outer(np.arange(length), 10_000.0 ** -(np.arange(half) / half)).astype(np.float32)[
+        None, :, None, :
+    ]
     even, odd = jnp.split(heads, 2, axis=-1)
-    turned = even * np.cos(angles) - odd * np.sin(angles), even * np.sin(angles) + odd * np.cos(angles)
+    turned = (
+        even * np.cos(angles) - odd * np.sin(angles),
+        even * np.sin(angles) + odd * np.cos(angles),
+    )
     return jnp.concatenate(turned, axis=-1)

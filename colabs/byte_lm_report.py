@@ -14,7 +14,9 @@ import warmclip_jax as wc
 
 
 class Run(NamedTuple):
-    """A finished training run. `history` has an entry per step for each of `RECORDED` in `train_byte_lm`."""
+    """A finished training run. `history` has an entry per step for each of `RECORDED` in
+    `train_byte_lm`.
+    """
 
     opt_state: Any
     history: dict[str, np.ndarray]
@@ -29,7 +31,9 @@ class Run(NamedTuple):
 
 def table(runs: dict[str, Run], entropy: float) -> str:
     def row(label: str, cell: Callable[[Run], str]) -> str:
-        return f"{label:<32}" + "".join(f"{cell(run):>{max(len(name), 10) + 3}}" for name, run in runs.items())
+        return f"{label:<32}" + "".join(
+            f"{cell(run):>{max(len(name), 10) + 3}}" for name, run in runs.items()
+        )
 
     names = iter(runs)
     return "\n".join(
@@ -41,7 +45,10 @@ def table(runs: dict[str, Run], entropy: float) -> str:
             row("steps", lambda run: f"{run.steps}"),
             row("steps clipped", lambda run: f"{run.history['clipped_count'][-1]:.0f}"),
             row("steps skipped", lambda run: f"{run.history['skipped_count'][-1]:.0f}"),
-            row("steps per second", lambda run: f"{run.steps_per_second:.2f}" if run.steps_per_second else "-"),
+            row(
+                "steps per second",
+                lambda run: f"{run.steps_per_second:.2f}" if run.steps_per_second else "-",
+            ),
         ]
     )
 
@@ -73,20 +80,41 @@ def prepare_figure(path: pathlib.Path) -> None:
 
 def draw(runs: dict[str, Run], entropy: float, path: pathlib.Path) -> None:
     figure = Figure(figsize=(9, 7 + 3 * len(runs)), layout="constrained")
-    loss, rate, *norms = figure.subplots(2 + len(runs), sharex=True, height_ratios=(3, 2, *(3 for _ in runs)))
+    loss, rate, *norms = figure.subplots(
+        2 + len(runs), sharex=True, height_ratios=(3, 2, *(3 for _ in runs))
+    )
     for colour, (name, run) in zip(("C0", "C1"), runs.items(), strict=False):
         steps = np.arange(run.steps)  # numbered as `wc.records` numbers calls, from 0
         batch_loss, window = run.history["bits_per_byte"], max(run.steps // 25, 1)
         mean = np.convolve(batch_loss, np.full(window, 1 / window), "valid")
-        loss.plot(steps, batch_loss, color=colour, linewidth=0.6, alpha=0.3, label=f"{name}: training batch")
-        loss.plot(steps[window - 1 :], mean, color=colour, label=f"{name}: mean of the last {window}")
-        held_out = {"color": colour, "markeredgecolor": "black", "label": f"{name}: held out, at the end"}
+        loss.plot(
+            steps,
+            batch_loss,
+            color=colour,
+            linewidth=0.6,
+            alpha=0.3,
+            label=f"{name}: training batch",
+        )
+        loss.plot(
+            steps[window - 1 :], mean, color=colour, label=f"{name}: mean of the last {window}"
+        )
+        held_out = {
+            "color": colour,
+            "markeredgecolor": "black",
+            "label": f"{name}: held out, at the end",
+        }
         loss.plot(steps[-1], run.held_out_loss, "D", **held_out)
         rate.plot(steps, run.history["learning_rate"], color=colour, label=name)
     loss.axhline(entropy, color="grey", linestyle="--", linewidth=1, label="unigram entropy")
     loss.set(ylabel="loss (bits per byte)")
     rate.set(ylabel="learning rate")
-    above = {"loc": "lower right", "bbox_to_anchor": (1, 1), "ncols": 3, "frameon": False, "fontsize": "small"}
+    above = {
+        "loc": "lower right",
+        "bbox_to_anchor": (1, 1),
+        "ncols": 3,
+        "frameon": False,
+        "fontsize": "small",
+    }
     for axes in (loss, rate):
         axes.grid(alpha=0.3)
         axes.legend(**above, borderaxespad=0.2)

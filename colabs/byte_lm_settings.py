@@ -33,7 +33,9 @@ class Settings:
 
     @property
     def bytes(self) -> int:
-        """The size of a checkpoint: the parameters, their two moments, the history and the record of every step."""
+        """The size of a checkpoint: the parameters, their two moments, the history and the record
+        of every step.
+        """
         return 12 * self.parameters + (4 * len(RECORDED) + 32) * self.steps
 
 
@@ -47,9 +49,12 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 def whole(text: str) -> int:
-    # Longer than this is no int32 and no int64 either, and Python itself refuses to read thousands of digits.
+    # Longer than this is no int32 and no int64 either, and Python itself refuses to read thousands
+    # of digits.
     if not text.strip().isdecimal() or len(text) > 10 or not 1 <= int(text) < 2**31:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1 to {2**31 - 1}; got {text!r}")
+        raise argparse.ArgumentTypeError(
+            f"must be a whole number from 1 to {2**31 - 1}; got {text!r}"
+        )
     return int(text)
 
 
@@ -66,19 +71,53 @@ def positive(text: str) -> float:
 def command_line(description: str) -> OneLineParser:
     text = argparse.ArgumentDefaultsHelpFormatter
     parser = OneLineParser(description=description, formatter_class=text)
-    parser.add_argument("--text", type=pathlib.Path, help="a file or a folder (default: the standard library's own source)")
-    parser.add_argument("--steps", type=whole, default=500, help="optimizer steps, the warm-up included")
+    parser.add_argument(
+        "--text",
+        type=pathlib.Path,
+        help="a file or a folder (default: the standard library's own source)",
+    )
+    parser.add_argument(
+        "--steps", type=whole, default=500, help="optimizer steps, the warm-up included"
+    )
     parser.add_argument("--batch", type=whole, default=8, help="windows of text in a step")
     parser.add_argument("--length", type=whole, default=128, help="bytes in a window")
-    parser.add_argument("--width", type=whole, default=160, help=f"of the model, a multiple of {HEAD_WIDTH}")
+    parser.add_argument(
+        "--width", type=whole, default=160, help=f"of the model, a multiple of {HEAD_WIDTH}"
+    )
     parser.add_argument("--layers", type=whole, default=3, help="of the model")
-    parser.add_argument("--peak", type=positive, default=3e-3, help="learning rate at the end of the warm-up")
+    parser.add_argument(
+        "--peak", type=positive, default=3e-3, help="learning rate at the end of the warm-up"
+    )
     parser.add_argument("--warmup", type=float, default=0.1, help="its share of the steps")
-    parser.add_argument("--max-norm", type=positive, default=1.0, help="threshold of the clip; inf only measures")
-    parser.add_argument("--seed", type=whole, default=1, help="of the parameters and of the order of the text")
-    parser.add_argument("--compare", action="store_true", help="train again, at the same peak, without warm-up and clipping")
-    parser.add_argument("--inject", action="store_true", help="a NaN into one gradient, a spike into another, for the report")
-    parser.add_argument("--checkpoint", type=pathlib.Path, metavar="DIR", help="save there, and go on from what is there")
-    parser.add_argument("--save-every", type=whole, default=100, metavar="STEPS", help="between two checkpoints")
-    parser.add_argument("--figure", type=pathlib.Path, default=pathlib.Path("runs/byte_lm.png"), help="where it is drawn")
+    parser.add_argument(
+        "--max-norm", type=positive, default=1.0, help="threshold of the clip; inf only measures"
+    )
+    parser.add_argument(
+        "--seed", type=whole, default=1, help="of the parameters and of the order of the text"
+    )
+    parser.add_argument(
+        "--compare",
+        action="store_true",
+        help="train again, at the same peak, without warm-up and clipping",
+    )
+    parser.add_argument(
+        "--inject",
+        action="store_true",
+        help="a NaN into one gradient, a spike into another, for the report",
+    )
+    parser.add_argument(
+        "--checkpoint",
+        type=pathlib.Path,
+        metavar="DIR",
+        help="save there, and go on from what is there",
+    )
+    parser.add_argument(
+        "--save-every", type=whole, default=100, metavar="STEPS", help="between two checkpoints"
+    )
+    parser.add_argument(
+        "--figure",
+        type=pathlib.Path,
+        default=pathlib.Path("runs/byte_lm.png"),
+        help="where it is drawn",
+    )
     return parser

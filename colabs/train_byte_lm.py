@@ -1,11 +1,12 @@
 """Trains a small byte-level transformer with warm-up, decay and global-norm clipping, and shows what each of them did.
 
-    python colabs/train_byte_lm.py                           # reads the Python standard library's own source
-    python colabs/train_byte_lm.py --text FOLDER --compare   # your text; and again without warm-up and clipping
-    python colabs/train_byte_lm.py --checkpoint runs/mine    # stop it whenever you like, the same command goes on
+    python colabs/train_byte_lm.py                           # reads the Python standard library's
+    own source python colabs/train_byte_lm.py --text FOLDER --compare   # your text; and again
+    without warm-up and clipping python colabs/train_byte_lm.py --checkpoint runs/mine    # stop it
+    whenever you like, the same command goes on
 
-The part to take home is short: `make_optimizer` and `make_step`, just below. The model, the text and the bookkeeping
-are in the files beside this one.
+The part to take home is short: `make_optimizer` and `make_step`, just below. The model, the text
+and the bookkeeping are in the files beside this one.
 """
 
 import argparse
@@ -45,19 +46,27 @@ RECIPE, BARE = "warm-up and clipping", "neither"
 def make_optimizer(settings: Settings) -> optax.GradientTransformationExtraArgs:
     """AdamW behind a clip, at a rate that warms up and then decays to zero.
 
-    A bad step (NaN or inf) is skipped. What every step did is recorded for `wc.report` and `wc.plot_records`.
+    A bad step (NaN or inf) is skipped. What every step did is recorded for `wc.report` and
+    `wc.plot_records`.
     """
-    schedule = wc.warmup_polynomial_decay(peak_value=settings.peak, total_steps=settings.steps, warmup_fraction=settings.warmup)
+    schedule = wc.warmup_polynomial_decay(
+        peak_value=settings.peak, total_steps=settings.steps, warmup_fraction=settings.warmup
+    )
     recorded = {"record": settings.steps, "record_leaves": True}
     return wc.pipeline(optax.adamw, schedule, max_norm=settings.max_norm, **recorded)
 
 
 def make_step(
-    optimizer: optax.GradientTransformation, loss_of: Callable[..., jax.Array], inject_at: dict[str, Any] | None = None
+    optimizer: optax.GradientTransformation,
+    loss_of: Callable[..., jax.Array],
+    inject_at: dict[str, Any] | None = None,
 ) -> Callable[..., Any]:
-    # The parameters and the state come out in the place of those that went in, so they can have their memory.
+    # The parameters and the state come out in the place of those that went in, so they can have
+    # their memory.
     @functools.partial(jax.jit, donate_argnums=(0, 1))
-    def step(params: Any, opt_state: Any, windows: jax.Array) -> tuple[Any, Any, dict[str, jax.Array]]:
+    def step(
+        params: Any, opt_state: Any, windows: jax.Array
+    ) -> tuple[Any, Any, dict[str, jax.Array]]:
         loss, grads = jax.value_and_grad(loss_of)(params, windows)
         if inject_at:
             grads = injected(grads, wc.metrics(opt_state)["calls"], inject_at)
@@ -68,7 +77,9 @@ def make_step(
 
 
 def injected(grads: Any, call: jax.Array, at: dict[str, Any]) -> Any:
-    """The gradients with some leaves multiplied at some calls: `at` has the call and the factor by path."""
+    """The gradients with some leaves multiplied at some calls: `at` has the call and the factor by
+    path.
+    """
 
     def changed(path: Any, grad: jax.Array) -> jax.Array:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
@@ -87,10 +98,15 @@ class StoppedError(Exception):
     """A signal came: its number, and the steps that were done."""
 
 
-def train(name: str, settings: Settings, corpus: Corpus, folder: pathlib.Path | None, save_every: int) -> Run:
+def train(
+    name: str, settings: Settings, corpus: Corpus, folder: pathlib.Path | None, save_every: int
+) -> Run:
     try:
         optimizer = make_optimizer(settings)
-    except (TypeError, ValueError) as error:  # The library's own words: which argument, its rule, what came.
+    except (
+        TypeError,
+        ValueError,
+    ) as error:  # The library's own words: which argument, its rule, what came.
         raise UsageError(str(error)) from error
     graph, params = nnx.split(ByteLM(settings.width, settings.layers, nnx.Rngs(settings.seed)))
 
@@ -98,23 +114,38 @@ def train(name: str, settings: Settings, corpus: Corpus, folder: pathlib.Path | 
         logits = nnx.merge(graph, params)(windows[:, :-1])
         return optax.softmax_cross_entropy_with_integer_labels(logits, windows[:, 1:]).mean()
 
-    at = {"unembed/kernel": (settings.steps // 3, math.nan), "blocks/0/mix/kernel": (settings.steps * 2 // 3, 300.0)}
+    at = {
+        "unembed/kernel": (settings.steps // 3, math.nan),
+        "blocks/0/mix/kernel": (settings.steps * 2 // 3, 300.0),
+    }
     step = make_step(optimizer, loss_of, at if settings.inject else None)
     opt_state = optimizer.init(params)
     history = {key: np.full(settings.steps, np.nan, np.float32) for key in RECORDED}
     began, before = 0.0, 0
     with open_checkpoints(folder, save_every) as checkpoints, postponed_signals() as signals:
-        start, (params, opt_state, history) = resume(checkpoints, settings, (params, opt_state, history))
-        with tqdm.tqdm(desc=name, initial=start, total=settings.steps, unit="step", dynamic_ncols=True) as bar:
+        start, (params, opt_state, history) = resume(
+            checkpoints, settings, (params, opt_state, history)
+        )
+        with tqdm.tqdm(
+            desc=name, initial=start, total=settings.steps, unit="step", dynamic_ncols=True
+        ) as bar:
             for count in range(start, settings.steps):
-                params, opt_state, metrics = step(params, opt_state, training_batch(corpus, settings, count))
+                params, opt_state, metrics = step(
+                    params, opt_state, training_batch(corpus, settings, count)
+                )
                 for key in RECORDED:
                     history[key][count] = metrics[key]
                 if count == start:  # From here on, without compilation.
                     began, before = time.perf_counter(), start + 1
                 last = signals or count + 1 == settings.steps
                 if checkpoints:
-                    save(checkpoints, count + 1, settings, (params, opt_state, history), force=bool(last))
+                    save(
+                        checkpoints,
+                        count + 1,
+                        settings,
+                        (params, opt_state, history),
+                        force=bool(last),
+                    )
                 show(bar, count, history)
                 if signals:
                     raise StoppedError(signals[0], count + 1)
@@ -122,12 +153,16 @@ def train(name: str, settings: Settings, corpus: Corpus, folder: pathlib.Path | 
     evaluate = jax.jit(loss_of)
 
     def bits_per_byte(text: np.ndarray) -> float:
-        starts = np.linspace(0, len(text) - settings.length - 1, EVALUATED_BATCHES * settings.batch).astype(int)
+        starts = np.linspace(
+            0, len(text) - settings.length - 1, EVALUATED_BATCHES * settings.batch
+        ).astype(int)
         batches = windows_at(text, starts.reshape(EVALUATED_BATCHES, -1), settings.length)
         return float(np.mean([evaluate(params, batch) for batch in batches])) / math.log(2)
 
     speed = (settings.steps - before) / seconds if 0 < before < settings.steps else None
-    return Run(opt_state, history, bits_per_byte(corpus.train), bits_per_byte(corpus.held_out), speed)
+    return Run(
+        opt_state, history, bits_per_byte(corpus.train), bits_per_byte(corpus.held_out), speed
+    )
 
 
 def show(bar: tqdm.tqdm, count: int, history: dict[str, np.ndarray]) -> None:
@@ -146,7 +181,9 @@ def show(bar: tqdm.tqdm, count: int, history: dict[str, np.ndarray]) -> None:
 
 @contextlib.contextmanager
 def postponed_signals() -> Iterator[list[int]]:
-    """Ctrl-C and SIGTERM wait for the step to end: in its middle there is nothing to save. A second one does not wait."""
+    """Ctrl-C and SIGTERM wait for the step to end: in its middle there is nothing to save. A second
+    one does not wait.
+    """
     came: list[int] = []
 
     def note(number: int, _: object) -> None:
@@ -176,7 +213,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         sizes = f"--batch {options.batch}, --length {options.length} and --width {options.width}"
         parser.error(f"a step with {sizes} does not fit into memory")
-    except BrokenPipeError:  # `| head` has read enough. Without this Python complains on its way out.
+    except (
+        BrokenPipeError
+    ):  # `| head` has read enough. Without this Python complains on its way out.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except StoppedError as error:
@@ -186,13 +225,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(options: argparse.Namespace) -> int:
-    settings = Settings(**{name: getattr(options, name) for name in Settings.__dataclass_fields__ if name != "text"})
+    settings = Settings(
+        **{name: getattr(options, name) for name in Settings.__dataclass_fields__ if name != "text"}
+    )
     if settings.width % HEAD_WIDTH:
         raise UsageError(f"--width must be a multiple of {HEAD_WIDTH}; got {settings.width}")
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else math.inf
+    memory = (
+        os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        if hasattr(os, "sysconf")
+        else math.inf
+    )
     if settings.bytes > memory:
         sizes = f"--width {settings.width}, --layers {settings.layers} and --steps {settings.steps}"
-        raise UsageError(f"{sizes} need {settings.bytes / 1e9:.3g} GB of memory; this machine has {memory / 1e9:.3g}")
+        raise UsageError(
+            f"{sizes} need {settings.bytes / 1e9:.3g} GB of memory; this machine has "
+            f"{memory / 1e9:.3g}"
+        )
     try:
         prepare_figure(options.figure)
     except ValueError as error:
@@ -202,23 +250,34 @@ def run(options: argparse.Namespace) -> int:
     chosen = {RECIPE: settings}
     if options.compare:
         chosen[BARE] = dataclasses.replace(settings, warmup=0.0, max_norm=math.inf)
-    folders = {name: options.checkpoint and options.checkpoint / name.replace(" ", "-") for name in chosen}
+    folders = {
+        name: options.checkpoint and options.checkpoint / name.replace(" ", "-") for name in chosen
+    }
     for name, each in chosen.items():
         prepare_checkpoints(folders[name], options.save_every, each)
-    runs = {name: train(name, each, corpus, folders[name], options.save_every) for name, each in chosen.items()}
+    runs = {
+        name: train(name, each, corpus, folders[name], options.save_every)
+        for name, each in chosen.items()
+    }
     entropy = corpus.unigram_entropy()
     try:
         draw(runs, entropy, options.figure)
     except OSError as error:
         print(summary(runs, entropy))
         reason = error.strerror or error
-        raise UsageError(f"cannot draw in {options.figure}: {reason}; the parameters are {kept(options)}") from error
+        raise UsageError(
+            f"cannot draw in {options.figure}: {reason}; the parameters are {kept(options)}"
+        ) from error
     print(f"{summary(runs, entropy)}\nfigure: {options.figure}", flush=True)
     return 0
 
 
 def kept(options: argparse.Namespace) -> str:
-    return f"in {options.checkpoint}: the same command goes on" if options.checkpoint else "not kept: no --checkpoint was given"
+    return (
+        f"in {options.checkpoint}: the same command goes on"
+        if options.checkpoint
+        else "not kept: no --checkpoint was given"
+    )
 
 
 if __name__ == "__main__":

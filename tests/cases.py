@@ -1,4 +1,6 @@
-"""Names the case of a loop in which an assertion fails, so that cases can share one compiled program in one test."""
+"""Names the case of a loop in which an assertion fails, so that cases can share one compiled
+program in one test.
+"""
 
 import contextlib
 from collections.abc import Iterator

@@ -6,7 +6,9 @@ import tempfile
 from typing import Any
 
 # Before jax is imported: it reads them once.
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] = (
+    f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import hypothesis
@@ -49,10 +51,14 @@ def x64():
 def compiled_once():
     """What a module compiles alike again, in this process or in one it starts, is compiled once: JAX keeps it in a folder.
 
-    Each worker has a folder of its own: JAX writes such files in place, where another process could read half of one.
+    Each worker has a folder of its own: JAX writes such files in place, where another process could
+    read half of one.
     """
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        options = {"jax_compilation_cache_dir": folder, "jax_persistent_cache_min_compile_time_secs": 0.0}
+        options = {
+            "jax_compilation_cache_dir": folder,
+            "jax_persistent_cache_min_compile_time_secs": 0.0,
+        }
         before = {name: getattr(jax.config, name) for name in options}
         for name, value in options.items():
             jax.config.update(name, value)
@@ -66,7 +72,9 @@ def compiled_once():
 
 @pytest.fixture
 def as_on(monkeypatch: pytest.MonkeyPatch):
-    """`as_on("gpu", devices=1)`: the norm takes the form that it has there; the arithmetic stays that of CPUs."""
+    """`as_on("gpu", devices=1)`: the norm takes the form that it has there; the arithmetic stays
+    that of CPUs.
+    """
 
     def choose(platform: str, devices: int) -> None:
         def platform_dependent(*operands: Any, default: Any, **forms: Any) -> Any:

@@ -1,9 +1,10 @@
 """Tests of the tests: each module with one token changed, run against the test files that bear its name.
 
-Run: `python -m tests.mutants [MODULE ...] [--workers 2] [--results FILE]`, or a sample: `--drawn 20 --seed TEXT`. Results are
-kept in the file, and asked for again where the module or its tests have changed. Each mutant runs in a copy of the checkout.
-One that no test notices is a survivor: a test is missing, or the change makes no difference. The latter stand in
-`equivalent_mutants.txt`: the name of the mutant in a line, and below it, indented, why it makes none.
+Run: `python -m tests.mutants [MODULE ...] [--workers 2] [--results FILE]`, or a sample: `--drawn 20
+--seed TEXT`. Results are kept in the file, and asked for again where the module or its tests have
+changed. Each mutant runs in a copy of the checkout. One that no test notices is a survivor: a test
+is missing, or the change makes no difference. The latter stand in `equivalent_mutants.txt`: the
+name of the mutant in a line, and below it, indented, why it makes none.
 """
 
 import argparse
@@ -26,7 +27,11 @@ import tokenize
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-ROOT, PACKAGE, EQUIVALENT = pathlib.Path(__file__).parents[1], "warmclip_jax", "tests/equivalent_mutants.txt"
+ROOT, PACKAGE, EQUIVALENT = (
+    pathlib.Path(__file__).parents[1],
+    "warmclip_jax",
+    "tests/equivalent_mutants.txt",
+)
 #: Seconds for the tests of a mutant, where it is not known how long they take without a change.
 PATIENCE = 300
 PARTS = ("_norms/", "_clipping/", "_schedules/", "_pipeline/")
@@ -38,8 +43,16 @@ ALSO = {
     "_norms/_leaves": ["_norms/test_leaf_norms.py"],
     "_norms/_norm": ["_clipping/test_transformations_bounds.py"],
     "_clipping/_leaf_record": ["_telemetry/test_records.py"],
-    "_clipping/_skipping": ["_clipping/test_bounds_in_use.py", "_telemetry/test_records.py", "integrations/test_states.py"],
-    "_clipping/_states": ["_telemetry/test_metrics.py", "_telemetry/test_records.py", "integrations/test_states.py"],
+    "_clipping/_skipping": [
+        "_clipping/test_bounds_in_use.py",
+        "_telemetry/test_records.py",
+        "integrations/test_states.py",
+    ],
+    "_clipping/_states": [
+        "_telemetry/test_metrics.py",
+        "_telemetry/test_records.py",
+        "integrations/test_states.py",
+    ],
     "_norms/_sums": [
         "_norms/test_leaf_norms.py",
         "_norms/test_norm.py",
@@ -50,7 +63,11 @@ ALSO = {
     "_schedules/_arguments": ["_schedules/test_curves.py", "_values/test_foreign.py"],
     "_schedules/_exponential": ["_values/test_rules.py", "_schedules/test_curves.py"],
     "_schedules/_recipes": ["_values/test_rules.py"],
-    "_schedules/_schedule": ["_values/test_rules.py", "_values/test_foreign.py", "_values/test_value.py"],
+    "_schedules/_schedule": [
+        "_values/test_rules.py",
+        "_values/test_foreign.py",
+        "_values/test_value.py",
+    ],
     "_schedules/_shares": ["_schedules/test_units.py", "_schedules/test_curves.py"],
 }
 BOTH_WAYS = {"<": "<=", ">": ">=", "==": "!=", "+": "-", "*": "/", "&": "|", "and": "or"}
@@ -60,7 +77,9 @@ SWAPS |= {"//": "*", "%": "*", "**": "*", "is": "is not", "in": "not in", "not":
 
 
 class Mutant(NamedTuple):
-    """A module with one token changed. Its name holds no line number: it stays when other lines change."""
+    """A module with one token changed. Its name holds no line number: it stays when other lines
+    change.
+    """
 
     module: str
     name: str
@@ -70,7 +89,9 @@ class Mutant(NamedTuple):
 
 
 def changes(source: bytes, policies: dict[str, str]) -> Iterator[tuple[int, int, str]]:
-    """Start, end and replacement of each token that is changed. Annotations, messages and the `strict` of `zip` stay."""
+    """Start, end and replacement of each token that is changed. Annotations, messages and the
+    `strict` of `zip` stay.
+    """
     lines = source.splitlines(keepends=True)
     begins = [0, *itertools.accumulate(map(len, lines))]
     tokens = [
@@ -79,7 +100,9 @@ def changes(source: bytes, policies: dict[str, str]) -> Iterator[tuple[int, int,
     ]
 
     def span(node: Any) -> tuple[int, int]:
-        return begins[node.lineno - 1] + node.col_offset, begins[node.end_lineno - 1] + node.end_col_offset
+        return begins[node.lineno - 1] + node.col_offset, begins[
+            node.end_lineno - 1
+        ] + node.end_col_offset
 
     def operators(first: int, last: int) -> list[tuple[int, int, str]]:
         words = [(start, text) for start, text in tokens if first <= start < last and text in SWAPS]
@@ -96,14 +119,19 @@ def changes(source: bytes, policies: dict[str, str]) -> Iterator[tuple[int, int,
             case ast.UnaryOp(operand=operand):
                 yield from operators(span(node)[0], span(operand)[0])
             case ast.Constant(value=int(value)) if isinstance(value, bool) or value < 100:
-                yield *span(node), SWAPS.get(str(value), str(1 - value if value in (0, 1) else value + 1))
+                yield (
+                    *span(node),
+                    SWAPS.get(str(value), str(1 - value if value in (0, 1) else value + 1)),
+                )
             case ast.Constant(value=str(value)) if value in policies:
                 yield *span(node), f'"{policies[value]}"'
             case ast.Attribute(attr=name) | ast.Name(id=name) if name in SWAPS:
                 yield span(node)[1] - len(name), span(node)[1], SWAPS[name]
         for field, value in ast.iter_fields(node):
             for child in value if isinstance(value, list) else [value]:
-                is_kept = field in ("annotation", "returns") or getattr(child, "arg", "") == "strict"
+                is_kept = (
+                    field in ("annotation", "returns") or getattr(child, "arg", "") == "strict"
+                )
                 if isinstance(child, ast.AST) and not (is_kept or isinstance(child, ast.JoinedStr)):
                     yield from of(child)
 
@@ -111,14 +139,19 @@ def changes(source: bytes, policies: dict[str, str]) -> Iterator[tuple[int, int,
 
 
 def owner(tree: ast.Module, line: int) -> str:
-    """What a line belongs to: functions and classes, outermost first, or the name that it defines; "" for neither."""
+    """What a line belongs to: functions and classes, outermost first, or the name that it defines;
+    "" for neither.
+    """
     names = []
     for node in ast.walk(tree):
         decorators = getattr(node, "decorator_list", [])
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)) or node in tree.body:
             first = min([node.lineno, *(decorator.lineno for decorator in decorators)])
             if first <= line <= (node.end_lineno or 0):
-                names += [getattr(node, "name", None) or ast.unparse(getattr(node, "targets", [ast.Name("")])[0])]
+                names += [
+                    getattr(node, "name", None)
+                    or ast.unparse(getattr(node, "targets", [ast.Name("")])[0])
+                ]
     return ".".join(filter(None, names))
 
 
@@ -129,7 +162,11 @@ def policies_of(sources: Iterable[bytes]) -> dict[str, str]:
         match node:
             case ast.Call(func=ast.Name(id="Choice"), args=[ast.Tuple() as allowed]):
                 choice = ast.literal_eval(allowed)
-                made |= {one: choice[place - 1] for place, one in enumerate(choice) if isinstance(one, str)}
+                made |= {
+                    one: choice[place - 1]
+                    for place, one in enumerate(choice)
+                    if isinstance(one, str)
+                }
     return made
 
 
@@ -138,7 +175,10 @@ def mutants(package: pathlib.Path) -> dict[str, Mutant]:
 
     Neither a formatter nor another folder changes a name.
     """
-    sources = {path.relative_to(package).with_suffix("").as_posix(): path.read_bytes() for path in package.rglob("*.py")}
+    sources = {
+        path.relative_to(package).with_suffix("").as_posix(): path.read_bytes()
+        for path in package.rglob("*.py")
+    }
     trees = {module: ast.parse(source) for module, source in sources.items()}
     policies, made = policies_of(sources.values()), dict[str, Mutant]()
     for module, source in sorted(sources.items()):
@@ -153,16 +193,23 @@ def mutants(package: pathlib.Path) -> dict[str, Mutant]:
 
 
 def equivalent(text: str, made: dict[str, Mutant]) -> set[str]:
-    """The names in a list of mutants that change nothing. Raises ValueError where one is not there, or has no reason."""
+    """The names in a list of mutants that change nothing. Raises ValueError where one is not there,
+    or has no reason.
+    """
     lines = list(filter(str.strip, text.splitlines()))
     for line, after in itertools.pairwise([*lines, ""]):
         if not line.startswith(" ") and (line not in made or not after.startswith("  ")):
-            raise ValueError(f"{EQUIVALENT}: {'no reason below' if line in made else 'there is no mutant'} {line!r}")
+            raise ValueError(
+                f"{EQUIVALENT}: {'no reason below' if line in made else 'there is no mutant'} "
+                f"{line!r}"
+            )
     return {line for line in lines if not line.startswith(" ")}
 
 
 def tests_of(module: str) -> list[str]:
-    """The test files of a module, as test_house.py knows them, and those whose name goes on: `test_clipping_bounds.py`."""
+    """The test files of a module, as test_house.py knows them, and those whose name goes on:
+    `test_clipping_bounds.py`.
+    """
     from tests import test_house as house  # it reads the package where it is imported
 
     others = [house.TESTED_BY[module]] if module in house.TESTED_BY else []
@@ -172,18 +219,30 @@ def tests_of(module: str) -> list[str]:
     return [path.relative_to(ROOT).as_posix() for path in (*by_name, *named)]
 
 
-def result(copies: queue.SimpleQueue[pathlib.Path], mutant: Mutant, tests: list[str], patience: float | None) -> str:
-    """What the tests make of a mutant in a copy of the checkout: `"killed"`, `"survived"`, or `"endless"`, after seconds."""
+def result(
+    copies: queue.SimpleQueue[pathlib.Path],
+    mutant: Mutant,
+    tests: list[str],
+    patience: float | None,
+) -> str:
+    """What the tests make of a mutant in a copy of the checkout: `"killed"`, `"survived"`, or
+    `"endless"`, after seconds.
+    """
     copy = copies.get()
     path = copy / PACKAGE / f"{mutant.module}.py"
     source = path.read_bytes()
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
     environment = {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
     # What a mutant leaves as it was is compiled once: two to three times faster.
-    environment |= {"JAX_COMPILATION_CACHE_DIR": str(copy / ".compiled"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    environment |= {
+        "JAX_COMPILATION_CACHE_DIR": str(copy / ".compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
     try:
         path.write_bytes(source[: mutant.start] + mutant.new.encode() + source[mutant.end :])
-        done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, timeout=patience, check=False)
+        done = subprocess.run(
+            command, cwd=copy, env=environment, capture_output=True, timeout=patience, check=False
+        )
         return "killed" if done.returncode else "survived"
     except subprocess.TimeoutExpired:
         return "endless"
@@ -192,43 +251,84 @@ def result(copies: queue.SimpleQueue[pathlib.Path], mutant: Mutant, tests: list[
         copies.put(copy)
 
 
-def results(chosen: list[Mutant], workers: int, tests: dict[str, list[str]], *, passed: bool) -> Iterator[tuple[Mutant, str]]:
-    """Mutants with their results, as they come. Raises RuntimeError where the tests of a module fail without a change."""
-    patience, copies = collections.defaultdict[str, float](lambda: PATIENCE), queue.SimpleQueue[pathlib.Path]()
-    with tempfile.TemporaryDirectory() as folder, concurrent.futures.ThreadPoolExecutor(workers) as pool:
+def results(
+    chosen: list[Mutant], workers: int, tests: dict[str, list[str]], *, passed: bool
+) -> Iterator[tuple[Mutant, str]]:
+    """Mutants with their results, as they come. Raises RuntimeError where the tests of a module
+    fail without a change.
+    """
+    patience, copies = (
+        collections.defaultdict[str, float](lambda: PATIENCE),
+        queue.SimpleQueue[pathlib.Path](),
+    )
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        concurrent.futures.ThreadPoolExecutor(workers) as pool,
+    ):
         for copy in (pathlib.Path(folder, str(worker)) for worker in range(workers)):
-            copies.put(shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".*", "__pycache__")))
+            copies.put(
+                shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".*", "__pycache__"))
+            )
         for module in () if passed else sorted({mutant.module for mutant in chosen}):
             started = time.monotonic()
-            if not tests[module] or result(copies, Mutant(module, "", 0, 0, ""), tests[module], None) != "survived":
-                raise RuntimeError(f"{module}: its tests must pass without a change; got {tests[module]}")
+            if (
+                not tests[module]
+                or result(copies, Mutant(module, "", 0, 0, ""), tests[module], None) != "survived"
+            ):
+                raise RuntimeError(
+                    f"{module}: its tests must pass without a change; got {tests[module]}"
+                )
             patience[module] = 60 + 5 * (time.monotonic() - started)
-        futures = {pool.submit(result, copies, each, tests[each.module], patience[each.module]): each for each in chosen}
+        futures = {
+            pool.submit(result, copies, each, tests[each.module], patience[each.module]): each
+            for each in chosen
+        }
         try:
-            yield from ((futures[future], future.result()) for future in concurrent.futures.as_completed(futures))
+            yield from (
+                (futures[future], future.result())
+                for future in concurrent.futures.as_completed(futures)
+            )
         finally:
             pool.shutdown(cancel_futures=True)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("modules", nargs="*", help="such as _norms/_norm; all, if there are none")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--results", type=pathlib.Path, default=ROOT / ".mutants.jsonl")
     parser.add_argument("--drawn", type=int, help="run so many, drawn by the seed")
     parser.add_argument("--seed", default="0")
-    parser.add_argument("--passed", action="store_true", help="the tests are known to pass: they are not run without a change")
+    parser.add_argument(
+        "--passed",
+        action="store_true",
+        help="the tests are known to pass: they are not run without a change",
+    )
     options = parser.parse_args(arguments)
     made = mutants(ROOT / PACKAGE)
     known = equivalent((ROOT / EQUIVALENT).read_text("utf-8"), made)
-    names = [name for name in made if name not in known and made[name].module in (options.modules or [made[name].module])]
+    names = [
+        name
+        for name in made
+        if name not in known and made[name].module in (options.modules or [made[name].module])
+    ]
     if options.drawn is not None:
         names = sorted(random.Random(options.seed).sample(names, min(options.drawn, len(names))))
     tests = {module: tests_of(module) for module in {made[name].module for name in names}}
-    texts = {module: [(ROOT / file).read_bytes() for file in (f"{PACKAGE}/{module}.py", *tests[module])] for module in tests}
-    stamps = {module: hashlib.sha256(b"".join(parts)).hexdigest() for module, parts in texts.items()}
+    texts = {
+        module: [(ROOT / file).read_bytes() for file in (f"{PACKAGE}/{module}.py", *tests[module])]
+        for module in tests
+    }
+    stamps = {
+        module: hashlib.sha256(b"".join(parts)).hexdigest() for module, parts in texts.items()
+    }
     options.results.touch()
-    seen = {tuple(key): found for *key, found in map(json.loads, options.results.read_text("utf-8").splitlines())}
+    seen = {
+        tuple(key): found
+        for *key, found in map(json.loads, options.results.read_text("utf-8").splitlines())
+    }
     wanted = [made[name] for name in names if (name, stamps[made[name].module]) not in seen]
     for mutant, found in results(wanted, options.workers, tests, passed=options.passed):
         seen[key := (mutant.name, stamps[mutant.module])] = found

@@ -1,4 +1,6 @@
-"""A small regression that every integration trains: its gradients are above a bound of 1 at first and below it later."""
+"""A small regression that every integration trains: its gradients are above a bound of 1 at first
+and below it later.
+"""
 
 from typing import Any
 
@@ -12,7 +14,9 @@ PARAMS = {"w": jnp.full((6, 4), 0.1, jnp.float32), "b": jnp.zeros(4)}
 
 
 def predict(params: Any, features: jax.Array) -> jax.Array:
-    return features @ params["w"].astype(features.dtype) + params["b"].astype(features.dtype)[None, :]
+    return (
+        features @ params["w"].astype(features.dtype) + params["b"].astype(features.dtype)[None, :]
+    )
 
 
 def loss_of(params: Any, features: jax.Array = FEATURES, targets: jax.Array = TARGETS) -> jax.Array:
@@ -20,4 +24,8 @@ def loss_of(params: Any, features: jax.Array = FEATURES, targets: jax.Array = TA
 
 
 def float64_norm(tree: Any) -> float:
-    return float(np.sqrt(sum(np.sum(np.square(np.asarray(leaf, np.float64))) for leaf in jax.tree.leaves(tree))))
+    return float(
+        np.sqrt(
+            sum(np.sum(np.square(np.asarray(leaf, np.float64))) for leaf in jax.tree.leaves(tree))
+        )
+    )

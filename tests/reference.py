@@ -1,4 +1,6 @@
-"""Textbook formulas in NumPy float64. Imports neither jax nor the package, so that it can be wrong only by itself."""
+"""Textbook formulas in NumPy float64. Imports neither jax nor the package, so that it can be wrong
+only by itself.
+"""
 
 import math
 from collections.abc import Sequence
@@ -13,7 +15,11 @@ import numpy as np
 def real_parts(leaf: Any) -> list[np.ndarray]:
     """The float64 arrays of numbers that a leaf holds: itself, or its real and its imaginary part."""
     leaf = np.asarray(leaf)
-    return [leaf.real.astype(np.float64), leaf.imag.astype(np.float64)] if np.iscomplexobj(leaf) else [leaf.astype(np.float64)]
+    return (
+        [leaf.real.astype(np.float64), leaf.imag.astype(np.float64)]
+        if np.iscomplexobj(leaf)
+        else [leaf.astype(np.float64)]
+    )
 
 
 def limits(leaf: Any) -> Any:
@@ -25,11 +31,15 @@ def limits(leaf: Any) -> Any:
 def floor(leaf: Any) -> float:
     """The largest number that may become zero on the way into a leaf.
 
-    XLA on CPU reads and writes subnormals as zero, except those of float16, which it computes in float32: there it is half of
-    the smallest.
+    XLA on CPU reads and writes subnormals as zero, except those of float16, which it computes in
+    float32: there it is half of the smallest.
     """
     info = limits(leaf)
-    return float(info.smallest_subnormal) / 2 if info.bits == 16 and info.nexp == 5 else float(info.tiny)
+    return (
+        float(info.smallest_subnormal) / 2
+        if info.bits == 16 and info.nexp == 5
+        else float(info.tiny)
+    )
 
 
 def visible_parts(leaf: Any) -> list[np.ndarray]:
@@ -38,15 +48,24 @@ def visible_parts(leaf: Any) -> list[np.ndarray]:
 
 
 def exponent(leaves: Sequence[Any]) -> int:
-    """The power of two of the largest entry: what is divided by it has squares that neither overflow nor matter when lost."""
-    largest = max((np.max(np.abs(part), initial=0.0) for leaf in leaves for part in visible_parts(leaf)), default=0.0)
+    """The power of two of the largest entry: what is divided by it has squares that neither
+    overflow nor matter when lost.
+    """
+    largest = max(
+        (np.max(np.abs(part), initial=0.0) for leaf in leaves for part in visible_parts(leaf)),
+        default=0.0,
+    )
     return math.frexp(largest)[1]
 
 
 def scaled_norm(leaves: Sequence[Any]) -> tuple[float, int]:
-    """The norm as `mantissa * 2**exponent`: the square root of the sum of squares, summed without rounding."""
+    """The norm as `mantissa * 2**exponent`: the square root of the sum of squares, summed without
+    rounding.
+    """
     power = exponent(leaves)
-    squares = (np.square(np.ldexp(part, -power)).ravel() for leaf in leaves for part in visible_parts(leaf))
+    squares = (
+        np.square(np.ldexp(part, -power)).ravel() for leaf in leaves for part in visible_parts(leaf)
+    )
     return math.sqrt(math.fsum(np.concatenate([np.zeros(1), *squares]))), power
 
 
@@ -67,7 +86,10 @@ def norms_of_rows(rows: np.ndarray) -> np.ndarray:
 def clipped_rows(rows: np.ndarray, max_norm: np.ndarray) -> np.ndarray:
     """`x * max_norm / max(norm, max_norm)` for each row x with a bound of its own, not rounded."""
     norms = norms_of_rows(rows)
-    return rows * np.where(norms > max_norm, max_norm / np.where(norms > max_norm, norms, 1), 1)[:, None]
+    return (
+        rows
+        * np.where(norms > max_norm, max_norm / np.where(norms > max_norm, norms, 1), 1)[:, None]
+    )
 
 
 def ulp(numbers: np.ndarray, leaf: Any) -> np.ndarray:
@@ -86,7 +108,9 @@ def is_over(leaves: Sequence[Any], max_norm: float) -> bool:
 
 
 def clip(leaves: Sequence[Any], max_norm: float) -> list[list[np.ndarray]]:
-    """`x * max_norm / norm` over the bound, x below it: the parts of each leaf, not rounded to its dtype."""
+    """`x * max_norm / norm` over the bound, x below it: the parts of each leaf, not rounded to its
+    dtype.
+    """
     if not is_over(leaves, max_norm):
         return [real_parts(leaf) for leaf in leaves]
     mantissa, power = scaled_norm(leaves)
@@ -100,7 +124,9 @@ def clip(leaves: Sequence[Any], max_norm: float) -> list[list[np.ndarray]]:
     return [[times_the_coefficient(part) for part in visible_parts(leaf)] for leaf in leaves]
 
 
-def clip_derivative(leaves: Sequence[Any], max_norm: float, along: Sequence[Any]) -> list[list[np.ndarray]]:
+def clip_derivative(
+    leaves: Sequence[Any], max_norm: float, along: Sequence[Any]
+) -> list[list[np.ndarray]]:
     """The derivative of `clip` in the direction `along`: `max_norm / norm * (v - u (u . v))`, where u is `x / norm`.
 
     It is symmetric, so it is the pullback too.
@@ -109,7 +135,11 @@ def clip_derivative(leaves: Sequence[Any], max_norm: float, along: Sequence[Any]
         return [real_parts(direction) for direction in along]
     mantissa, power = scaled_norm(leaves)
     unit = [[np.ldexp(part, -power) / mantissa for part in visible_parts(leaf)] for leaf in leaves]
-    pairs = [pair for us, direction in zip(unit, along, strict=True) for pair in zip(us, real_parts(direction), strict=True)]
+    pairs = [
+        pair
+        for us, direction in zip(unit, along, strict=True)
+        for pair in zip(us, real_parts(direction), strict=True)
+    ]
     dot = math.fsum(np.concatenate([np.zeros(1), *((u * v).ravel() for u, v in pairs)]))
     ratio = math.ldexp(max_norm / mantissa, -power)
     flat = iter([ratio * (v - u * dot) for u, v in pairs])
@@ -128,11 +158,15 @@ def piecewise_constant(count, *, values, boundaries):
 
 
 def linear_warmup(count, *, peak_value, warmup_steps, init_value=0.0):
-    return polynomial_warmup(count, peak_value=peak_value, warmup_steps=warmup_steps, init_value=init_value)
+    return polynomial_warmup(
+        count, peak_value=peak_value, warmup_steps=warmup_steps, init_value=init_value
+    )
 
 
 def polynomial_warmup(count, *, peak_value, warmup_steps, init_value=0.0, power=1.0):
-    passed = np.minimum(_clock(count) / warmup_steps, 1) if warmup_steps else np.ones_like(_clock(count))
+    passed = (
+        np.minimum(_clock(count) / warmup_steps, 1) if warmup_steps else np.ones_like(_clock(count))
+    )
     return init_value + (peak_value - init_value) * passed**power
 
 
@@ -144,7 +178,9 @@ def polynomial_decay(count, *, init_value, decay_steps, end_value=0.0, power=1.0
     clock = _clock(count)
     length = decay_steps * np.maximum(np.ceil(clock / decay_steps), 1) if cycle else decay_steps
     # (D - t) / D instead of 1 - t / D, which loses the last steps of a long run even in float64.
-    return (init_value - end_value) * ((length - np.minimum(clock, length)) / length) ** power + end_value
+    return (init_value - end_value) * (
+        (length - np.minimum(clock, length)) / length
+    ) ** power + end_value
 
 
 def cosine_decay(count, *, init_value, decay_steps, end_value=0.0):
@@ -152,12 +188,20 @@ def cosine_decay(count, *, init_value, decay_steps, end_value=0.0):
     return end_value + (init_value - end_value) * (1 + np.cos(np.pi * share)) / 2
 
 
-def exponential_decay(count, *, init_value, decay_steps, decay_rate, end_value=0.0, staircase=False):
+def exponential_decay(
+    count, *, init_value, decay_steps, decay_rate, end_value=0.0, staircase=False
+):
     periods = _clock(count) / decay_steps
     bound = np.minimum if decay_rate > 1 else np.maximum
     # The ceiling of what grows is within the first periods; past them float64 would overflow.
-    periods = np.minimum(periods, 1 + np.log(end_value / init_value) / np.log(decay_rate)) if decay_rate > 1 else periods
-    return bound(init_value * decay_rate ** (np.floor(periods) if staircase else periods), end_value)
+    periods = (
+        np.minimum(periods, 1 + np.log(end_value / init_value) / np.log(decay_rate))
+        if decay_rate > 1
+        else periods
+    )
+    return bound(
+        init_value * decay_rate ** (np.floor(periods) if staircase else periods), end_value
+    )
 
 
 def inverse_sqrt_decay(count, *, init_value, timescale):
@@ -165,25 +209,57 @@ def inverse_sqrt_decay(count, *, init_value, timescale):
 
 
 def warmup_polynomial_decay(
-    count, *, peak_value, total_steps, warmup_steps, init_value=0.0, end_value=0.0, power=1.0, decay_from="warmup_end"
+    count,
+    *,
+    peak_value,
+    total_steps,
+    warmup_steps,
+    init_value=0.0,
+    end_value=0.0,
+    power=1.0,
+    decay_from="warmup_end",
 ):
     start = warmup_steps if decay_from == "warmup_end" else 0
     falling = polynomial_decay(
-        _clock(count) - start, init_value=peak_value, decay_steps=total_steps - start, end_value=end_value, power=power
+        _clock(count) - start,
+        init_value=peak_value,
+        decay_steps=total_steps - start,
+        end_value=end_value,
+        power=power,
     )
     return _after_warmup(count, peak_value, warmup_steps, init_value, falling)
 
 
 def warmup_cosine_decay(
-    count, *, peak_value, total_steps, warmup_steps, init_value=0.0, end_value=0.0, decay_from="warmup_end"
+    count,
+    *,
+    peak_value,
+    total_steps,
+    warmup_steps,
+    init_value=0.0,
+    end_value=0.0,
+    decay_from="warmup_end",
 ):
     start = warmup_steps if decay_from == "warmup_end" else 0
-    falling = cosine_decay(_clock(count) - start, init_value=peak_value, decay_steps=total_steps - start, end_value=end_value)
+    falling = cosine_decay(
+        _clock(count) - start,
+        init_value=peak_value,
+        decay_steps=total_steps - start,
+        end_value=end_value,
+    )
     return _after_warmup(count, peak_value, warmup_steps, init_value, falling)
 
 
 def warmup_stable_decay(
-    count, *, peak_value, total_steps, warmup_steps, decay_steps, init_value=0.0, end_value=0.0, decay_shape="linear"
+    count,
+    *,
+    peak_value,
+    total_steps,
+    warmup_steps,
+    decay_steps,
+    init_value=0.0,
+    end_value=0.0,
+    decay_shape="linear",
 ):
     passed = np.clip((_clock(count) - (total_steps - decay_steps)) / decay_steps, 0, 1)
     shape = {
@@ -192,11 +268,15 @@ def warmup_stable_decay(
         "one_minus_sqrt": 1 - np.sqrt(passed),
         "exponential": 2 * 0.5**passed - 1,
     }[decay_shape]
-    return _after_warmup(count, peak_value, warmup_steps, init_value, end_value + (peak_value - end_value) * shape)
+    return _after_warmup(
+        count, peak_value, warmup_steps, init_value, end_value + (peak_value - end_value) * shape
+    )
 
 
 def _after_warmup(count, peak_value, warmup_steps, init_value, falling):
-    rising = linear_warmup(count, peak_value=peak_value, warmup_steps=warmup_steps, init_value=init_value)
+    rising = linear_warmup(
+        count, peak_value=peak_value, warmup_steps=warmup_steps, init_value=init_value
+    )
     return np.where(_clock(count) < warmup_steps, rising, falling)
 
 
@@ -208,7 +288,9 @@ def _clock(count):
 
 
 class RunningBound:
-    """The bound that follows the norms of a run, in float64. A norm is given by its natural logarithm, NaN for none."""
+    """The bound that follows the norms of a run, in float64. A norm is given by its natural
+    logarithm, NaN for none.
+    """
 
     def __init__(self, *, deviations=3.0, ceiling=math.inf, decay=0.99):
         self.deviations, self.ceiling, self.decay = deviations, ceiling, decay
@@ -225,7 +307,9 @@ class RunningBound:
         return min(self.mean + self.deviations * self.deviation, highest) if self.count else highest
 
     def teach(self, log_norm: float) -> None:
-        """One more norm, whatever was done about it. Zero, inf and NaN have no finite logarithm and teach nothing."""
+        """One more norm, whatever was done about it. Zero, inf and NaN have no finite logarithm and
+        teach nothing.
+        """
         if not math.isfinite(log_norm):
             return
         if self.count == 0:

@@ -1,4 +1,6 @@
-"""Where everything stands: rooms with doors, walls between them, short modules, and tests in the same rooms."""
+"""Where everything stands: rooms with doors, walls between them, short modules, and tests in the
+same rooms.
+"""
 
 import ast
 import graphlib
@@ -62,7 +64,9 @@ def room(module: str) -> str:
 
 
 def imports(module: str) -> Iterator[tuple[str, str]]:
-    """What `module` imports of this package, at its top or inside of a function: from which module, and the name."""
+    """What `module` imports of this package, at its top or inside of a function: from which module,
+    and the name.
+    """
     for node in ast.walk(ast.parse(MODULES[module])):
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{module} has a relative import"
@@ -70,24 +74,47 @@ def imports(module: str) -> Iterator[tuple[str, str]]:
                 source = "/".join(str(node.module).split(".")[1:]) or "__init__"
                 yield from ((source, alias.name) for alias in node.names)
         elif isinstance(node, ast.Import):
-            yield from (("__init__", alias.name) for alias in node.names if alias.name.startswith(PACKAGE.name))
+            yield from (
+                ("__init__", alias.name)
+                for alias in node.names
+                if alias.name.startswith(PACKAGE.name)
+            )
 
 
 def tokens(source: str) -> int:
     """The size of a module, without its docstrings, comments and layout."""
-    layout = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
+    layout = {
+        tokenize.COMMENT,
+        tokenize.NL,
+        tokenize.NEWLINE,
+        tokenize.INDENT,
+        tokenize.DEDENT,
+        tokenize.ENDMARKER,
+    }
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
-    nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, documented) and ast.get_docstring(node)]
-    docs = {line for node in nodes for line in range(node.body[0].lineno, (node.body[0].end_lineno or 0) + 1)}
+    nodes = [
+        node
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, documented) and ast.get_docstring(node)
+    ]
+    docs = {
+        line
+        for node in nodes
+        for line in range(node.body[0].lineno, (node.body[0].end_lineno or 0) + 1)
+    }
     made = tokenize.generate_tokens(io.StringIO(source).readline)
     return sum(token.type not in layout and token.start[0] not in docs for token in made)
 
 
 def subjects(path: pathlib.Path) -> set[str]:
-    """The modules that a test file may be of: `_clipping/test_clip_groups.py` is of `_clipping/_clip`."""
+    """The modules that a test file may be of: `_clipping/test_clip_groups.py` is of
+    `_clipping/_clip`.
+    """
     folder, words = path.parent.relative_to(TESTS), path.stem.removeprefix("test_").split("_")
     names = ("_".join(words[:length]) for length in range(1, len(words) + 1))
-    return {(folder / form).as_posix() for name in names for form in (f"_{name}", f"__{name}__")} & set(MODULES)
+    return {
+        (folder / form).as_posix() for name in names for form in (f"_{name}", f"__{name}__")
+    } & set(MODULES)
 
 
 TEST_FILES = [path for path in sorted(TESTS.rglob("test_*.py")) if path.parent.name in ROOMS]
@@ -102,7 +129,8 @@ def test_no_import_goes_through_a_wall():
         f"{module} imports {name} from {source}"
         for module in MODULES
         for source, name in imports(module)
-        if room(source) not in {room(module), *(ROOMS if module in FRONT else MAY_USE[room(module)])}
+        if room(source)
+        not in {room(module), *(ROOMS if module in FRONT else MAY_USE[room(module)])}
         or name not in NARROW.get((room(module), room(source)), {name})
     ] == []
 
@@ -117,11 +145,21 @@ def test_every_import_from_another_room_goes_through_its_door():
 
 
 def test_a_door_opens_with_one_sentence_and_shows_what_other_rooms_use():
-    asked = {(source, name) for module in MODULES for source, name in imports(module) if source != room(module)}
+    asked = {
+        (source, name)
+        for module in MODULES
+        for source, name in imports(module)
+        if source != room(module)
+    }
     shown = {(door, name) for door in DOORS for _, name in imports(door)}
     assert shown == {(source, name) for source, name in asked if source in DOORS}
     assert [door for door in DOORS if '"""' not in MODULES[door].splitlines()[0][3:]] == []
-    assert [door for door in DOORS for node in ast.parse(MODULES[door]).body[1:] if not isinstance(node, ast.ImportFrom)] == []
+    assert [
+        door
+        for door in DOORS
+        for node in ast.parse(MODULES[door]).body[1:]
+        if not isinstance(node, ast.ImportFrom)
+    ] == []
 
 
 def test_no_module_imports_itself_through_others():
@@ -140,7 +178,9 @@ def test_every_docstring_opens_with_one_sentence_on_a_line_of_its_own():
 
 def test_no_module_is_too_long_to_read_at_once():
     sizes = {module: tokens(source) for module, source in MODULES.items()}
-    assert [f"{module}: {size} tokens" for module, size in sizes.items() if size > MOST_TOKENS] == []
+    assert [
+        f"{module}: {size} tokens" for module, size in sizes.items() if size > MOST_TOKENS
+    ] == []
     assert sum(sizes.values()) <= MOST_TOKENS_IN_ALL
 
 
@@ -152,5 +192,8 @@ def test_every_module_has_a_test_file_of_its_name_in_the_same_room():
 
 
 def test_every_test_file_in_a_room_is_named_after_a_module_or_is_of_the_whole_room():
-    of_room = {TESTS / folder / f"test_{name}.py" for folder, _, name in (each.partition("/") for each in OF_THE_ROOM)}
+    of_room = {
+        TESTS / folder / f"test_{name}.py"
+        for folder, _, name in (each.partition("/") for each in OF_THE_ROOM)
+    }
     assert {path for path in TEST_FILES if not subjects(path)} == of_room

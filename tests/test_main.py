@@ -55,7 +55,9 @@ def test_the_package_may_stand_before_the_name(prefix: str):
         "constant(value=f\"{{open('{}', 'w')}}\")",
     ],
 )
-def test_code_is_refused_and_not_run(text: str, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]):
+def test_code_is_refused_and_not_run(
+    text: str, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+):
     trap = tmp_path / "trap"
     failure(capsys, "plot", text.format(trap))
     assert not trap.exists()
@@ -86,7 +88,9 @@ def test_code_is_refused_and_not_run(text: str, tmp_path: pathlib.Path, capsys: 
         ("constant(value=-True)", "write the number itself"),
     ],
 )
-def test_a_mistake_is_one_line_with_what_is_wrong(text: str, word: str, capsys: pytest.CaptureFixture[str]):
+def test_a_mistake_is_one_line_with_what_is_wrong(
+    text: str, word: str, capsys: pytest.CaptureFixture[str]
+):
     assert word in failure(capsys, "plot", text)
 
 
@@ -100,16 +104,22 @@ def test_a_mistake_is_one_line_with_what_is_wrong(text: str, word: str, capsys: 
         (("plot", RUN, "--steps", "99999999999"), "steps must be"),
     ],
 )
-def test_a_bad_option_is_one_line_too(arguments: tuple[str, ...], word: str, capsys: pytest.CaptureFixture[str]):
+def test_a_bad_option_is_one_line_too(
+    arguments: tuple[str, ...], word: str, capsys: pytest.CaptureFixture[str]
+):
     assert word in failure(capsys, *arguments)
 
 
-def test_without_an_expression_it_lists_the_schedules_with_their_arguments(capsys: pytest.CaptureFixture[str]):
+def test_without_an_expression_it_lists_the_schedules_with_their_arguments(
+    capsys: pytest.CaptureFixture[str],
+):
     assert main(["plot"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "linear_warmup(*, peak_value, warmup_steps, init_value=0.0)" in lines
     assert "repeat(schedule, *, period)" in lines
-    assert {line.partition("(")[0] for line in lines} == {schedule.kind for schedule in SCHEDULES.values()}
+    assert {line.partition("(")[0] for line in lines} == {
+        schedule.kind for schedule in SCHEDULES.values()
+    }
 
 
 def test_without_a_file_it_prints_a_chart_of_all_schedules(capsys: pytest.CaptureFixture[str]):
@@ -134,7 +144,11 @@ def test_without_a_file_it_prints_a_chart_of_all_schedules(capsys: pytest.Captur
     ],
 )
 def test_with_a_file_it_writes_the_picture_and_prints_the_name_of_what_it_wrote(
-    name: str, written: str, begins: bytes, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+    name: str,
+    written: str,
+    begins: bytes,
+    tmp_path: pathlib.Path,
+    capsys: pytest.CaptureFixture[str],
 ):
     assert main(["plot", "constant(value=1)", "--out", str(tmp_path / name)]) == 0
     assert capsys.readouterr().out == f"{tmp_path / written}\n"
@@ -157,7 +171,11 @@ def test_with_a_file_it_writes_the_picture_and_prints_the_name_of_what_it_wrote(
     ],
 )
 def test_a_picture_that_cannot_be_written_is_one_line_and_leaves_no_file(
-    out: str, word: str, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    out: str,
+    word: str,
+    tmp_path: pathlib.Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ):
     (tmp_path / "folder.png").mkdir()
     (tmp_path / "file").touch()
@@ -169,7 +187,9 @@ def test_a_picture_that_cannot_be_written_is_one_line_and_leaves_no_file(
             raise PermissionError(13, "Permission denied", str(path))
 
         monkeypatch.setattr(pathlib.Path, "write_bytes", refuse)
-    assert word.format(tmp=tmp_path) in failure(capsys, "plot", "constant(value=1)", "--out", out.format(tmp=tmp_path))
+    assert word.format(tmp=tmp_path) in failure(
+        capsys, "plot", "constant(value=1)", "--out", out.format(tmp=tmp_path)
+    )
     assert sorted(tmp_path.iterdir()) == before
 
 

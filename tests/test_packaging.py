@@ -1,4 +1,6 @@
-"""What is installed: one version, no behaviour in assert statements, importable from an archive; and how it is released."""
+"""What is installed: one version, no behaviour in assert statements, importable from an archive;
+and how it is released.
+"""
 
 import ast
 import importlib.metadata
@@ -44,14 +46,18 @@ print(wc.__file__, norm, message.partition(";")[0], sys.flags.optimize, wc.__doc
 
 @pytest.fixture(scope="module")
 def used(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """What the package said of itself in a fresh Python without assert statements and docstrings, imported from a zip."""
+    """What the package said of itself in a fresh Python without assert statements and docstrings,
+    imported from a zip.
+    """
     path = tmp_path_factory.mktemp("archive") / "packages.zip"
     with zipfile.ZipFile(path, "w") as zipped:
         for file in PACKAGE.rglob("*"):
             if file.is_file() and file.suffix != ".pyc":
                 zipped.write(file, file.relative_to(PACKAGE.parent))
     code = f"import sys; sys.path.insert(0, {str(path)!r})\n{USE}"
-    run = subprocess.run([sys.executable, "-W", "error", "-OO", "-c", code], capture_output=True, text=True)
+    run = subprocess.run(
+        [sys.executable, "-W", "error", "-OO", "-c", code], capture_output=True, text=True
+    )
     assert run.returncode == 0, run.stderr
     names = ("file", "norm", "message", "optimize", "doc", "extra", "backends")
     return {"archive": str(path), **dict(zip(names, run.stdout.strip().split("|"), strict=True))}
@@ -61,7 +67,8 @@ def test_from_a_zip_and_with_optimization_on_it_computes_and_checks_the_same(use
     assert used["file"].startswith(used["archive"])
     assert (used["norm"], used["optimize"], used["doc"]) == ("5.0", "2", "None")
     assert (
-        used["message"] == "clip_by_global_norm: max_norm must be a non-negative number, a schedule, running_bound(...) or None"
+        used["message"]
+        == "clip_by_global_norm: max_norm must be a non-negative number, a schedule, running_bound(...) or None"
     )
 
 
@@ -69,9 +76,15 @@ def test_importing_it_imports_nothing_but_jax_and_optax_and_starts_no_backend(us
     assert (used["extra"], used["backends"]) == ("[]", "{}")
 
 
-@pytest.mark.parametrize("path", MODULES, ids=[path.relative_to(PACKAGE).as_posix() for path in MODULES])
+@pytest.mark.parametrize(
+    "path", MODULES, ids=[path.relative_to(PACKAGE).as_posix() for path in MODULES]
+)
 def test_no_module_asserts_anything(path: pathlib.Path):
-    assert not [node.lineno for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.Assert)]
+    assert not [
+        node.lineno
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Assert)
+    ]
 
 
 def test_the_version_is_written_once_in_code_and_heads_the_changelog():
@@ -82,28 +95,46 @@ def test_the_version_is_written_once_in_code_and_heads_the_changelog():
 
 def test_the_changelog_keeps_to_its_form():
     releases = re.findall(r"^## (.*)$", CHANGELOG, flags=re.MULTILINE)
-    assert all(re.fullmatch(r"\[\d+\.\d+\.\d+\] - (Unreleased|\d{4}-\d{2}-\d{2})", release) for release in releases)
+    assert all(
+        re.fullmatch(r"\[\d+\.\d+\.\d+\] - (Unreleased|\d{4}-\d{2}-\d{2})", release)
+        for release in releases
+    )
     sections = set(re.findall(r"^### (.*)$", CHANGELOG, flags=re.MULTILINE))
     assert sections <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
 
 
 def test_the_metadata_is_complete():
     metadata = importlib.metadata.metadata("warmclip-jax")
-    assert {"Summary", "License-Expression", "License-File", "Requires-Python", "Classifier", "Keywords"} <= set(metadata)
+    assert {
+        "Summary",
+        "License-Expression",
+        "License-File",
+        "Requires-Python",
+        "Classifier",
+        "Keywords",
+    } <= set(metadata)
     assert metadata["Description-Content-Type"] == "text/markdown"
     assert "Typing :: Typed" in metadata.get_all("Classifier", [])
 
 
 def test_the_metadata_names_no_address():
-    # The project has none of its own yet; the repository that publishes it is the one that PyPI shows.
+    # The project has none of its own yet; the repository that publishes it is the one that PyPI
+    # shows.
     metadata = importlib.metadata.metadata("warmclip-jax")
-    assert not {"Home-page", "Download-URL", "Project-URL", "Author-email", "Maintainer-email"} & set(metadata)
+    assert not {
+        "Home-page",
+        "Download-URL",
+        "Project-URL",
+        "Author-email",
+        "Maintainer-email",
+    } & set(metadata)
 
 
 # How it is released.
 
 WORKFLOWS: dict[str, Any] = {
-    path.stem: yaml.safe_load(path.read_text("utf-8")) for path in (ROOT / ".github" / "workflows").glob("*.yml")
+    path.stem: yaml.safe_load(path.read_text("utf-8"))
+    for path in (ROOT / ".github" / "workflows").glob("*.yml")
 }
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 GATE = (ROOT / ".ci" / "run").read_text("utf-8")
@@ -121,12 +152,17 @@ def test_a_workflow_reads_only_and_uses_released_actions(name: str):
         assert ("runs-on" in job and "timeout-minutes" in job) != ("uses" in job)
         for step in steps_of(job):
             assert ("run" in step) != ("uses" in step)
-            assert "uses" not in step or re.fullmatch(r"[\w-]+/[\w-]+@(v\d+|release/v\d+)", step["uses"])
+            assert "uses" not in step or re.fullmatch(
+                r"[\w-]+/[\w-]+@(v\d+|release/v\d+)", step["uses"]
+            )
 
 
 def test_every_script_that_a_workflow_runs_is_there():
     runs = [
-        step.get("run", "") for workflow in WORKFLOWS.values() for job in workflow["jobs"].values() for step in steps_of(job)
+        step.get("run", "")
+        for workflow in WORKFLOWS.values()
+        for job in workflow["jobs"].values()
+        for step in steps_of(job)
     ]
     scripts = {name for run in runs for name in re.findall(r"\.ci/\w+", run)}
     assert scripts == {".ci/run", ".ci/meet", ".ci/tagged"}
@@ -139,7 +175,9 @@ def test_the_wheel_meets_the_versions_of_the_gate_on_the_lowest_and_the_newest_p
     (between,) = re.findall(r"^between=\((.*)\)$", GATE, flags=re.MULTILINE)
     (newest,) = re.findall(r'^ *bash \.ci/meet \S+ "\$newest" (.*)$', GATE, flags=re.MULTILINE)
     assert matrix["versions"] == [lowest, between, newest]
-    pythons = [name.rpartition(" ")[2] for name in PROJECT["classifiers"] if re.search(r":: 3\.\d+$", name)]
+    pythons = [
+        name.rpartition(" ")[2] for name in PROJECT["classifiers"] if re.search(r":: 3\.\d+$", name)
+    ]
     assert matrix["python"] == [pythons[0], pythons[-1]]
     assert PROJECT["requires-python"] == f">={pythons[0]}"
     assert f"python{pythons[-1]}\n" in GATE
@@ -147,11 +185,17 @@ def test_the_wheel_meets_the_versions_of_the_gate_on_the_lowest_and_the_newest_p
 
 def test_only_a_tag_is_published_after_the_whole_gate_and_by_nobodys_token():
     jobs = WORKFLOWS["release"]["jobs"]
-    (publish,) = [job for job in jobs.values() if any("pypi-publish" in step.get("uses", "") for step in steps_of(job))]
+    (publish,) = [
+        job
+        for job in jobs.values()
+        if any("pypi-publish" in step.get("uses", "") for step in steps_of(job))
+    ]
     assert publish["if"] == "github.event_name == 'push' && github.ref_type == 'tag'"
     assert publish["environment"] == "pypi"
     assert set(publish["needs"]) == {"test", "gate"}
-    assert [job.get("permissions") for job in jobs.values() if job is not publish] == [None] * (len(jobs) - 1)
+    assert [job.get("permissions") for job in jobs.values() if job is not publish] == [None] * (
+        len(jobs) - 1
+    )
     assert publish["permissions"] == {"id-token": "write"}
     assert jobs["gate"]["uses"] == "./.github/workflows/ci.yml"
     # YAML reads the word `on` as true.
@@ -169,16 +213,26 @@ def test_only_a_tag_is_published_after_the_whole_gate_and_by_nobodys_token():
         ("v1.2.4", "## [1.2.3] - 2001-02-03", "the tag must be v1.2.3"),
         ("1.2.3", "## [1.2.3] - 2001-02-03", "the tag must be v1.2.3"),
         ("v1.2.3", "## [1.2.3] - Unreleased", "must begin with 1.2.3 and its date"),
-        ("v1.2.3", "## [1.2.2] - 2001-02-03\n## [1.2.3] - 2001-02-03", "must begin with 1.2.3 and its date"),
+        (
+            "v1.2.3",
+            "## [1.2.2] - 2001-02-03\n## [1.2.3] - 2001-02-03",
+            "must begin with 1.2.3 and its date",
+        ),
         ("v1.2.3", "## [1x2.3] - 2001-02-03", "must begin with 1.2.3 and its date"),
     ],
 )
-def test_a_tag_is_the_version_and_the_version_has_its_date(tmp_path: pathlib.Path, tag: str, heading: str, complaint: str):
+def test_a_tag_is_the_version_and_the_version_has_its_date(
+    tmp_path: pathlib.Path, tag: str, heading: str, complaint: str
+):
     (tmp_path / ".ci").mkdir()
     shutil.copy(ROOT / ".ci" / "tagged", tmp_path / ".ci")
     (tmp_path / "warmclip_jax").mkdir()
-    (tmp_path / "warmclip_jax" / "__init__.py").write_text('"""A docstring."""\n\n__version__ = "1.2.3"\n')
-    (tmp_path / "warmclip_jax" / "CHANGELOG.md").write_text(f"# Changelog\n\n{heading}\n\n### Added\n")
+    (tmp_path / "warmclip_jax" / "__init__.py").write_text(
+        '"""A docstring."""\n\n__version__ = "1.2.3"\n'
+    )
+    (tmp_path / "warmclip_jax" / "CHANGELOG.md").write_text(
+        f"# Changelog\n\n{heading}\n\n### Added\n"
+    )
     run = subprocess.run(["bash", ".ci/tagged", tag], cwd=tmp_path, capture_output=True, text=True)
     assert (run.returncode == 0) == (complaint == ""), run.stderr
     assert complaint in run.stderr

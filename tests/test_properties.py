@@ -1,7 +1,7 @@
 """What holds for every tree: hypothesis draws structure, dtypes, magnitudes and bound, NumPy fills in the numbers.
 
-The structures are few, so that each compiles once; what fills them is not. A failing example shrinks over the kinds of leaves,
-the bound and the seed.
+The structures are few, so that each compiles once; what fills them is not. A failing example
+shrinks over the kinds of leaves, the bound and the seed.
 """
 
 import contextlib
@@ -33,13 +33,25 @@ STRUCTURES: list[tuple[list[tuple[tuple[int, ...], Any]], Any]] = [
     ([((), np.float32)], lambda a: a),
     ([((1,), np.float16)], lambda a: [a]),
     ([((3,), BF16), ((2, 2), BF16)], lambda a, b: {"a": a, "b": b}),
-    ([((5, 4), np.float32), ((4,), np.float32), ((0, 3), np.float32)], lambda a, b, c: {"a": a, "b": b, "empty": c}),
-    ([((40,), np.float32), ((7,), BF16), ((6,), np.float16)], lambda a, b, c: [a, {"n": None, "b": b}, (c, COUNT)]),
-    ([((2, 3), np.complex64), ((), np.float32), ((3,), BF16)], lambda a, b, c: (a, [b, MASKED], c, True)),
+    (
+        [((5, 4), np.float32), ((4,), np.float32), ((0, 3), np.float32)],
+        lambda a, b, c: {"a": a, "b": b, "empty": c},
+    ),
+    (
+        [((40,), np.float32), ((7,), BF16), ((6,), np.float16)],
+        lambda a, b, c: [a, {"n": None, "b": b}, (c, COUNT)],
+    ),
+    (
+        [((2, 3), np.complex64), ((), np.float32), ((3,), BF16)],
+        lambda a, b, c: (a, [b, MASKED], c, True),
+    ),
     ([((300,), np.float16), ((200,), BF16), ((2, 50), np.float32)], lambda *leaves: list(leaves)),
     ([((2,), np.float32)] * 12, lambda *leaves: dict(enumerate(leaves))),
     ([((5,), np.float64), ((2, 2), np.float64)], lambda a, b: {"a": a, "b": b}),
-    ([((3,), np.float64), ((4,), np.float32), ((4,), BF16), ((2,), np.complex128)], lambda *leaves: leaves),
+    (
+        [((3,), np.float64), ((4,), np.float32), ((4,), BF16), ((2,), np.complex128)],
+        lambda *leaves: leaves,
+    ),
 ]
 
 #: Where the magnitudes of a leaf lie. "spread" mixes them within it.
@@ -61,7 +73,10 @@ class Tree:
     @functools.cached_property
     def leaves(self) -> list[np.ndarray]:
         rng = np.random.default_rng(self.seed)
-        return [np.array(filled(rng, kind, shape, dtype)) for kind, (shape, dtype) in zip(self.kinds, self.shapes, strict=True)]
+        return [
+            np.array(filled(rng, kind, shape, dtype))
+            for kind, (shape, dtype) in zip(self.kinds, self.shapes, strict=True)
+        ]
 
     def grow(self, leaves: list[Any]) -> Any:
         return STRUCTURES[self.structure][1](*leaves)
@@ -77,7 +92,11 @@ class Tree:
     @property
     def dtype(self) -> Any:
         """What the norm is computed in."""
-        return np.float64 if any(dtype in (np.float64, np.complex128) for _, dtype in self.shapes) else np.float32
+        return (
+            np.float64
+            if any(dtype in (np.float64, np.complex128) for _, dtype in self.shapes)
+            else np.float32
+        )
 
     @property
     def error(self) -> float:
@@ -96,10 +115,12 @@ def filled(rng: np.random.Generator, kind: str, shape: tuple[int, ...], dtype: A
     if kind == "ordinary":
         return rng.standard_normal(shape).astype(dtype)
     if kind == "edges":
-        values = np.array([0.0, info.tiny, info.max, info.eps, 1.0, info.smallest_subnormal, float(info.tiny) / 2]).astype(
-            dtype
-        )
-        return (rng.choice(values, shape) * rng.choice(np.array([-1, 1]), shape).astype(dtype)).astype(dtype)
+        values = np.array(
+            [0.0, info.tiny, info.max, info.eps, 1.0, info.smallest_subnormal, float(info.tiny) / 2]
+        ).astype(dtype)
+        return (
+            rng.choice(values, shape) * rng.choice(np.array([-1, 1]), shape).astype(dtype)
+        ).astype(dtype)
     ranges = {
         "subnormal": (math.log2(float(info.smallest_subnormal)), low),
         "tiny": (low, low + 8),
@@ -110,7 +131,11 @@ def filled(rng: np.random.Generator, kind: str, shape: tuple[int, ...], dtype: A
     }
     exponents = rng.uniform(*ranges[kind], size=shape)
     # Beside them a few from anywhere, lest a leaf be all of one size.
-    return (np.exp2(exponents) * rng.choice([-1.0, 1.0], shape)).clip(-float(info.max), float(info.max)).astype(dtype)
+    return (
+        (np.exp2(exponents) * rng.choice([-1.0, 1.0], shape))
+        .clip(-float(info.max), float(info.max))
+        .astype(dtype)
+    )
 
 
 @st.composite
@@ -118,7 +143,11 @@ def trees(draw: st.DrawFn) -> Tree:
     structure = draw(st.integers(0, len(STRUCTURES) - 1))
     leaves = len(STRUCTURES[structure][0])
     one_kind = draw(st.booleans())
-    kinds = [draw(st.sampled_from(KINDS))] * leaves if one_kind else [draw(st.sampled_from(KINDS)) for _ in range(leaves)]
+    kinds = (
+        [draw(st.sampled_from(KINDS))] * leaves
+        if one_kind
+        else [draw(st.sampled_from(KINDS)) for _ in range(leaves)]
+    )
     return Tree(structure, tuple(kinds), draw(st.integers(0, 2**32 - 1)))
 
 
@@ -133,13 +162,18 @@ def bounds(draw: st.DrawFn, tree: Tree) -> float:
     if kind == "inf":
         return math.inf
     if kind == "anywhere" or not float(info.tiny) < norm < float(info.max) / 4:
-        bound = math.ldexp(draw(st.floats(1, 2, exclude_max=True)), draw(st.integers(info.minexp, info.maxexp - 1)))
+        bound = math.ldexp(
+            draw(st.floats(1, 2, exclude_max=True)), draw(st.integers(info.minexp, info.maxexp - 1))
+        )
     elif kind == "above":
         bound = norm * draw(st.floats(1.0001, 4))
     else:
-        bound = norm * draw(st.floats(0.99, 0.9999) if kind == "just below" else st.floats(1e-6, 0.99))
+        bound = norm * draw(
+            st.floats(0.99, 0.9999) if kind == "just below" else st.floats(1e-6, 0.99)
+        )
     bound = float(tree.dtype(min(bound, float(info.max))))
-    # A bound within the rounding of the norm may count as either side of it; that edge has its own tests.
+    # A bound within the rounding of the norm may count as either side of it; that edge has its own
+    # tests.
     assume(
         not reference.is_over(tree.leaves, bound * (1 - 2 * tree.error))
         or reference.is_over(tree.leaves, bound * (1 + 2 * tree.error))
@@ -162,7 +196,9 @@ def program(tree: Any, bound: Any) -> Any:
 
 def run(tree: Tree, bound: float, leaves: list[Any] | None = None) -> Any:
     with tree.precision:
-        return jax.tree.map(np.asarray, program(tree.grow(leaves or tree.leaves), tree.dtype(bound)))
+        return jax.tree.map(
+            np.asarray, program(tree.grow(leaves or tree.leaves), tree.dtype(bound))
+        )
 
 
 def gradients(tree: Any) -> list[np.ndarray]:
@@ -199,14 +235,18 @@ def test_the_norm_and_the_clip_are_right_for_every_finite_tree(data):
     if expected_norm * (1 - tree.error) > largest:
         assert norm == math.inf
 
-    # The same tree, whichever function clips and under whichever policy; the same structure, shapes and dtypes; what is no
-    # gradient untouched.
+    # The same tree, whichever function clips and under whichever policy; the same structure, shapes
+    # and dtypes; what is no gradient untouched.
     assert jax.tree.structure(clipped) == jax.tree.structure(tree.tree)
     assert_same_bits(gradients(by_function), gradients(clipped))
     assert_same_bits(gradients(zeroed), gradients((clipped, state)))
     assert_same_bits(others(clipped), others(tree.tree))
     over = reference.is_over(tree.leaves, bound)
-    assert [int(state.clip_calls), int(state.clipped_count), int(state.nonfinite_count)] == [1, int(over), 0]
+    assert [int(state.clip_calls), int(state.clipped_count), int(state.nonfinite_count)] == [
+        1,
+        int(over),
+        0,
+    ]
 
     if not over:
         # Below the bound: every bit.
@@ -217,7 +257,9 @@ def test_the_norm_and_the_clip_are_right_for_every_finite_tree(data):
 
     # Above: each entry is the formula's, to one rounding of its leaf. So it has its direction.
     lost = 0.0
-    for got, leaf, parts in zip(gradients(clipped), tree.leaves, reference.clip(tree.leaves, bound), strict=True):
+    for got, leaf, parts in zip(
+        gradients(clipped), tree.leaves, reference.clip(tree.leaves, bound), strict=True
+    ):
         assert (got.shape, got.dtype) == (leaf.shape, leaf.dtype)
         lost += math.sqrt(2 * leaf.size) * 2 * reference.floor(leaf)
         for got_part, part in zip(reference.real_parts(got), parts, strict=True):
@@ -226,9 +268,13 @@ def test_the_norm_and_the_clip_are_right_for_every_finite_tree(data):
 
     # So the norm is the bound, to the rounding of the leaves.
     worst = max(map(rounding, tree.leaves))
-    assert abs(reference.global_norm(gradients(clipped)) - bound) <= (worst + tree.error) * bound + lost
+    assert (
+        abs(reference.global_norm(gradients(clipped)) - bound)
+        <= (worst + tree.error) * bound + lost
+    )
 
-    # And once is enough: a second time the norm is over by no more than that, and what corrects it is rounded.
+    # And once is enough: a second time the norm is over by no more than that, and what corrects it
+    # is rounded.
     over_by = worst + tree.error + lost / bound if bound else 0.0
     for first, second in zip(gradients(clipped), gradients(again), strict=True):
         for a, b in zip(reference.real_parts(first), reference.real_parts(second), strict=True):
@@ -255,18 +301,28 @@ def test_one_bad_entry_anywhere_is_always_seen_and_handled(data):
         # Measuring only: nothing is touched, not even this.
         assert_same_bits(gradients(clipped), leaves)
     else:
-        assert all(np.all(np.isnan(part)) for leaf in gradients(clipped) for part in reference.real_parts(leaf))
+        assert all(
+            np.all(np.isnan(part))
+            for leaf in gradients(clipped)
+            for part in reference.real_parts(leaf)
+        )
     assert_same_bits(others(clipped), others(tree.tree))
 
     assert [int(state_zeroed.clipped_count), int(state_zeroed.nonfinite_count)] == [0, 1]
-    assert all(np.all(part == 0) for leaf in gradients(zeroed) for part in reference.real_parts(leaf))
+    assert all(
+        np.all(part == 0) for leaf in gradients(zeroed) for part in reference.real_parts(leaf)
+    )
     assert_same_bits(others(zeroed), others(tree.tree))
 
 
 @functools.cache
 def training(structure: int) -> Any:
-    """Three steps in which the middle one may be bad, by `update` and by `apply_gradients`, and two steps without it."""
-    optimizer: Any = wc.pipeline(optax.adam, wc.linear_warmup(peak_value=1e-3, warmup_steps=4), max_norm=1.0)
+    """Three steps in which the middle one may be bad, by `update` and by `apply_gradients`, and two
+    steps without it.
+    """
+    optimizer: Any = wc.pipeline(
+        optax.adam, wc.linear_warmup(peak_value=1e-3, warmup_steps=4), max_norm=1.0
+    )
 
     def by_update(params, state, grads):
         updates, state = optimizer.update(grads, state, params)
@@ -291,7 +347,11 @@ def test_one_bad_step_costs_exactly_one_step(data):
     structure = data.draw(st.sampled_from([3, 6]))
     leaves = len(STRUCTURES[structure][0])
     first, bad, last = (
-        Tree(structure, tuple(data.draw(st.sampled_from(KINDS)) for _ in range(leaves)), data.draw(st.integers(0, 2**32 - 1)))
+        Tree(
+            structure,
+            tuple(data.draw(st.sampled_from(KINDS)) for _ in range(leaves)),
+            data.draw(st.integers(0, 2**32 - 1)),
+        )
         for _ in range(3)
     )
     bad_leaves = [leaf.copy() for leaf in bad.leaves]
@@ -303,7 +363,8 @@ def test_one_bad_step_costs_exactly_one_step(data):
             with_bad, state = steps(params, first.tree, bad.grow(bad_leaves), last.tree)
             assert_same_bits(gradients(with_bad), gradients(without))
             assert_same_bits(
-                map(np.asarray, jax.tree.leaves(state.inner_state)), map(np.asarray, jax.tree.leaves(state_without.inner_state))
+                map(np.asarray, jax.tree.leaves(state.inner_state)),
+                map(np.asarray, jax.tree.leaves(state_without.inner_state)),
             )
             assert int(state.skipped_count) == 1
             assert int(state_without.skipped_count) == 0
@@ -325,7 +386,9 @@ def derivatives(structure: int) -> Any:
 
 
 def gradient_leaves(tree: Any) -> list[Any]:
-    return [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)]
+    return [
+        leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
+    ]
 
 
 @settings(max_examples=100)
@@ -338,13 +401,27 @@ def test_derivatives_are_those_of_the_formula_on_both_sides_of_the_bound(data):
     along = Tree(structure, ("ordinary",) * leaves, data.draw(st.integers(0, 2**32 - 1)))
     bound = data.draw(bounds(tree).filter(lambda bound: bound == 0 or 1e-6 < bound < 1e6))
     expected = reference.clip_derivative(tree.leaves, bound, along.leaves)
-    scale = max((np.max(np.abs(part), initial=0) for leaf in along.leaves for part in reference.real_parts(leaf)), default=0)
-    coef = min(1.0, bound / reference.global_norm(tree.leaves)) if reference.global_norm(tree.leaves) else 1.0
+    scale = max(
+        (
+            np.max(np.abs(part), initial=0)
+            for leaf in along.leaves
+            for part in reference.real_parts(leaf)
+        ),
+        default=0,
+    )
+    coef = (
+        min(1.0, bound / reference.global_norm(tree.leaves))
+        if reference.global_norm(tree.leaves)
+        else 1.0
+    )
     with tree.precision:
         for results in derivatives(structure)(tree.leaves, along.leaves, tree.dtype(bound)):
             for got, parts in zip(results, expected, strict=True):
                 for got_part, part in zip(reference.real_parts(got), parts, strict=True):
-                    assert np.all(np.abs(got_part - part) <= 8 * tree.error * coef * scale + reference.floor(got))
+                    assert np.all(
+                        np.abs(got_part - part)
+                        <= 8 * tree.error * coef * scale + reference.floor(got)
+                    )
 
 
 # The judge of the robustness benchmark.

@@ -15,7 +15,11 @@ PUBLIC = [getattr(wc, name) for name in wc.__all__]
 
 
 def test_all_is_sorted_and_is_what_the_package_shows():
-    shown = [name for name, value in vars(wc).items() if not name.startswith("_") and not inspect.ismodule(value)]
+    shown = [
+        name
+        for name, value in vars(wc).items()
+        if not name.startswith("_") and not inspect.ismodule(value)
+    ]
     assert sorted(shown) == sorted(wc.__all__)
     assert list(wc.__all__) == sorted(wc.__all__)
 
@@ -48,7 +52,8 @@ def test_every_function_says_what_it_takes_returns_and_raises_and_shows_an_examp
 
 @pytest.mark.parametrize("function", FUNCTIONS, ids=[function.__name__ for function in FUNCTIONS])
 def test_every_argument_and_result_has_a_type(function):
-    # Not get_type_hints: optax's own types name things that are not to be found where they are used.
+    # Not get_type_hints: optax's own types name things that are not to be found where they are
+    # used.
     types = inspect.get_annotations(function)
     assert list(types) == [*inspect.signature(function).parameters, "return"]
     assert not any(isinstance(annotation, str) for annotation in types.values())
@@ -95,7 +100,9 @@ def test_the_pipeline_lowers_for_cpus_gpus_and_tpus():
         params, opt_state = wc.apply_gradients(optimizer, params, opt_state, grads=grads)
         return params, wc.metrics(opt_state)
 
-    exported = jax.export.export(jax.jit(step), platforms=["cpu", "cuda", "tpu"])(params, optimizer.init(params), params)
+    exported = jax.export.export(jax.jit(step), platforms=["cpu", "cuda", "tpu"])(
+        params, optimizer.init(params), params
+    )
     assert set(exported.platforms) == {"cpu", "cuda", "tpu"}
 
 
@@ -103,4 +110,6 @@ def test_the_package_holds_its_licence_changelog_and_type_marker():
     package = pathlib.Path(wc.__file__).parent
     assert (package / "py.typed").is_file()
     assert wc.__version__ in (package / "CHANGELOG.md").read_text(encoding="utf-8")
-    assert "Apache License" in (importlib.metadata.distribution("warmclip-jax").read_text("licenses/LICENSE") or "")
+    assert "Apache License" in (
+        importlib.metadata.distribution("warmclip-jax").read_text("licenses/LICENSE") or ""
+    )

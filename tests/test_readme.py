@@ -27,13 +27,23 @@ def test_the_first_complete_example_ends_by_line_40_and_starts_by_line_30():
 
 
 def test_the_gate_runs_the_test_command_of_the_readme():
-    (command,) = [line for line in README.splitlines() if line.startswith("python3 -m venv") and "pytest" in line]
-    assert re.search(r"grep -E '(.*)' README.md", (ROOT / ".ci" / "run").read_text(encoding="utf-8"))
-    (pattern,) = re.findall(r"grep -E '(.*)' README.md", (ROOT / ".ci" / "run").read_text(encoding="utf-8"))
+    (command,) = [
+        line
+        for line in README.splitlines()
+        if line.startswith("python3 -m venv") and "pytest" in line
+    ]
+    assert re.search(
+        r"grep -E '(.*)' README.md", (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    )
+    (pattern,) = re.findall(
+        r"grep -E '(.*)' README.md", (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    )
     assert [line for line in README.splitlines() if re.search(pattern, line)] == [command]
 
 
-@pytest.mark.parametrize("path", sorted(set(re.findall(r"(?:tests|colabs|warmclip_jax)/[\w/.]+\.\w+", README))))
+@pytest.mark.parametrize(
+    "path", sorted(set(re.findall(r"(?:tests|colabs|warmclip_jax)/[\w/.]+\.\w+", README)))
+)
 def test_every_file_that_is_named_is_there(path):
     assert (ROOT / path).is_file()
 

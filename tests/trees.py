@@ -23,11 +23,15 @@ ENTRIES = 8
 def normal(seed: int, shape: tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:
     rng = np.random.default_rng(seed)
     entries = rng.standard_normal(shape)
-    return (entries + 1j * rng.standard_normal(shape) if np.dtype(dtype).kind == "c" else entries).astype(dtype)
+    return (
+        entries + 1j * rng.standard_normal(shape) if np.dtype(dtype).kind == "c" else entries
+    ).astype(dtype)
 
 
 def mixed(dtypes: Iterable[Any], entries: Callable[[Any], np.ndarray]) -> dict[str, np.ndarray]:
-    """One leaf of each dtype, a scalar, an empty leaf and one that is no gradient: the same shapes always, to compile once."""
+    """One leaf of each dtype, a scalar, an empty leaf and one that is no gradient: the same shapes
+    always, to compile once.
+    """
     tree = {np.dtype(dtype).name: entries(dtype).reshape(ENTRIES) for dtype in dtypes}
     return {
         **tree,
@@ -69,7 +73,10 @@ def update(nonfinite: str, max_norm: float | None = math.nan) -> Any:
 
     @jax.jit
     def run(tree: Any, bound: Any) -> Any:
-        transformation = clipping(bound if max_norm is not None and math.isnan(max_norm) else max_norm, nonfinite=nonfinite)
+        transformation = clipping(
+            bound if max_norm is not None and math.isnan(max_norm) else max_norm,
+            nonfinite=nonfinite,
+        )
         return transformation.update(tree, transformation.init(tree))
 
     return run
@@ -96,17 +103,23 @@ def rounding(leaf: Any) -> float:
 
 
 def coefficient_error(leaves: list[Any]) -> float:
-    """What norm, coefficient and product may be off by, relatively, in the precision that the norm is computed in."""
+    """What norm, coefficient and product may be off by, relatively, in the precision that the norm
+    is computed in.
+    """
     long = any(np.asarray(leaf).dtype in (np.float64, np.complex128) for leaf in leaves)
     return 6 * (2.0**-52 if long else 2.0**-23)
 
 
 def assert_clipped(clipped: Any, tree: Any, max_norm: float) -> None:
-    """Every entry is that of the formula to one rounding of its leaf, and every leaf has its shape and dtype."""
+    """Every entry is that of the formula to one rounding of its leaf, and every leaf has its shape
+    and dtype.
+    """
     assert jax.tree.structure(clipped) == jax.tree.structure(tree)
     leaves = gradients(tree)
     error = coefficient_error(leaves)
-    for got, leaf, parts in zip(gradients(clipped), leaves, reference.clip(leaves, max_norm), strict=True):
+    for got, leaf, parts in zip(
+        gradients(clipped), leaves, reference.clip(leaves, max_norm), strict=True
+    ):
         assert (got.shape, got.dtype) == (leaf.shape, leaf.dtype)
         for got_part, part in zip(reference.real_parts(got), parts, strict=True):
             allowed = (rounding(leaf) + error) * np.abs(part) + reference.floor(leaf)

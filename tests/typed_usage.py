@@ -1,12 +1,12 @@
 """Typical user code, never run: it is there for the type checker, which has to accept it and to catch each planted mistake.
 
-An `ignore` that catches nothing is an error itself (`reportUnnecessaryTypeIgnoreComment`), so a mistake that is no longer
-found fails the check.
+An `ignore` that catches nothing is an error itself (`reportUnnecessaryTypeIgnoreComment`), so a
+mistake that is no longer found fails the check.
 """
 
 # pyright: strict, reportUnnecessaryTypeIgnoreComment=true
-# Optax is untyped.
-# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# Optax is untyped. pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false,
+# reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 import functools
 from typing import Any, assert_type
@@ -25,16 +25,26 @@ def schedules(rate: jax.Array, counts: jax.Array) -> list[jax.Array]:
     built = [
         wc.constant(value=rate),
         wc.linear_warmup(peak_value=1e-3, warmup_steps=100),
-        wc.polynomial_warmup(peak_value=np.float32(1e-3), warmup_steps=np.int64(100), init_value=0.0, power=2.0),
+        wc.polynomial_warmup(
+            peak_value=np.float32(1e-3), warmup_steps=np.int64(100), init_value=0.0, power=2.0
+        ),
         wc.exponential_warmup(peak_value=1e-3, timescale=50.0),
-        wc.polynomial_decay(init_value=1e-3, decay_steps=100, end_value=1e-5, power=1.0, cycle=True),
+        wc.polynomial_decay(
+            init_value=1e-3, decay_steps=100, end_value=1e-5, power=1.0, cycle=True
+        ),
         wc.cosine_decay(init_value=1e-3, decay_steps=100),
         wc.exponential_decay(init_value=1e-3, decay_steps=100, decay_rate=0.9, staircase=True),
         wc.inverse_sqrt_decay(init_value=1e-3, timescale=100),
-        wc.warmup_polynomial_decay(peak_value=1e-3, total_steps=1000, warmup_fraction=0.1, decay_from="zero"),
+        wc.warmup_polynomial_decay(
+            peak_value=1e-3, total_steps=1000, warmup_fraction=0.1, decay_from="zero"
+        ),
         wc.warmup_cosine_decay(peak_value=1e-3, total_steps=1000, warmup_steps=100),
         wc.warmup_stable_decay(
-            peak_value=1e-3, total_steps=1000, warmup_steps=100, decay_fraction=0.2, decay_shape="one_minus_sqrt"
+            peak_value=1e-3,
+            total_steps=1000,
+            warmup_steps=100,
+            decay_fraction=0.2,
+            decay_shape="one_minus_sqrt",
         ),
         wc.with_warmup(optax.cosine_decay_schedule(1e-3, 100), warmup_steps=10),
         wc.join([wc.constant(value=1e-3), optax.constant_schedule(1e-4)], boundaries=[100]),
@@ -44,7 +54,12 @@ def schedules(rate: jax.Array, counts: jax.Array) -> list[jax.Array]:
         wc.piecewise_constant(values=[1e-3, 1e-4], boundaries=np.array([100])),
         wc.product(wc.constant(value=1e-3), optax.constant_schedule(0.1), rate, 2),
         wc.maximum(wc.minimum(wc.constant(value=rate), 1e-3), 1e-5),
-        2 * wc.constant(value=1e-3) * np.float32(0.1) / 2 * wc.constant(value=rate) * optax.constant_schedule(0.1),
+        2
+        * wc.constant(value=1e-3)
+        * np.float32(0.1)
+        / 2
+        * wc.constant(value=rate)
+        * optax.constant_schedule(0.1),
     ]
     assert_type(built[-1], wc.Schedule)
     assert_type(wc.cosine_decay(init_value=1e-3, decay_steps=100), wc.Schedule)
@@ -76,15 +91,25 @@ def transformations(params: Params) -> list[optax.GradientTransformationExtraArg
     accumulated = wc.skip_nonfinite(optax.MultiSteps(chained, every_k_schedule=4))
     adamw = functools.partial(optax.adamw, weight_decay=0.01)
     built = wc.pipeline(adamw, schedule, max_norm=None, nonfinite="propagate", axis_name=())
-    return [clip, accumulated, built, wc.pipeline(optax.sgd, 0.1), wc.pipeline(optax.lion, optax.constant_schedule(0.1))]
+    return [
+        clip,
+        accumulated,
+        built,
+        wc.pipeline(optax.sgd, 0.1),
+        wc.pipeline(optax.lion, optax.constant_schedule(0.1)),
+    ]
 
 
 def train(params: Params, batches: list[jax.Array]) -> Params:
-    optimizer = wc.pipeline(optax.adamw, wc.linear_warmup(peak_value=1e-3, warmup_steps=10), max_norm=1.0)
+    optimizer = wc.pipeline(
+        optax.adamw, wc.linear_warmup(peak_value=1e-3, warmup_steps=10), max_norm=1.0
+    )
     opt_state = optimizer.init(params)
     for batch in batches:
         grads = {"w": params["w"] * batch}
-        params, opt_state = wc.apply_gradients(optimizer, params, opt_state, grads=grads, value=jnp.sum(batch))
+        params, opt_state = wc.apply_gradients(
+            optimizer, params, opt_state, grads=grads, value=jnp.sum(batch)
+        )
     assert_type(wc.metrics(opt_state), dict[str, jax.Array])
     return params
 
@@ -97,7 +122,13 @@ def states(state: Any) -> list[jax.Array]:
         case wc.SkipState():
             return [state.skipped_count]
         case wc.ClipState():
-            return [state.clip_calls, state.grad_norm, state.clip_coef, state.clipped_count, state.nonfinite_count]
+            return [
+                state.clip_calls,
+                state.grad_norm,
+                state.clip_coef,
+                state.clipped_count,
+                state.nonfinite_count,
+            ]
         case _:
             return []
 
@@ -113,7 +144,9 @@ def mistakes(grads: Params, schedule: wc.Schedule) -> None:
     wc.linear_warmup(peak_value="1e-3", warmup_steps=100)  # pyright: ignore[reportArgumentType]
     wc.cosine_decay(init_value=1e-3)  # pyright: ignore[reportCallIssue]
     wc.warmup_cosine_decay(peak_value=1e-3, total_steps=9, warmup_steps=1, decay_from="start")  # pyright: ignore[reportArgumentType]
-    wc.warmup_stable_decay(peak_value=1, total_steps=9, warmup_steps=1, decay_steps=1, decay_shape="sqrt")  # pyright: ignore[reportArgumentType]
+    wc.warmup_stable_decay(
+        peak_value=1, total_steps=9, warmup_steps=1, decay_steps=1, decay_shape="sqrt"
+    )  # pyright: ignore[reportArgumentType]
     wc.clip_by_global_norm("1.0")  # pyright: ignore[reportArgumentType]
     wc.clip_by_global_norm(1.0, nonfinite="skip")  # pyright: ignore[reportArgumentType]
     wc.clip_by_global_norm(1.0, "data")  # pyright: ignore[reportCallIssue]

@@ -22,7 +22,10 @@ class _Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status; for a bad argument, one line on standard error and status 2."""
-    parser = _Parser(prog="python -m warmclip_jax", description="Look at learning-rate schedules, drawn over each other.")
+    parser = _Parser(
+        prog="python -m warmclip_jax",
+        description="Look at learning-rate schedules, drawn over each other.",
+    )
     parser.add_argument("command", choices=["plot"], help="what to do")
     parser.add_argument(
         "expressions",
@@ -31,8 +34,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="the call that builds a schedule: 'linear_warmup(peak_value=1e-3, warmup_steps=100)'. It is read, never run. "
         "Without one, the schedules are listed with their arguments.",
     )
-    parser.add_argument("--steps", type=int, help="how far to draw (default: the longest schedule and a tenth more)")
-    parser.add_argument("--out", metavar="FILE", help="a picture: .png, .svg, .pdf (default: a chart in the terminal)")
+    parser.add_argument(
+        "--steps", type=int, help="how far to draw (default: the longest schedule and a tenth more)"
+    )
+    parser.add_argument(
+        "--out",
+        metavar="FILE",
+        help="a picture: .png, .svg, .pdf (default: a chart in the terminal)",
+    )
     parser.add_argument("--log", action="store_true", help="a logarithmic scale for the rates")
     given = parser.parse_intermixed_args(arguments)
     try:
@@ -44,8 +53,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         elif schedules:
             _print(chart(sampled(schedules, given.steps), log_scale=given.log))
         else:
-            calls = {name: inspect.signature(factory) for name, factory in factories(Schedule).items()}
-            _print("\n".join(f"{name}{call.replace(return_annotation=call.empty)}" for name, call in calls.items()))
+            calls = {
+                name: inspect.signature(factory) for name, factory in factories(Schedule).items()
+            }
+            _print(
+                "\n".join(
+                    f"{name}{call.replace(return_annotation=call.empty)}"
+                    for name, call in calls.items()
+                )
+            )
     except (ValueError, TypeError, OSError, ModuleNotFoundError) as error:
         parser.error(str(error))
     return 0

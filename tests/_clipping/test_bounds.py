@@ -13,7 +13,14 @@ import optax
 import pytest
 
 import warmclip_jax as wc
-from warmclip_jax._clipping._bounds import Limit, RunningBound, check_bound, rule_of, running_bound, stacked
+from warmclip_jax._clipping._bounds import (
+    Limit,
+    RunningBound,
+    check_bound,
+    rule_of,
+    running_bound,
+    stacked,
+)
 from warmclip_jax._clipping._history import History, bound_from, init_history
 
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
@@ -43,7 +50,9 @@ KNOWN = History(jnp.float32(0), jnp.float32(0.25), jnp.int32(5))
         (wc.constant(value=1.0), wc.constant(value=1.0)),
     ],
 )
-def test_a_bound_is_none_a_number_a_schedule_or_a_running_bound(name: str, bound: Any, checked: Any):
+def test_a_bound_is_none_a_number_a_schedule_or_a_running_bound(
+    name: str, bound: Any, checked: Any
+):
     assert check_bound(name, bound) == checked
     assert (check_bound(name, bound) is None) == (checked is None)
 
@@ -58,7 +67,11 @@ def test_any_function_of_a_count_is_a_schedule():
 @pytest.mark.parametrize(
     ("bound", "error", "message"),
     [
-        (-1, ValueError, r"{} must be a non-negative number, a schedule, running_bound\(\.\.\.\) or None; got -1\."),
+        (
+            -1,
+            ValueError,
+            r"{} must be a non-negative number, a schedule, running_bound\(\.\.\.\) or None; got -1\.",
+        ),
         (math.nan, ValueError, "{} must be .*; got nan"),
         (-math.inf, ValueError, "{} must be .*; got -inf"),
         (np.ones(2), ValueError, r"{} must be .*a scalar; got .*shape is \(2,\)"),
@@ -67,11 +80,21 @@ def test_any_function_of_a_count_is_a_schedule():
         (2j, TypeError, "{} must be .*; got 2j"),
         ([1.0], TypeError, r"{} must be .*; got \[1.0\]"),
         (float, TypeError, "{} must be .*; got <class 'float'>"),
-        (running_bound, TypeError, r"{} must be .*; got the function running_bound itself. Call it with its arguments"),
-        (wc.cosine_decay, TypeError, "{} must be .*; got the function cosine_decay itself. Call it with its arguments"),
+        (
+            running_bound,
+            TypeError,
+            r"{} must be .*; got the function running_bound itself. Call it with its arguments",
+        ),
+        (
+            wc.cosine_decay,
+            TypeError,
+            "{} must be .*; got the function cosine_decay itself. Call it with its arguments",
+        ),
     ],
 )
-def test_a_bad_bound_is_one_sentence_with_its_name(name: str, bound: Any, error: type[Exception], message: str):
+def test_a_bad_bound_is_one_sentence_with_its_name(
+    name: str, bound: Any, error: type[Exception], message: str
+):
     with pytest.raises(error, match=f"^{message.format(name)}"):
         check_bound(name, bound)
 
@@ -79,22 +102,48 @@ def test_a_bad_bound_is_one_sentence_with_its_name(name: str, bound: Any, error:
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"deviations": 0}, ValueError, "deviations must be a positive number; got 0. 3 suits a clip and 6 a skip"),
+        (
+            {"deviations": 0},
+            ValueError,
+            "deviations must be a positive number; got 0. 3 suits a clip and 6 a skip",
+        ),
         ({"deviations": -3.0}, ValueError, "deviations must be a positive number; got -3.0"),
         ({"deviations": math.inf}, ValueError, "deviations must be a positive number; got inf"),
         ({"deviations": None}, TypeError, "deviations must be a positive number; got None"),
         ({"decay": 0}, ValueError, "decay must be between 0 and 1; got 0"),
         ({"decay": 1.0}, ValueError, "decay must be between 0 and 1; got 1.0"),
         ({"decay": "0.99"}, TypeError, "decay must be between 0 and 1; got '0.99'"),
-        ({"ceiling": "1.0"}, TypeError, "ceiling must be a non-negative number, a schedule or None; got '1.0'"),
-        ({"ceiling": -1.0}, ValueError, "ceiling must be a non-negative number, a schedule or None; got -1.0"),
+        (
+            {"ceiling": "1.0"},
+            TypeError,
+            "ceiling must be a non-negative number, a schedule or None; got '1.0'",
+        ),
+        (
+            {"ceiling": -1.0},
+            ValueError,
+            "ceiling must be a non-negative number, a schedule or None; got -1.0",
+        ),
         ({"ceiling": math.nan}, ValueError, "ceiling must be .*; got nan"),
-        ({"ceiling": BOUNDS["plain"]}, TypeError, r"ceiling must be .*; got running_bound\(.*\(RunningBound\)"),
-        ({"ceiling": wc.cosine_decay}, TypeError, "ceiling must be .*; got the function cosine_decay itself. Call it"),
-        ({"deviation": 3.0}, TypeError, "there is no argument 'deviation'; did you mean 'deviations'"),
+        (
+            {"ceiling": BOUNDS["plain"]},
+            TypeError,
+            r"ceiling must be .*; got running_bound\(.*\(RunningBound\)",
+        ),
+        (
+            {"ceiling": wc.cosine_decay},
+            TypeError,
+            "ceiling must be .*; got the function cosine_decay itself. Call it",
+        ),
+        (
+            {"deviation": 3.0},
+            TypeError,
+            "there is no argument 'deviation'; did you mean 'deviations'",
+        ),
     ],
 )
-def test_a_bad_argument_is_one_sentence_with_its_rule(arguments: Any, error: type[Exception], message: str):
+def test_a_bad_argument_is_one_sentence_with_its_rule(
+    arguments: Any, error: type[Exception], message: str
+):
     with pytest.raises(error, match=f"^running_bound: {message}"):
         running_bound(**arguments)
 
@@ -102,11 +151,19 @@ def test_a_bad_argument_is_one_sentence_with_its_rule(arguments: Any, error: typ
 @pytest.mark.parametrize("bound", BOUNDS.values(), ids=BOUNDS)
 def test_it_is_a_value(bound: RunningBound):
     assert eval(repr(bound), {"running_bound": running_bound, **vars(wc)}) == bound
-    for same in (pickle.loads(pickle.dumps(bound)), copy.deepcopy(bound), jax.jit(lambda value: value)(bound)):
+    for same in (
+        pickle.loads(pickle.dumps(bound)),
+        copy.deepcopy(bound),
+        jax.jit(lambda value: value)(bound),
+    ):
         assert same == bound
         assert repr(same) == repr(bound)
     assert hash(copy.copy(bound)) == hash(bound)
-    assert len({repr(value): value for value in BOUNDS.values()}) == len(set(BOUNDS.values())) == len(BOUNDS)
+    assert (
+        len({repr(value): value for value in BOUNDS.values()})
+        == len(set(BOUNDS.values()))
+        == len(BOUNDS)
+    )
     assert not callable(bound)
     with pytest.raises(AttributeError, match="immutable"):
         bound.deviations = 2.0  # pyright: ignore[reportAttributeAccessIssue]
@@ -114,14 +171,16 @@ def test_it_is_a_value(bound: RunningBound):
 
 def test_its_leaves_are_its_numbers():
     assert jax.tree.leaves(BOUNDS["number"]) == [6.0, 1.0, 0.9]
-    assert jax.tree.map(lambda number: 2 * number, running_bound(deviations=1.5, decay=0.25)) == running_bound(decay=0.5)
+    assert jax.tree.map(
+        lambda number: 2 * number, running_bound(deviations=1.5, decay=0.25)
+    ) == running_bound(decay=0.5)
 
 
 def test_an_infinite_ceiling_is_none_and_its_options_are_keyword_only():
     assert running_bound(ceiling=math.inf) == running_bound()
-    assert {parameter.kind for parameter in inspect.signature(running_bound).parameters.values()} == {
-        inspect.Parameter.KEYWORD_ONLY
-    }
+    assert {
+        parameter.kind for parameter in inspect.signature(running_bound).parameters.values()
+    } == {inspect.Parameter.KEYWORD_ONLY}
 
 
 def test_a_decay_near_one_keeps_what_float32_would_lose():
@@ -133,11 +192,17 @@ def test_a_decay_near_one_keeps_what_float32_would_lose():
 
 def test_traced_numbers_and_stacked_ones_sweep():
     def bound_at_5(deviations: jax.Array, ceiling: jax.Array) -> jax.Array:
-        return bound_from(KNOWN, running_bound(deviations=deviations, ceiling=ceiling).rule, jnp.int32(5))
+        return bound_from(
+            KNOWN, running_bound(deviations=deviations, ceiling=ceiling).rule, jnp.int32(5)
+        )
 
     found = jax.jit(jax.vmap(bound_at_5))(jnp.float32([1, 2, 20]), jnp.float32([9, 1, 9]))
     np.testing.assert_allclose(found, [math.exp(0.5), 1, 9], rtol=1e-6)
-    many = jax.tree.map(lambda *numbers: jnp.stack(numbers), running_bound(ceiling=9.0), running_bound(deviations=1, ceiling=9))
+    many = jax.tree.map(
+        lambda *numbers: jnp.stack(numbers),
+        running_bound(ceiling=9.0),
+        running_bound(deviations=1, ceiling=9),
+    )
     found = jax.jit(jax.vmap(lambda bound: bound_from(KNOWN, bound.rule, jnp.int32(5))))(many)
     np.testing.assert_allclose(found, [math.exp(1.5), math.exp(0.5)], rtol=1e-6)
 
@@ -156,11 +221,22 @@ def test_groups_with_bounds_of_their_own_are_as_each_alone():
         return 2 * count
 
     scheduled = check_bound("max_norm", twice)
-    bounds = [None, 1.5, scheduled, BOUNDS["plain"], BOUNDS["number"], scheduled, BOUNDS["schedule"], BOUNDS["plain"]]
+    bounds = [
+        None,
+        1.5,
+        scheduled,
+        BOUNDS["plain"],
+        BOUNDS["number"],
+        scheduled,
+        BOUNDS["schedule"],
+        BOUNDS["plain"],
+    ]
     for history in (init_history(), KNOWN):
         groups = jax.tree.map(lambda field: jnp.full(len(bounds), field), history)
         calls.clear()
         together = bound_from(groups, stacked(bounds), jnp.int32(4))
         assert len(calls) == 1  # two groups of one schedule ask it once
-        np.testing.assert_array_equal(together, [bound_from(history, rule_of(bound), jnp.int32(4)) for bound in bounds])
+        np.testing.assert_array_equal(
+            together, [bound_from(history, rule_of(bound), jnp.int32(4)) for bound in bounds]
+        )
     np.testing.assert_allclose(together[:4], [math.inf, 1.5, 8, math.exp(1.5)], rtol=1e-6)

@@ -1,4 +1,6 @@
-"""Bounds in use: what a pipeline with running and scheduled bounds does at each call of a run, against a loop in NumPy."""
+"""Bounds in use: what a pipeline with running and scheduled bounds does at each call of a run,
+against a loop in NumPy.
+"""
 
 import functools
 import math
@@ -21,7 +23,9 @@ CALLS = 240
 
 
 def stream(seed: int) -> np.ndarray:
-    """Lognormal norms with spikes, collapses, a lasting change, and calls that are NaN, inf or zero."""
+    """Lognormal norms with spikes, collapses, a lasting change, and calls that are NaN, inf or
+    zero.
+    """
     rng = np.random.default_rng(seed)
     norms = np.exp(rng.normal(0, 0.4, CALLS))
     norms[CALLS // 2 :] *= 5
@@ -40,7 +44,10 @@ def direction(size: int) -> np.ndarray:
 
 def gradients(norm: Any) -> dict[str, Any]:
     """Two leaves, of which one has 0.6 and the other 0.8 of the norm."""
-    return {"a": norm * jnp.asarray(0.6 * direction(5), jnp.float32), "b": norm * jnp.asarray(0.8 * direction(7), jnp.float32)}
+    return {
+        "a": norm * jnp.asarray(0.6 * direction(5), jnp.float32),
+        "b": norm * jnp.asarray(0.8 * direction(7), jnp.float32),
+    }
 
 
 PARAMS = {"a": np.zeros(5, np.float32), "b": np.zeros(7, np.float32)}
@@ -49,7 +56,9 @@ SKIP_CEILING = wc.polynomial_decay(init_value=9.0, end_value=30.0, decay_steps=2
 
 
 def built(**options: Any) -> Any:
-    return wc.pipeline(optax.sgd, 1.0, **{"max_norm": None, "record": CALLS, "record_leaves": True, **options})
+    return wc.pipeline(
+        optax.sgd, 1.0, **{"max_norm": None, "record": CALLS, "record_leaves": True, **options}
+    )
 
 
 def call(optimizer: Any, state: Any, norm: Any) -> Any:
@@ -68,13 +77,17 @@ def log_of(norm: float) -> float:
 
 
 class Expected:
-    """The run in float64: what each call does, with `max_norm` and `skip_above` as functions of the history and a count."""
+    """The run in float64: what each call does, with `max_norm` and `skip_above` as functions of the
+    history and a count.
+    """
 
     def __init__(self, clip: Any, skip: Any, groups: dict[str, float]):
         self.clips = {name: clip() for name in groups}
         self.skip, self.groups, self.updates = skip(), groups, 0
 
-    def call(self, number: int, norm: float) -> tuple[bool, float, dict[str, float], dict[str, float]]:
+    def call(
+        self, number: int, norm: float
+    ) -> tuple[bool, float, dict[str, float], dict[str, float]]:
         """Whether it is skipped, the bound of that, the bounds of groups, and the coefficients."""
         log = log_of(norm)
         above = self.skip.at(number)
@@ -82,7 +95,11 @@ class Expected:
         bounds = {name: clip.at(self.updates) for name, clip in self.clips.items()}
         share = {name: log + math.log(part) for name, part in self.groups.items()}
         coefs = {
-            name: 0.0 if skipped else math.exp(min(0.0, bounds[name] - share[name])) if log > -math.inf else 1.0
+            name: 0.0
+            if skipped
+            else math.exp(min(0.0, bounds[name] - share[name]))
+            if log > -math.inf
+            else 1.0
             for name in self.groups
         }
         self.skip.teach(log)
@@ -115,7 +132,9 @@ class Scheduled:
 
 
 def polynomial(count: int, start: float, end: float, steps: int) -> float:
-    return float(reference.polynomial_decay(count, init_value=start, end_value=end, decay_steps=steps))
+    return float(
+        reference.polynomial_decay(count, init_value=start, end_value=end, decay_steps=steps)
+    )
 
 
 def clip_ceiling(count: int) -> float:
@@ -165,9 +184,13 @@ def test_every_call_does_what_the_rule_says(name, grouped):
             skipped, above, bounds, coefs = expected.call(number, norm)
             where = f"seed {seed}, call {number}, norm {norm}"
             assert bool(rows["skipped"][number]) == skipped, where
-            np.testing.assert_allclose(rows["skip_bound"][number], np.exp(above), rtol=1e-4, err_msg=where)
+            np.testing.assert_allclose(
+                rows["skip_bound"][number], np.exp(above), rtol=1e-4, err_msg=where
+            )
             if not grouped:
-                np.testing.assert_allclose(rows["max_norm"][number], np.exp(bounds[""]), rtol=1e-4, err_msg=where)
+                np.testing.assert_allclose(
+                    rows["max_norm"][number], np.exp(bounds[""]), rtol=1e-4, err_msg=where
+                )
             for leaf, share in (("a", 0.6), ("b", 0.8)):
                 want = 0.0 if skipped else coefs[leaf if grouped else ""] * share * norm
                 np.testing.assert_allclose(done[leaf][number], want, rtol=1e-4, err_msg=where)
@@ -178,7 +201,9 @@ def test_every_call_does_what_the_rule_says(name, grouped):
         assert abs(int(known["clipped_count"]) - clips) <= 1
         assert int(known["step"]) == CALLS - skips
         if grouped:
-            assert np.asarray(state.clip_state.group_clipped_count).max() <= int(known["clipped_count"])
+            assert np.asarray(state.clip_state.group_clipped_count).max() <= int(
+                known["clipped_count"]
+            )
 
 
 def test_a_loop_a_scan_and_a_run_resumed_in_the_middle_are_the_same_to_the_bit():
@@ -187,7 +212,9 @@ def test_a_loop_a_scan_and_a_run_resumed_in_the_middle_are_the_same_to_the_bit()
     whole, done = scanned(optimizer, optimizer.init(PARAMS), norms)
     half, first = scanned(optimizer, optimizer.init(PARAMS), norms[:30])
     resumed, second = scanned(optimizer, jax.tree.map(jnp.copy, half), norms[30:])
-    assert_same_bits((resumed, jax.tree.map(lambda *parts: jnp.concatenate(parts), first, second)), (whole, done))
+    assert_same_bits(
+        (resumed, jax.tree.map(lambda *parts: jnp.concatenate(parts), first, second)), (whole, done)
+    )
     step = quick.jit(functools.partial(call, optimizer), donate_argnums=0)
     state = optimizer.init(PARAMS)
     for norm in norms:
@@ -200,8 +227,12 @@ def test_a_loop_a_scan_and_a_run_resumed_in_the_middle_are_the_same_to_the_bit()
 def test_runs_side_by_side_are_single_runs_and_may_differ_in_their_deviations():
     def run(deviations: Any, ceiling: Any, norms: Any) -> Any:
         bound = wc.running_bound(deviations=deviations, ceiling=ceiling)
-        optimizer = built(max_norm=bound, skip_above=wc.running_bound(deviations=2 * deviations), groups="all")
-        return jax.lax.scan(lambda state, norm: call(optimizer, state, norm), optimizer.init(PARAMS), norms)
+        optimizer = built(
+            max_norm=bound, skip_above=wc.running_bound(deviations=2 * deviations), groups="all"
+        )
+        return jax.lax.scan(
+            lambda state, norm: call(optimizer, state, norm), optimizer.init(PARAMS), norms
+        )
 
     deviations, ceilings = jnp.float32([1.0, 3.0, 6.0]), jnp.float32([1.0, 100.0, 2.0])
     norms = np.stack([stream(seed)[:80] for seed in range(3)])
@@ -220,7 +251,9 @@ def test_in_a_map_over_devices_bounds_are_those_of_the_whole_gradient():
 
     def run(norms: Any, directions: Any) -> Any:
         def step(state: Any, norm: Any) -> Any:
-            return optimizer.update(jax.tree.map(lambda leaf: norm * leaf, directions), state, directions)[1], None
+            return optimizer.update(
+                jax.tree.map(lambda leaf: norm * leaf, directions), state, directions
+            )[1], None
 
         return jax.lax.scan(step, optimizer.init(directions), norms)[0]
 
@@ -238,22 +271,32 @@ def test_a_skipped_call_teaches_the_clip_and_the_skip():
     optimizer = built(**RUNS["running"][0])
     state, _ = scanned(optimizer, optimizer.init(PARAMS), np.array([1, 1, 1, 1e4], np.float32))
     assert int(state.skipped_count) == 1
-    assert int(state.skip_history.norms_taught) == int(state.clip_state.clip_history.norms_taught) == 4
+    assert (
+        int(state.skip_history.norms_taught) == int(state.clip_state.clip_history.norms_taught) == 4
+    )
     assert float(state.skip_history.log_mean) > 0.1
 
 
 def test_a_guard_of_another_optimizer_decides_by_the_same_rule():
-    guard: Any = wc.skip_nonfinite(optax.sgd(1.0), above=wc.running_bound(deviations=6.0), record=CALLS)
+    guard: Any = wc.skip_nonfinite(
+        optax.sgd(1.0), above=wc.running_bound(deviations=6.0), record=CALLS
+    )
     pipeline = built(max_norm=None, skip_above=wc.running_bound(deviations=6.0))
     norms = stream(1)
-    (guarded, _), (piped, _) = (scanned(optimizer, optimizer.init(PARAMS), norms) for optimizer in (guard, pipeline))
+    (guarded, _), (piped, _) = (
+        scanned(optimizer, optimizer.init(PARAMS), norms) for optimizer in (guard, pipeline)
+    )
     for field in ("skipped_count", "consecutive_skips", "last_skipped_call", "above_bound"):
         np.testing.assert_array_equal(getattr(guarded, field), getattr(piped, field))
     np.testing.assert_array_equal(wc.records(guarded)["skipped"], wc.records(piped)["skipped"])
 
 
 def test_a_fixed_bound_of_skipping_skips_what_is_above_it_and_not_what_is_at_it():
-    for bound, skipped in ((1.0, [False, False, True, True]), (0.0, [True, True, True, True]), (math.inf, [False] * 4)):
+    for bound, skipped in (
+        (1.0, [False, False, True, True]),
+        (0.0, [True, True, True, True]),
+        (math.inf, [False] * 4),
+    ):
         guard: Any = wc.skip_nonfinite(optax.sgd(1.0), above=bound)
         got = []
         state = guard.init(np.zeros(1, np.float32))
@@ -264,7 +307,14 @@ def test_a_fixed_bound_of_skipping_skips_what_is_above_it_and_not_what_is_at_it(
         assert got == skipped, bound
     # A gradient of zeros is not above a bound of zero.
     guard = wc.skip_nonfinite(optax.sgd(1.0), above=0.0)
-    assert int(guard.update(np.zeros(1, np.float32), guard.init(np.zeros(1, np.float32)))[1].skipped_count) == 0
+    assert (
+        int(
+            guard.update(np.zeros(1, np.float32), guard.init(np.zeros(1, np.float32)))[
+                1
+            ].skipped_count
+        )
+        == 0
+    )
 
 
 @pytest.mark.parametrize("cast", [None, "bfloat16"])
@@ -281,6 +331,12 @@ def test_groups_are_bounded_where_one_has_a_rule_and_learn_where_one_follows_its
     zero = jnp.zeros((), jnp.int32)
     assert np.asarray(Limit([None, 2.0]).at((), zero)).tolist() == [math.inf, 2.0]
     assert Limit([None, None]).at((), zero) is None
-    assert [Limit(bounds).learns for bounds in ([2.0, wc.running_bound()], [None, 2.0])] == [True, False]
+    assert [Limit(bounds).learns for bounds in ([2.0, wc.running_bound()], [None, 2.0])] == [
+        True,
+        False,
+    ]
     history = Limit([None, wc.running_bound()]).init((2,), np.dtype(np.float32))
-    assert np.asarray(Limit([None, wc.running_bound(ceiling=3.0)]).at(history, zero)).tolist() == [math.inf, 3.0]
+    assert np.asarray(Limit([None, wc.running_bound(ceiling=3.0)]).at(history, zero)).tolist() == [
+        math.inf,
+        3.0,
+    ]

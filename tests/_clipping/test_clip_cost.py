@@ -1,4 +1,6 @@
-"""What groups, running bounds and norms of leaves cost: the structure of the compiled program, not its time."""
+"""What groups, running bounds and norms of leaves cost: the structure of the compiled program, not
+its time.
+"""
 
 import re
 from typing import Any
@@ -22,13 +24,21 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def clip_of(*, max_norm: Any = 1.0, groups: Any = None, **options: Any) -> Any:
-    return wc.clip_by_global_norm(max_norm, **options) if groups is None else wc.clip_by_group_norm(max_norm, groups, **options)
+    return (
+        wc.clip_by_global_norm(max_norm, **options)
+        if groups is None
+        else wc.clip_by_group_norm(max_norm, groups, **options)
+    )
 
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_a_gradient_is_read_once_for_all_norms_and_once_to_be_scaled_in_place(as_on, name):
     as_on("cpu", devices=1)
-    tree = {"leaf": jnp.ones((1000, 100)), "flat": jnp.ones(10**6), "four": jnp.ones((64, 3, 3, 64))}
+    tree = {
+        "leaf": jnp.ones((1000, 100)),
+        "flat": jnp.ones(10**6),
+        "four": jnp.ones((64, 3, 3, 64)),
+    }
     tree |= {"half": jnp.ones((500, 500), jnp.bfloat16)}
     clip = clip_of(**OPTIONS[name])
     compiled = jax.jit(clip.update, donate_argnums=(0, 1)).lower(tree, clip.init(tree)).compile()
@@ -42,9 +52,12 @@ def test_a_gradient_is_read_once_for_all_norms_and_once_to_be_scaled_in_place(as
 def test_a_pipeline_with_all_of_it_keeps_no_copy_of_a_gradient(as_on):
     as_on("cpu", devices=1)
     params = [jnp.ones((1000, 1000))] * 3
-    optimizer = wc.pipeline(optax.adamw, 1e-3, skip_above=wc.running_bound(deviations=6.0), record=256, **OPTIONS["all"])
+    optimizer = wc.pipeline(
+        optax.adamw, 1e-3, skip_above=wc.running_bound(deviations=6.0), record=256, **OPTIONS["all"]
+    )
     step = jax.jit(
-        lambda params, state, grads: wc.apply_gradients(optimizer, params, state, grads=grads), donate_argnums=(0, 1)
+        lambda params, state, grads: wc.apply_gradients(optimizer, params, state, grads=grads),
+        donate_argnums=(0, 1),
     )
     compiled = step.lower(params, optimizer.init(params), params).compile()
     assert temporaries(compiled, params) < params[0].nbytes / 4

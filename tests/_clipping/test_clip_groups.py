@@ -1,4 +1,6 @@
-"""Clips by group: one coefficient for each group, the same bits as the global clip for one, bad steps, and what is refused."""
+"""Clips by group: one coefficient for each group, the same bits as the global clip for one, bad
+steps, and what is refused.
+"""
 
 import functools
 import math
@@ -33,13 +35,21 @@ def tree_of(seed: int, scale: float = 1.0) -> dict[str, Any]:
 
     return {
         "first": leaf(0, (70, 80), np.float32),
-        "second": {"x": leaf(1, (7,), BF16), "y": leaf(2, (3, 2), np.float16), "zero": np.zeros(4, np.float32)},
+        "second": {
+            "x": leaf(1, (7,), BF16),
+            "y": leaf(2, (3, 2), np.float16),
+            "zero": np.zeros(4, np.float32),
+        },
         "third": leaf(3, (5,), np.complex64),
     }
 
 
 def of_group(tree: Any, label: str) -> list[np.ndarray]:
-    parts = {"a": [tree["first"], tree["second"]["y"]], "b": [tree["second"]["x"]], "c": [tree["third"]]}
+    parts = {
+        "a": [tree["first"], tree["second"]["y"]],
+        "b": [tree["second"]["x"]],
+        "c": [tree["third"]],
+    }
     return [np.asarray(leaf) for leaf in {**parts, "idle": [tree["second"]["zero"]]}[label]]
 
 
@@ -61,9 +71,13 @@ def test_each_group_is_clipped_by_its_own_norm_and_rule(jit):
                     assert int(state.group_clipped_count[place]) == 0
                 else:
                     assert_clipped(of_group(clipped, label), of_group(tree, label), RULES[label])
-                    assert float(state.clip_coef[place]) == pytest.approx(RULES[label] / norm, rel=1e-6)
+                    assert float(state.clip_coef[place]) == pytest.approx(
+                        RULES[label] / norm, rel=1e-6
+                    )
                     assert int(state.group_clipped_count[place]) == 1
-            np.testing.assert_array_equal(np.where(state.norm_bound < 0, np.inf, state.norm_bound), [1, 0.25, np.inf, 0.5])
+            np.testing.assert_array_equal(
+                np.where(state.norm_bound < 0, np.inf, state.norm_bound), [1, 0.25, np.inf, 0.5]
+            )
             assert int(state.clipped_count) == any(np.asarray(state.group_clipped_count))
 
 
@@ -112,7 +126,9 @@ def test_an_idle_group_changes_no_other_and_learns_nothing(bound):
             assert_same_bits(idle_updates[name], busy_updates[name])
         assert_same_bits(idle_updates["expert"], idle["expert"])
         for field in ("grad_norm", "norm_bound", "clip_coef", "group_clipped_count"):
-            np.testing.assert_array_equal(getattr(with_idle, field)[:2], getattr(without, field)[:2])
+            np.testing.assert_array_equal(
+                getattr(with_idle, field)[:2], getattr(without, field)[:2]
+            )
         assert float(with_idle.clip_coef[2]) == 1
     if not isinstance(bound, float):
         assert with_idle.clip_history.norms_taught.tolist() == [6, 6, 0]
@@ -142,17 +158,25 @@ def test_one_bad_entry_makes_the_call_bad_for_every_group(rules, nonfinite):
 
 def test_one_bad_entry_skips_the_step_of_every_group():
     optimizer: Any = wc.pipeline(optax.adam, 0.1, groups=LABELS, max_norm=RULES)
-    params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), {**tree_of(0), "third": np.ones(5)})
+    params = jax.tree.map(
+        lambda leaf: np.asarray(leaf, np.float32), {**tree_of(0), "third": np.ones(5)}
+    )
     before = optimizer.init(params)
     broken = {**params, "third": np.full(5, np.nan, np.float32)}
-    after_params, after = quick.jit(functools.partial(wc.apply_gradients, optimizer))(params, before, grads=broken)
+    after_params, after = quick.jit(functools.partial(wc.apply_gradients, optimizer))(
+        params, before, grads=broken
+    )
     assert_same_bits(after_params, params)
     assert_same_bits(after.inner_state, before.inner_state)
     np.testing.assert_array_equal(after.clip_state.clip_coef, 0)
 
 
-@pytest.mark.parametrize(("scale", "counts", "spike"), [(0.1, [0, 0], -1), (1.0, [1, 0], 0), (1000.0, [1, 1], 0)])
-def test_a_call_counts_as_clipped_and_is_kept_as_large_where_any_group_was_clipped(scale, counts, spike):
+@pytest.mark.parametrize(
+    ("scale", "counts", "spike"), [(0.1, [0, 0], -1), (1.0, [1, 0], 0), (1000.0, [1, 1], 0)]
+)
+def test_a_call_counts_as_clipped_and_is_kept_as_large_where_any_group_was_clipped(
+    scale, counts, spike
+):
     tree = {"a": jnp.full(4, 2.0 * scale), "b": jnp.ones(4) * scale}
     clip = by_group({"a": 1.0, "b": 100.0}, {"a": "a", "b": "b"}, record_leaves=True)
     _, state = clip.update(tree, clip.init(tree))
@@ -168,25 +192,35 @@ def test_measuring_groups_only_changes_nothing():
         clipped, state = by_group(bound, LABELS).update(tree, by_group(bound, LABELS).init(tree))
         assert_same_bits(clipped, tree)
         assert int(state.nonfinite_count) == 1
-        assert float(state.grad_norm[1]) == pytest.approx(reference.global_norm(of_group(tree, "b")), rel=1e-6)
+        assert float(state.grad_norm[1]) == pytest.approx(
+            reference.global_norm(of_group(tree, "b")), rel=1e-6
+        )
 
 
 def test_leaves_that_updates_lack_leave_their_groups_idle():
     # As under `optax.masked`, or where a parameter has no gradient.
     params = {name: np.ones(3, np.float32) for name in "abcd"}
     clip = by_group(1.0, wc.label_by_path())
-    for updates in ({**params, "d": None}, {**params, "a": optax.MaskedNode()}, {**dict.fromkeys("abc"), "d": params["d"]}):
+    for updates in (
+        {**params, "d": None},
+        {**params, "a": optax.MaskedNode()},
+        {**dict.fromkeys("abc"), "d": params["d"]},
+    ):
         clipped, state = jax.jit(clip.update)(updates, clip.init(params))
         for place, name in enumerate("abcd"):
             there = isinstance(updates[name], np.ndarray)
-            assert float(state.grad_norm[place]) == pytest.approx(math.sqrt(3) if there else 0, rel=1e-6)
+            assert float(state.grad_norm[place]) == pytest.approx(
+                math.sqrt(3) if there else 0, rel=1e-6
+            )
             if there:
                 np.testing.assert_allclose(clipped[name], 1 / math.sqrt(3), rtol=1e-6)
 
 
 @pytest.mark.parametrize("tree", [{}, {"count": jnp.int32(1)}, None])
 def test_a_tree_without_gradients_has_no_groups(tree):
-    optimizer: Any = wc.pipeline(optax.sgd, 0.1, groups=wc.label_by_path(), record=2, record_leaves=True)
+    optimizer: Any = wc.pipeline(
+        optax.sgd, 0.1, groups=wc.label_by_path(), record=2, record_leaves=True
+    )
     updates, state = optimizer.update(tree, optimizer.init(tree), tree)
     assert jax.tree.structure(updates) == jax.tree.structure(tree)
     known = wc.metrics(state)
@@ -214,10 +248,17 @@ def test_a_derivative_passes_through_the_coefficients_of_groups():
 def test_labels_may_be_names_that_optax_looks_for():
     # A parameter may well be called `count`; the state must not answer for it.
     params = {name: np.ones(2, np.float32) for name in ("count", "step", "mu", "learning_rate")}
-    optimizer: Any = wc.pipeline(optax.sgd, optax.linear_schedule(0.1, 0.0, 9), groups=wc.label_by_path(), record_leaves=True)
+    optimizer: Any = wc.pipeline(
+        optax.sgd, optax.linear_schedule(0.1, 0.0, 9), groups=wc.label_by_path(), record_leaves=True
+    )
     state = optimizer.init(params)
     assert int(optax.tree.get(state, "count")) == 0
-    assert optax.tree.get(state, "mu") is optax.tree.get(state, "step") is optax.tree.get(state, "learning_rate") is None
+    assert (
+        optax.tree.get(state, "mu")
+        is optax.tree.get(state, "step")
+        is optax.tree.get(state, "learning_rate")
+        is None
+    )
     assert int(optax.tree.get(optax.tree.set(state, count=jnp.int32(7)), "count")) == 7
 
 
@@ -226,7 +267,9 @@ def test_labels_may_be_names_that_optax_looks_for():
 
 @pytest.mark.parametrize(("build", "name"), [(by_group, "clip_by_group_norm"), (None, "pipeline")])
 def test_a_leaf_without_a_rule_is_named_with_the_rules_and_the_labels(build, name):
-    build = build or (lambda max_norm, groups: wc.pipeline(optax.sgd, 0.1, max_norm=max_norm, groups=groups))
+    build = build or (
+        lambda max_norm, groups: wc.pipeline(optax.sgd, 0.1, max_norm=max_norm, groups=groups)
+    )
     with pytest.raises(
         ValueError,
         match=rf"^{name}: max_norm must have a rule for each group; there is none for 'c'. There are rules for "
@@ -240,18 +283,41 @@ def test_other_labels_than_at_init_are_named_with_those_of_then():
     clip = by_group(1.0, lambda params: labels)
     state = clip.init({"w": np.ones(2, np.float32)})
     labels = {"w": "b"}
-    with pytest.raises(ValueError, match=r"^clip_by_group_norm: groups must give the labels that init saw, \['a'\]; got 'b'"):
+    with pytest.raises(
+        ValueError,
+        match=r"^clip_by_group_norm: groups must give the labels that init saw, \['a'\]; got 'b'",
+    ):
         clip.update({"w": np.ones(2, np.float32)}, state)
 
 
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: by_group({"a": -1.0}, "a"), ValueError, r"^clip_by_group_norm: max_norm\['a'\] must be a non-negative number"),
-        (lambda: by_group({"a": "1"}, "a"), TypeError, r"^clip_by_group_norm: max_norm\['a'\] must be .* got '1'"),
-        (lambda: by_group(-1.0, "a"), ValueError, r"^clip_by_group_norm: max_norm must be a non-negative number"),
-        (lambda: by_group(1.0, "a", nonfinite="skip"), ValueError, r"^clip_by_group_norm: nonfinite must be one of"),
-        (lambda: by_group(1.0, "a", record_leaves=1), TypeError, r"^clip_by_group_norm: record_leaves must be one of"),
+        (
+            lambda: by_group({"a": -1.0}, "a"),
+            ValueError,
+            r"^clip_by_group_norm: max_norm\['a'\] must be a non-negative number",
+        ),
+        (
+            lambda: by_group({"a": "1"}, "a"),
+            TypeError,
+            r"^clip_by_group_norm: max_norm\['a'\] must be .* got '1'",
+        ),
+        (
+            lambda: by_group(-1.0, "a"),
+            ValueError,
+            r"^clip_by_group_norm: max_norm must be a non-negative number",
+        ),
+        (
+            lambda: by_group(1.0, "a", nonfinite="skip"),
+            ValueError,
+            r"^clip_by_group_norm: nonfinite must be one of",
+        ),
+        (
+            lambda: by_group(1.0, "a", record_leaves=1),
+            TypeError,
+            r"^clip_by_group_norm: record_leaves must be one of",
+        ),
         (lambda: by_group(1.0, None), ValueError, r"^clip_by_group_norm: groups must be"),
         (
             lambda: wc.pipeline(optax.sgd, 0.1, max_norm=None, groups="a"),
@@ -268,13 +334,41 @@ def test_other_labels_than_at_init_are_named_with_those_of_then():
             ValueError,
             r"^pipeline: skip_above needs nonfinite='skip'; got skip_above=3.0 with nonfinite='zero'",
         ),
-        (lambda: wc.clip_tree({}, wc.running_bound()), TypeError, r"^clip_tree: max_norm must be .* got running_bound\(dev"),  # pyright: ignore[reportArgumentType]
-        (lambda: wc.running_bound(deviations=0), ValueError, r"^running_bound: deviations must be a positive number; got 0"),
-        (lambda: wc.running_bound(decay=1.0), ValueError, r"^running_bound: decay must be between 0 and 1; got 1.0"),
-        (lambda: wc.running_bound(decay=0), ValueError, r"^running_bound: decay must be between 0 and 1; got 0"),
-        (lambda: wc.running_bound(ceiling="1"), TypeError, r"^running_bound: ceiling must be .*; got '1' \(str\)"),  # pyright: ignore[reportArgumentType]
-        (lambda: wc.skip_nonfinite(optax.sgd(0.1), above=-1), ValueError, r"^skip_nonfinite: above must be a non-negative"),
-        (lambda: wc.skip_nonfinite(optax.sgd(0.1), record=1.5), ValueError, r"^skip_nonfinite: record must be a whole number"),  # pyright: ignore[reportArgumentType]
+        (
+            lambda: wc.clip_tree({}, wc.running_bound()),
+            TypeError,
+            r"^clip_tree: max_norm must be .* got running_bound\(dev",
+        ),  # pyright: ignore[reportArgumentType]
+        (
+            lambda: wc.running_bound(deviations=0),
+            ValueError,
+            r"^running_bound: deviations must be a positive number; got 0",
+        ),
+        (
+            lambda: wc.running_bound(decay=1.0),
+            ValueError,
+            r"^running_bound: decay must be between 0 and 1; got 1.0",
+        ),
+        (
+            lambda: wc.running_bound(decay=0),
+            ValueError,
+            r"^running_bound: decay must be between 0 and 1; got 0",
+        ),
+        (
+            lambda: wc.running_bound(ceiling="1"),
+            TypeError,
+            r"^running_bound: ceiling must be .*; got '1' \(str\)",
+        ),  # pyright: ignore[reportArgumentType]
+        (
+            lambda: wc.skip_nonfinite(optax.sgd(0.1), above=-1),
+            ValueError,
+            r"^skip_nonfinite: above must be a non-negative",
+        ),
+        (
+            lambda: wc.skip_nonfinite(optax.sgd(0.1), record=1.5),
+            ValueError,
+            r"^skip_nonfinite: record must be a whole number",
+        ),  # pyright: ignore[reportArgumentType]
         (
             lambda: wc.pipeline(optax.sgd, 0.1, record=-1),
             ValueError,
@@ -285,7 +379,11 @@ def test_other_labels_than_at_init_are_named_with_those_of_then():
             TypeError,
             r"^pipeline: record must be .* got True",
         ),
-        (lambda: wc.pipeline(optax.sgd, 0.1, record="9"), TypeError, r"^pipeline: record must be a whole number"),  # pyright: ignore[reportArgumentType]
+        (
+            lambda: wc.pipeline(optax.sgd, 0.1, record="9"),
+            TypeError,
+            r"^pipeline: record must be a whole number",
+        ),  # pyright: ignore[reportArgumentType]
     ],
 )
 def test_a_bad_argument_is_named_with_its_rule_and_value(call, error, message):
@@ -299,7 +397,9 @@ def test_a_bad_argument_is_named_with_its_rule_and_value(call, error, message):
 
 def test_stacked_runs_are_single_runs_and_may_have_traced_deviations():
     def trained(deviations: Any, seed: Any) -> Any:
-        clip = by_group({"a": wc.running_bound(deviations=deviations), "b": 1.0}, {"x": "a", "y": "b"})
+        clip = by_group(
+            {"a": wc.running_bound(deviations=deviations), "b": 1.0}, {"x": "a", "y": "b"}
+        )
         noise = jax.random.normal(jax.random.key(seed), (40, 8))
 
         def step(state: Any, row: Any) -> Any:
@@ -328,7 +428,9 @@ def test_float64_leaves_have_float64_histories_and_coefficients(x64):
 
 
 def test_a_state_keeps_its_structure_and_dtypes_and_works_after_a_cast():
-    clip = by_group({"a": wc.running_bound(), "b": 1.0, "c": 2.0, "idle": 1.0}, LABELS, record_leaves=True)
+    clip = by_group(
+        {"a": wc.running_bound(), "b": 1.0, "c": 2.0, "idle": 1.0}, LABELS, record_leaves=True
+    )
     tree = tree_of(0)
     start = clip.init(tree)
     step = quick.jit(clip.update, donate_argnums=1)
@@ -341,7 +443,11 @@ def test_a_state_keeps_its_structure_and_dtypes_and_works_after_a_cast():
 
 def test_short_dtypes_round_once():
     shapes = {"x": (50,), "y": (5,)}
-    tree = {f"{name} {np.dtype(dtype).name}": normal(3, shape, dtype) for dtype in SHORT for name, shape in shapes.items()}
+    tree = {
+        f"{name} {np.dtype(dtype).name}": normal(3, shape, dtype)
+        for dtype in SHORT
+        for name, shape in shapes.items()
+    }
     clip = by_group(0.5, wc.label_by_path())
     clipped, _ = jax.jit(clip.update)(tree, clip.init(tree))
     for name in tree:

@@ -1,4 +1,6 @@
-"""Groups on meshes: every layout gives the result of one device, and communicates as the global clip does."""
+"""Groups on meshes: every layout gives the result of one device, and communicates as the global
+clip does.
+"""
 
 import math
 import re
@@ -32,7 +34,9 @@ def drawn(seed: int, tree: dict[str, Any]) -> dict[str, Any]:
     rng = np.random.default_rng(seed)
     return {
         name: jnp.asarray(
-            rng.standard_normal(leaf.shape) * 10.0 ** rng.uniform(-3, 2) * rng.choice([0, 1, 1, 1, 1]),
+            rng.standard_normal(leaf.shape)
+            * 10.0 ** rng.uniform(-3, 2)
+            * rng.choice([0, 1, 1, 1, 1]),
             leaf.dtype,
         )
         for name, leaf in tree.items()
@@ -43,7 +47,9 @@ def expected(tree: dict[str, Any], labels: dict[str, str]) -> dict[str, tuple[fl
     """Norm and coefficient of each group at its first call."""
     found = {}
     for label in sorted(set(labels.values())):
-        norm = reference.global_norm([np.asarray(tree[name]) for name in tree if labels[name] == label])
+        norm = reference.global_norm(
+            [np.asarray(tree[name]) for name in tree if labels[name] == label]
+        )
         bound = {"a": 1.5, "b": 0.3, "c": math.inf}[label]
         found[label] = norm, min(1.0, bound / norm) if norm else 1.0
     return found
@@ -53,7 +59,9 @@ def clip_of(labels: dict[str, str]) -> Any:
     """A clip that takes the place of the global one in the programs of `test_axes`."""
 
     def clip(tree: Any, axis_name: Any = None) -> Any:
-        transformation: Any = wc.clip_by_group_norm(RULES, labels, axis_name=axis_name, record_leaves=True)
+        transformation: Any = wc.clip_by_group_norm(
+            RULES, labels, axis_name=axis_name, record_leaves=True
+        )
         clipped, state = transformation.update(tree, transformation.init(tree))
         return clipped, {**wc.metrics(state), "leaves": state.leaves.leaf_norms}
 
@@ -88,7 +96,9 @@ def test_every_layout_gives_groups_the_result_of_one_device(monkeypatch, leaves,
                     atol = float(info.smallest_subnormal) if leaf.dtype == jnp.float16 else 0.0
                     want = np.asarray(tree[name], np.float64) * coef
                     got = np.asarray(leaf, np.float64)
-                    np.testing.assert_allclose(got, want, rtol=float(info.eps) / 2 + 1e-6, atol=atol, err_msg=name)
+                    np.testing.assert_allclose(
+                        got, want, rtol=float(info.eps) / 2 + 1e-6, atol=atol, err_msg=name
+                    )
 
 
 @pytest.mark.parametrize("platform", ["gpu", "tpu"])
@@ -119,7 +129,10 @@ def norms_of(tree: Any, axis_name: Any = None) -> Any:
     return clip.update(tree, clip.init(tree))[1].grad_norm  # dense, experts
 
 
-MOE_NORMS = [reference.global_norm([MOE["dense"], MOE["bias"]]), reference.global_norm([*MOE["experts"].values()])]
+MOE_NORMS = [
+    reference.global_norm([MOE["dense"], MOE["bias"]]),
+    reference.global_norm([*MOE["experts"].values()]),
+]
 
 
 @pytest.mark.parametrize("check_vma", [True, False])
@@ -127,7 +140,11 @@ def test_experts_may_lie_on_other_axes_than_dense_leaves(check_vma):
     specs = {**SPECS, "experts": P("expert")}
     options: dict[str, Any] = {"axis_name": None if check_vma else specs}
     mapped = jax.shard_map(
-        lambda tree: norms_of(tree, **options), mesh=mesh_of((2, 2, 2)), in_specs=(specs,), out_specs=P(), check_vma=check_vma
+        lambda tree: norms_of(tree, **options),
+        mesh=mesh_of((2, 2, 2)),
+        in_specs=(specs,),
+        out_specs=P(),
+        check_vma=check_vma,
     )
     np.testing.assert_allclose(jax.jit(mapped)(MOE), MOE_NORMS, rtol=1e-6)
 
@@ -150,14 +167,17 @@ def test_a_group_may_lie_on_axes_that_are_left_to_the_compiler(check_vma):
 
 
 def test_a_map_without_types_asks_for_axis_name():
-    mapped = jax.shard_map(norms_of, mesh=mesh_of((2, 2, 2)), in_specs=P(), out_specs=P(), check_vma=False)
+    mapped = jax.shard_map(
+        norms_of, mesh=mesh_of((2, 2, 2)), in_specs=P(), out_specs=P(), check_vma=False
+    )
     with pytest.raises(ValueError, match="axis_name must be given"):
         mapped(MOE)
 
 
 @pytest.mark.parametrize("scale", [0.0, 1e-30, 1e30])
 def test_shards_of_one_leaf_share_their_scale(scale):
-    # Some shards are zero, or would fit as they are: the scale follows from the sum over all of them.
+    # Some shards are zero, or would fit as they are: the scale follows from the sum over all of
+    # them.
     tree = {**MOE, "dense": jnp.float32([0, 0, 0, 0, 1, 0, scale, scale])}
     specs = {**SPECS, "experts": P("expert")}
     mapped = jax.shard_map(norms_of, mesh=mesh_of((2, 2, 2)), in_specs=(specs,), out_specs=P())
@@ -168,7 +188,10 @@ def test_shards_of_one_leaf_share_their_scale(scale):
 @pytest.mark.parametrize("last", ["data", "model"])
 def test_the_last_leaf_alone_may_lie_on_other_axes(last):
     first = "model" if last == "data" else "data"
-    tree, specs = {"a": jnp.arange(8.0), "b": jnp.ones(8), "c": jnp.full(8, 5.0)}, {"a": P(first), "b": P(first), "c": P(last)}
+    tree, specs = (
+        {"a": jnp.arange(8.0), "b": jnp.ones(8), "c": jnp.full(8, 5.0)},
+        {"a": P(first), "b": P(first), "c": P(last)},
+    )
     mapped = jax.shard_map(wc.leaf_norms, mesh=mesh_of((2, 4)), in_specs=(specs,), out_specs=P())
     for name, norm in jax.jit(mapped)(tree).items():
         np.testing.assert_allclose(norm, reference.global_norm([np.asarray(tree[name])]), rtol=1e-6)
@@ -182,25 +205,40 @@ COLLECTIVES = r" (all-gather|all-to-all|collective-permute|all-reduce)(?:-start)
 
 def collectives(clip: Any, tree: Any, shardings: Any) -> list[str]:
     """What moves data between devices in the compiled update."""
-    arguments = jax.tree.map(lambda x, to: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=to), tree, shardings)
-    compiled: Any = quick.jit(lambda tree: clip.update(tree, clip.init(tree))).lower(arguments).compile()
+    arguments = jax.tree.map(
+        lambda x, to: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=to), tree, shardings
+    )
+    compiled: Any = (
+        quick.jit(lambda tree: clip.update(tree, clip.init(tree))).lower(arguments).compile()
+    )
     return re.findall(COLLECTIVES, compiled.as_text())
 
 
 @pytest.mark.parametrize(
     ("platform", "axis_type"),
-    [("cpu", AxisType.Explicit), ("gpu", AxisType.Auto), ("gpu", AxisType.Explicit), ("tpu", AxisType.Auto)],
+    [
+        ("cpu", AxisType.Explicit),
+        ("gpu", AxisType.Auto),
+        ("gpu", AxisType.Explicit),
+        ("tpu", AxisType.Auto),
+    ],
 )
-def test_groups_and_leaf_norms_need_no_more_all_reduces_than_the_global_clip(as_on, platform, axis_type):
+def test_groups_and_leaf_norms_need_no_more_all_reduces_than_the_global_clip(
+    as_on, platform, axis_type
+):
     as_on(platform, devices=8)
     mesh = mesh_of((2, 4), axis_type)
     specs = [P("data"), P("model"), P(("data", "model")), P(None, "model"), P()]
-    tree = {f"leaf{index}": jnp.ones((8 * (1 + index % 3), 8 * (1 + index % 2))) for index in range(6)}
+    tree = {
+        f"leaf{index}": jnp.ones((8 * (1 + index % 3), 8 * (1 + index % 2))) for index in range(6)
+    }
     # Each group lies on two sets of axes.
     shardings = {name: NamedSharding(mesh, specs[index % 5]) for index, name in enumerate(tree)}
     plain = collectives(wc.clip_by_global_norm(1.0), tree, shardings)
     for name, clip in {
-        "groups": wc.clip_by_group_norm(1.0, {name: "abc"[index % 3] for index, name in enumerate(tree)}),
+        "groups": wc.clip_by_group_norm(
+            1.0, {name: "abc"[index % 3] for index, name in enumerate(tree)}
+        ),
         "each": wc.clip_by_group_norm(wc.running_bound(), wc.label_by_path()),
         "leaves": wc.clip_by_global_norm(1.0, record_leaves=True),
     }.items():
@@ -215,6 +253,9 @@ def test_in_a_map_there_is_one_psum_for_each_set_of_axes():
     tree = {name: jnp.ones((8, 8)) for name in specs}
     clip: Any = wc.clip_by_group_norm(1.0, wc.label_by_path(), record_leaves=True)
     mapped = jax.shard_map(
-        lambda tree: clip.update(tree, clip.init(tree)), mesh=mesh_of((2, 4)), in_specs=(specs,), out_specs=(specs, P())
+        lambda tree: clip.update(tree, clip.init(tree)),
+        mesh=mesh_of((2, 4)),
+        in_specs=(specs,),
+        out_specs=(specs, P()),
     )
     assert jax.jit(mapped).lower(tree).as_text().count("stablehlo.all_reduce") == 3

@@ -1,7 +1,7 @@
 """Every float16 and every bfloat16 number: what norm, clip and skip make of all 65,536 bit patterns, alone and beside others.
 
-One compiled program for each function and dtype takes them all. On CPU, XLA reads subnormals of bfloat16 and float32 as zero;
-`reference.visible_parts` says so. Those of float16 count.
+One compiled program for each function and dtype takes them all. On CPU, XLA reads subnormals of
+bfloat16 and float32 as zero; `reference.visible_parts` says so. Those of float16 count.
 """
 
 import functools
@@ -49,10 +49,20 @@ class Trees(NamedTuple):
     @classmethod
     def of(cls, *leaves: np.ndarray) -> "Trees":
         with np.errstate(invalid="ignore"):  # NumPy warns of signalling NaNs
-            is_finite = np.all([np.isfinite(leaf.astype(np.float32)).all(axis=1) for leaf in leaves], axis=0)
+            is_finite = np.all(
+                [np.isfinite(leaf.astype(np.float32)).all(axis=1) for leaf in leaves], axis=0
+            )
         finite = [np.where(is_finite[:, None], leaf, np.zeros_like(leaf)) for leaf in leaves]
-        visible = [np.copysign(reference.visible_parts(leaf)[0], leaf.astype(np.float64)) for leaf in finite]
-        return cls(list(leaves), visible, is_finite, reference.norms_of_rows(np.concatenate(visible, axis=1)))
+        visible = [
+            np.copysign(reference.visible_parts(leaf)[0], leaf.astype(np.float64))
+            for leaf in finite
+        ]
+        return cls(
+            list(leaves),
+            visible,
+            is_finite,
+            reference.norms_of_rows(np.concatenate(visible, axis=1)),
+        )
 
 
 @functools.cache
@@ -63,9 +73,13 @@ def trees(dtype: Any, form: str) -> Trees:
     if form == "in pairs":
         edges = np.array([info.smallest_subnormal, info.tiny, 1, info.max], dtype)
         others = np.concatenate([edges, -edges])
-        return Trees.of(np.stack([np.tile(entries, len(others)), np.repeat(others, len(entries))], axis=1))
+        return Trees.of(
+            np.stack([np.tile(entries, len(others)), np.repeat(others, len(entries))], axis=1)
+        )
     singles = np.array(SINGLES, np.float32)
-    return Trees.of(np.tile(entries, len(singles))[:, None], np.repeat(singles, len(entries))[:, None])
+    return Trees.of(
+        np.tile(entries, len(singles))[:, None], np.repeat(singles, len(entries))[:, None]
+    )
 
 
 class Measured(NamedTuple):
@@ -100,7 +114,9 @@ def clip_with(nonfinite: Any, tree: Any, bound: Any) -> Any:
 
 def measure(tree: Any) -> Measured:
     norm, norms = wc.global_norm(tree), jnp.stack(list(wc.leaf_norms(tree).values()))
-    return Measured(norm, norms, clip_with("propagate", tree, None)[0], clip_with("zero", tree, None)[0])
+    return Measured(
+        norm, norms, clip_with("propagate", tree, None)[0], clip_with("zero", tree, None)[0]
+    )
 
 
 def clip(tree: Any, bound: Any) -> Clipped:
@@ -114,14 +130,18 @@ def skip(tree: Any) -> Skipped:
 
 
 def one_by_one(function: Any) -> Any:
-    """In a loop, where a branch is a branch: under `vmap` it is a select. As bits: a loop converts all of its bfloat16."""
+    """In a loop, where a branch is a branch: under `vmap` it is a select. As bits: a loop converts
+    all of its bfloat16.
+    """
 
     def loop(*arguments: Any) -> Any:
         dtypes = jax.tree.map(lambda leaf: leaf.dtype, arguments)
 
         def body(each: Any) -> Any:
             made = function(*jax.tree.map(jax.lax.bitcast_convert_type, each, dtypes))
-            return jax.tree.map(lambda leaf: as_bits(leaf) if leaf.dtype == jnp.bfloat16 else leaf, made)
+            return jax.tree.map(
+                lambda leaf: as_bits(leaf) if leaf.dtype == jnp.bfloat16 else leaf, made
+            )
 
         return jax.lax.map(body, jax.tree.map(as_bits, arguments))
 
@@ -133,10 +153,20 @@ def as_bits(leaf: Any) -> Any:
 
 
 WAYS: Any = {"mapped": jax.vmap, "one by one": one_by_one}
-PROGRAMS = {(function, way): jax.jit(WAYS[way](function)) for function in (measure, clip, skip) for way in WAYS}
+PROGRAMS = {
+    (function, way): jax.jit(WAYS[way](function))
+    for function in (measure, clip, skip)
+    for way in WAYS
+}
 #: Pairs and neighbours only under `vmap`: a loop takes a microsecond for each.
 CASES = pytest.mark.parametrize(
-    ("form", "way"), [("alone", "mapped"), ("alone", "one by one"), ("in pairs", "mapped"), ("beside float32", "mapped")]
+    ("form", "way"),
+    [
+        ("alone", "mapped"),
+        ("alone", "one by one"),
+        ("in pairs", "mapped"),
+        ("beside float32", "mapped"),
+    ],
 )
 
 
@@ -150,7 +180,11 @@ def run(function: Any, way: str, many: Trees, *arguments: Any) -> Any:
 
     # Fields that are lists are leaves of the tree.
     return made._replace(
-        **{name: list(map(as_leaf, field, many.leaves)) for name, field in made._asdict().items() if isinstance(field, list)}
+        **{
+            name: list(map(as_leaf, field, many.leaves))
+            for name, field in made._asdict().items()
+            if isinstance(field, list)
+        }
     )
 
 
@@ -191,7 +225,9 @@ def test_the_norm_is_that_of_the_formula_and_finite_exactly_where_the_entries_ar
 
 @DTYPES
 @CASES
-def test_measuring_changes_nothing_and_the_zero_policy_makes_zeros_of_trees_that_are_not_finite(dtype, form, way):
+def test_measuring_changes_nothing_and_the_zero_policy_makes_zeros_of_trees_that_are_not_finite(
+    dtype, form, way
+):
     many, got = trees(dtype, form), measured(dtype, form, way)
     assert_same_bits(got.untouched, many.leaves, np.full(len(got.norm), True))
     assert_same_bits(got.zeroed, many.leaves, many.is_finite)
@@ -247,19 +283,29 @@ def assert_clipped_right(got: Clipped, many: Trees, norms: np.ndarray, bounds: n
         assert_same_bits(leaves, many.leaves, ~good & (bounds == np.inf))
 
     visible = [leaf[over] for leaf in many.visible]
-    formula = reference.clipped_rows(np.concatenate(visible, axis=1), bounds[over].astype(np.float64))
+    formula = reference.clipped_rows(
+        np.concatenate(visible, axis=1), bounds[over].astype(np.float64)
+    )
     coef = got.state.clip_coef[over].astype(np.float64)[:, None]
     columns = np.cumsum([leaf.shape[1] for leaf in visible])[:-1]
-    for seen, leaf, expected in zip(visible, got.leaves, np.split(formula, columns, axis=1), strict=True):
+    for seen, leaf, expected in zip(
+        visible, got.leaves, np.split(formula, columns, axis=1), strict=True
+    ):
         made = leaf[over].astype(np.float64)
         np.testing.assert_array_equal(np.signbit(made), np.signbit(seen))
         assert np.all(np.abs(made) <= np.abs(seen))
-        # The norm, the quotient and the product each are rounded in float32, then the product to its dtype. XLA on CPU
-        # writes numbers below the smallest normal one of bfloat16 as 0.
+        # The norm, the quotient and the product each are rounded in float32, then the product to
+        # its dtype. XLA on CPU writes numbers below the smallest normal one of bfloat16 as 0.
         floor = reference.floor(leaf)
-        rounding = np.maximum(reference.ulp(expected, leaf) / 2, np.where(np.abs(expected) < floor * (1 + 2**-20), floor, 0))
-        np.testing.assert_array_less(np.abs(made - expected), rounding + 4 * HALF_ULP * np.abs(expected) + 1e-300)
-        # Given the coefficient, every bit is known, where neither it nor the product is too small for float32.
+        rounding = np.maximum(
+            reference.ulp(expected, leaf) / 2,
+            np.where(np.abs(expected) < floor * (1 + 2**-20), floor, 0),
+        )
+        np.testing.assert_array_less(
+            np.abs(made - expected), rounding + 4 * HALF_ULP * np.abs(expected) + 1e-300
+        )
+        # Given the coefficient, every bit is known, where neither it nor the product is too small
+        # for float32.
         product = seen * coef
         known = (coef >= SMALLEST) & ((np.abs(product) >= SMALLEST) | (product == 0))
         rounded = product.astype(np.float32).astype(leaf.dtype).astype(np.float64)
@@ -277,8 +323,12 @@ def test_a_step_is_skipped_exactly_where_an_entry_is_not_finite(dtype, form, way
     np.testing.assert_array_equal(got.state.skipped_count, ~many.is_finite)
     np.testing.assert_array_equal(got.state.nonfinite_count, ~many.is_finite)
     np.testing.assert_array_equal(got.state.inner_state.count, many.is_finite)
-    np.testing.assert_array_equal(np.isfinite(got.state.grad_norm), np.isfinite(measured(dtype, form, way).norm))
+    np.testing.assert_array_equal(
+        np.isfinite(got.state.grad_norm), np.isfinite(measured(dtype, form, way).norm)
+    )
     assert_all(lambda numbers: numbers == 0, got.updates, ~many.is_finite)
     for update, seen in zip(got.updates, many.visible, strict=True):
         made = update.astype(np.float64)[many.is_finite]
-        np.testing.assert_array_equal(np.where(np.abs(made) < reference.floor(update), 0, made), seen[many.is_finite])
+        np.testing.assert_array_equal(
+            np.where(np.abs(made) < reference.floor(update), 0, made), seen[many.is_finite]
+        )

@@ -14,7 +14,11 @@ import warmclip_jax as wc
 from tests._norms.test_leaf_norms import Pair, Variable
 from warmclip_jax._clipping._groups import labels_of
 
-TREE = {"moe": {"up": jnp.ones(2), "down": jnp.ones(3)}, "dense": [jnp.ones(4), jnp.ones(5)], "step": jnp.int32(1)}
+TREE = {
+    "moe": {"up": jnp.ones(2), "down": jnp.ones(3)},
+    "dense": [jnp.ones(4), jnp.ones(5)],
+    "step": jnp.int32(1),
+}
 
 
 @pytest.mark.parametrize(
@@ -37,7 +41,9 @@ def test_one_label_is_a_prefix_of_every_tree():
 
 
 def test_the_first_pattern_that_matches_a_whole_path_wins():
-    label = wc.label_by_path({"first": "moe", "second": r"dense/\d", "third": r"dense/0|moe/up"}, default="none")
+    label = wc.label_by_path(
+        {"first": "moe", "second": r"dense/\d", "third": r"dense/0|moe/up"}, default="none"
+    )
     assert labels_of(label, TREE) == ["second", "second", "none", "third"]
 
 
@@ -67,8 +73,12 @@ def test_variables_are_labelled_alike_at_init_and_at_update():
     label = wc.label_by_path({"kernels": r"(.*/)?kernel"})
     model = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
     state = nnx.state(model, nnx.Param)
-    assert labels_of(label, state) == labels_of(label, nnx.to_pure_dict(state)) == ["rest", "kernels"]
-    assert labels_of(label, {"kernel": Variable(jnp.ones(1)), "pair": Pair(jnp.ones(1), jnp.ones(1))}) == [
+    assert (
+        labels_of(label, state) == labels_of(label, nnx.to_pure_dict(state)) == ["rest", "kernels"]
+    )
+    assert labels_of(
+        label, {"kernel": Variable(jnp.ones(1)), "pair": Pair(jnp.ones(1), jnp.ones(1))}
+    ) == [
         "kernels",
         "rest",
         "rest",
@@ -77,7 +87,8 @@ def test_variables_are_labelled_alike_at_init_and_at_update():
 
 def test_optax_partition_takes_label_by_path():
     optimizer = optax.partition(
-        {"experts": optax.sgd(1.0), "rest": optax.set_to_zero()}, wc.label_by_path({"experts": "moe/.*"})
+        {"experts": optax.sgd(1.0), "rest": optax.set_to_zero()},
+        wc.label_by_path({"experts": "moe/.*"}),
     )
     params = {"moe": {"up": jnp.ones(2)}, "dense": jnp.ones(3)}
     updates, _ = optimizer.update(params, optimizer.init(params), params)
@@ -93,10 +104,26 @@ def test_optax_partition_takes_label_by_path():
 @pytest.mark.parametrize(
     ("groups", "error", "message"),
     [
-        ({"moe": 1, "dense": "rest", "step": "rest"}, TypeError, r"groups must have labels that are str; got 1 \(int\)"),
-        (lambda params: params["dense"], TypeError, r"groups must have labels that are str; got .*Array"),
-        ({"moe": "experts"}, ValueError, r"groups must be a pytree prefix of the parameters .* \{'moe': 'experts'\}"),
-        ({"moe": "experts", "dense": ["rest"], "step": "rest"}, ValueError, r"groups must be a pytree prefix"),
+        (
+            {"moe": 1, "dense": "rest", "step": "rest"},
+            TypeError,
+            r"groups must have labels that are str; got 1 \(int\)",
+        ),
+        (
+            lambda params: params["dense"],
+            TypeError,
+            r"groups must have labels that are str; got .*Array",
+        ),
+        (
+            {"moe": "experts"},
+            ValueError,
+            r"groups must be a pytree prefix of the parameters .* \{'moe': 'experts'\}",
+        ),
+        (
+            {"moe": "experts", "dense": ["rest"], "step": "rest"},
+            ValueError,
+            r"groups must be a pytree prefix",
+        ),
         (None, ValueError, r"groups must be a pytree prefix"),
     ],
 )
@@ -104,7 +131,10 @@ def test_groups_that_do_not_label_the_leaves_are_named(groups, error, message):
     with pytest.raises(error, match=message):
         labels_of(groups, TREE)
     if groups is not None:
-        for optimizer in (wc.clip_by_group_norm(1.0, groups), wc.pipeline(optax.sgd, 0.1, groups=groups)):
+        for optimizer in (
+            wc.clip_by_group_norm(1.0, groups),
+            wc.pipeline(optax.sgd, 0.1, groups=groups),
+        ):
             with pytest.raises(error, match=rf"^(clip_by_group_norm|pipeline): {message}"):
                 optimizer.init(TREE)
 
@@ -112,9 +142,22 @@ def test_groups_that_do_not_label_the_leaves_are_named(groups, error, message):
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        (("moe/.*",), TypeError, "patterns must be a mapping from labels to regular expressions, or None; got 'moe/.*' (str)"),
-        (({"experts": 3},), TypeError, "patterns must be regular expressions by label, both str; got 'experts': 3"),
-        (({3: "moe"},), TypeError, "patterns must be regular expressions by label, both str; got 3: 'moe'"),
+        (
+            ("moe/.*",),
+            TypeError,
+            "patterns must be a mapping from labels to regular expressions, or None; got 'moe/.*' "
+            "(str)",
+        ),
+        (
+            ({"experts": 3},),
+            TypeError,
+            "patterns must be regular expressions by label, both str; got 'experts': 3",
+        ),
+        (
+            ({3: "moe"},),
+            TypeError,
+            "patterns must be regular expressions by label, both str; got 3: 'moe'",
+        ),
         (({"experts": "moe/("},), ValueError, "'moe/(', for 'experts', is no regular expression"),
     ],
 )
@@ -124,7 +167,9 @@ def test_patterns_that_are_none_are_named(arguments, error, message):
 
 
 def test_a_default_that_is_no_label_is_named():
-    with pytest.raises(TypeError, match=r"label_by_path: default must be a label, a str; got None \(NoneType\)"):
+    with pytest.raises(
+        TypeError, match=r"label_by_path: default must be a label, a str; got None \(NoneType\)"
+    ):
         wc.label_by_path(None, default=None)  # pyright: ignore[reportArgumentType]
 
 

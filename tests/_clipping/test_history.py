@@ -1,4 +1,6 @@
-"""The rule of the running bound against its formula in float64, its promises on any stream, and the ways to run it."""
+"""The rule of the running bound against its formula in float64, its promises on any stream, and the
+ways to run it.
+"""
 
 import functools
 import math
@@ -13,7 +15,15 @@ from hypothesis import strategies as st
 from jax.sharding import PartitionSpec
 
 from tests import reference
-from warmclip_jax._clipping._history import History, Rule, bound_from, deviations_above, init_history, log_of, taught
+from warmclip_jax._clipping._history import (
+    History,
+    Rule,
+    bound_from,
+    deviations_above,
+    init_history,
+    log_of,
+    taught,
+)
 from warmclip_jax._norms._norm import scaled_norm
 from warmclip_jax._norms._range import ScaledNorm
 
@@ -21,19 +31,29 @@ pytestmark = pytest.mark.usefixtures("strict_dtypes")
 
 CLIP, SKIP = Rule(3.0, 1 - 0.99, None), Rule(6.0, 1 - 0.99, None)
 LARGEST, SMALLEST = float(np.finfo(np.float32).max), float(np.finfo(np.float32).tiny)
-#: An error of the mean is made once a step and lost at the rate 0.01; the bound is rounded a few times more.
+#: An error of the mean is made once a step and lost at the rate 0.01; the bound is rounded a few
+#: times more.
 ROUNDINGS = 0.5 / 0.01 + 4
 
 
-def step(history: History, norm: jax.Array, rule: Rule = CLIP) -> tuple[History, tuple[jax.Array, jax.Array]]:
-    """What a clip does at each call: decide with the old history, then teach it. Returns the bound and whether it is over."""
+def step(
+    history: History, norm: jax.Array, rule: Rule = CLIP
+) -> tuple[History, tuple[jax.Array, jax.Array]]:
+    """What a clip does at each call: decide with the old history, then teach it. Returns the bound
+    and whether it is over.
+    """
     scaled = ScaledNorm.of(norm)
     bound = bound_from(history, rule, jnp.int32(0))
-    return taught(history, *log_of(scaled), rule), (bound, ~(scaled.mantissa <= bound * scaled.scale))
+    return taught(history, *log_of(scaled), rule), (
+        bound,
+        ~(scaled.mantissa <= bound * scaled.scale),
+    )
 
 
 @functools.partial(jax.jit, static_argnames="rule")
-def follow(norms: Any, history: History, rule: Rule = CLIP) -> tuple[History, tuple[jax.Array, jax.Array]]:
+def follow(
+    norms: Any, history: History, rule: Rule = CLIP
+) -> tuple[History, tuple[jax.Array, jax.Array]]:
     """A stream along the first axis; others are groups."""
     return jax.lax.scan(lambda carry, norm: step(carry, norm, rule), history, norms)
 
@@ -49,10 +69,14 @@ def logarithm(norm: Any) -> float:
     return math.log(norm) if SMALLEST <= norm < math.inf else math.nan
 
 
-def lognormal(seed: int, steps: int, shape: tuple[int, ...] = (), sd: float = 0.5, spikes: float = 0.003) -> np.ndarray:
+def lognormal(
+    seed: int, steps: int, shape: tuple[int, ...] = (), sd: float = 0.5, spikes: float = 0.003
+) -> np.ndarray:
     rng = np.random.default_rng(seed)
     logs = sd * rng.standard_normal((steps, *shape))
-    logs += np.where(rng.random(logs.shape) < spikes, rng.uniform(math.log(10), math.log(100), logs.shape), 0)
+    logs += np.where(
+        rng.random(logs.shape) < spikes, rng.uniform(math.log(10), math.log(100), logs.shape), 0
+    )
     return np.exp(logs)
 
 
@@ -71,7 +95,9 @@ def streams(steps: int) -> dict[str, np.ndarray]:
         "a slow fall": ordinary(6) * np.geomspace(10, 0.1, steps),
         "half zeros": np.where(some < 0.5, 0, ordinary(7)),
         "some near zero": np.where(some < 0.01, 1e-7, ordinary(8)),
-        "NaN and inf": np.where(some < 0.02, math.nan, np.where(some > 0.98, math.inf, ordinary(9))),
+        "NaN and inf": np.where(
+            some < 0.02, math.nan, np.where(some > 0.98, math.inf, ordinary(9))
+        ),
         "subnormals": np.where(some < 0.2, 1e-42, ordinary(10)),
         "tiny": 2e-36 * ordinary(11),
         "huge": 1e33 * ordinary(12),
@@ -90,7 +116,9 @@ def test_float32_decides_as_the_formula_does_in_float64_but_for_ties(
     history, bounds, over = followed(np.stack(list(by_name.values()), axis=1), rule)
     for group, (name, stream) in enumerate(by_name.items()):
         expected = reference.RunningBound(deviations=deviations)
-        largest = 1 + max(abs(logarithm(norm)) for norm in stream if not math.isnan(logarithm(norm)))
+        largest = 1 + max(
+            abs(logarithm(norm)) for norm in stream if not math.isnan(logarithm(norm))
+        )
         tolerance = float(np.finfo(np.float32).eps) * largest * ROUNDINGS
         for at, norm in enumerate(stream):
             log_bound, log_norm = expected.log_bound, logarithm(norm)
@@ -100,8 +128,12 @@ def test_float32_decides_as_the_formula_does_in_float64_but_for_ties(
                 assert over[at, group] == (log_norm > log_bound), (name, at)
             expected.teach(log_norm)
         assert history.norms_taught[group] == expected.count, name
-        np.testing.assert_allclose(history.log_mean[group], expected.mean, rtol=0, atol=tolerance, err_msg=name)
-        np.testing.assert_allclose(history.log_variance[group], expected.variance, rtol=ROUNDINGS * 2e-6, err_msg=name)
+        np.testing.assert_allclose(
+            history.log_mean[group], expected.mean, rtol=0, atol=tolerance, err_msg=name
+        )
+        np.testing.assert_allclose(
+            history.log_variance[group], expected.variance, rtol=ROUNDINGS * 2e-6, err_msg=name
+        )
 
 
 def test_the_first_norm_is_not_bounded_and_the_second_at_exp_of_half_the_deviations():
@@ -123,7 +155,9 @@ def test_the_bound_on_equal_norms_falls_to_1_35_times_them_and_never_below(norm:
 
 BITS = st.integers(0, 2**31 - 1).map(lambda bits: float(np.int32(bits).view(np.float32)))
 NORMS = st.lists(
-    st.one_of(BITS, st.sampled_from([0.0, math.nan, math.inf, 1e-42, SMALLEST, LARGEST, 1.0])), min_size=1, max_size=60
+    st.one_of(BITS, st.sampled_from([0.0, math.nan, math.inf, 1e-42, SMALLEST, LARGEST, 1.0])),
+    min_size=1,
+    max_size=60,
 )
 
 
@@ -169,7 +203,9 @@ def test_without_a_ceiling_even_norms_that_jump_to_float32s_largest_are_followed
 def test_a_norm_that_float32_cannot_hold_teaches_its_logarithm():
     history = init_history()
     for exponent in (120, 127):  # the norms of 4096 such entries are 64 times as large
-        history = taught(history, *log_of(scaled_norm(jnp.full(4096, 2.0**exponent, jnp.float32))), CLIP)
+        history = taught(
+            history, *log_of(scaled_norm(jnp.full(4096, 2.0**exponent, jnp.float32))), CLIP
+        )
     expected = reference.RunningBound()
     for exponent in (126, 133):
         expected.teach(exponent * math.log(2))
@@ -185,14 +221,18 @@ def test_the_logarithm_of_a_norm_that_teaches_nothing_is_0_and_so_is_its_slope(n
     def logarithm(norm: jax.Array) -> jax.Array:
         return log_of(ScaledNorm.of(norm))[0]
 
-    assert float(logarithm(jnp.float32(norm))) == float(jax.grad(logarithm)(jnp.float32(norm))) == 0.0
+    assert (
+        float(logarithm(jnp.float32(norm))) == float(jax.grad(logarithm)(jnp.float32(norm))) == 0.0
+    )
     # Not even on the way, in what is not used: jax_debug_infs would stop there.
     with jax.debug_infs(norm == 0):
         logarithm(jnp.float32(norm))
 
 
 def test_deviations_are_counted_above_the_mean_of_what_is_known():
-    known = History(log_mean=jnp.float32(1.0), log_variance=jnp.float32(0.25), norms_taught=jnp.int32(1))
+    known = History(
+        log_mean=jnp.float32(1.0), log_variance=jnp.float32(0.25), norms_taught=jnp.int32(1)
+    )
     for history, log_norm, usable, expected in [
         (known, 2.5, True, 3.0),
         (known, 1.0, True, 0.0),
@@ -200,7 +240,9 @@ def test_deviations_are_counted_above_the_mean_of_what_is_known():
         (known, 2.5, False, 0.0),
         (init_history(), 2.5, True, 0.0),
     ]:
-        assert float(deviations_above(history, jnp.float32(log_norm), jnp.bool_(usable))) == expected
+        assert (
+            float(deviations_above(history, jnp.float32(log_norm), jnp.bool_(usable))) == expected
+        )
 
 
 @pytest.mark.parametrize("norm", [0.0, math.nan, math.inf])
@@ -221,7 +263,9 @@ def test_a_scan_a_loop_and_a_resumed_scan_are_the_same_to_the_bit():
     for norm in norms:
         looped = one(looped, norm)[0]
     half = follow(norms[:30], init_history())[0]
-    resumed = follow(norms[30:], jax.tree.map(lambda field: jnp.asarray(np.asarray(field)), half))[0]
+    resumed = follow(norms[30:], jax.tree.map(lambda field: jnp.asarray(np.asarray(field)), half))[
+        0
+    ]
     jax.tree.map(np.testing.assert_array_equal, looped, whole)
     jax.tree.map(np.testing.assert_array_equal, resumed, whole)
 
@@ -234,7 +278,11 @@ def test_groups_and_runs_under_vmap_are_as_many_single_ones():
     )
     for group in range(3):
         single = follow(norms[:, group], init_history())
-        jax.tree.map(lambda a, b, g=group: np.testing.assert_allclose(a[..., g], b, rtol=2e-6), grouped, single)
+        jax.tree.map(
+            lambda a, b, g=group: np.testing.assert_allclose(a[..., g], b, rtol=2e-6),
+            grouped,
+            single,
+        )
     np.testing.assert_allclose(mapped[1][0], grouped[1][0], rtol=2e-6)
 
 
@@ -243,11 +291,15 @@ def test_deviations_and_decay_may_be_traced_and_differ_between_runs():
 
     def last_bound(deviations: jax.Array, decay: jax.Array) -> jax.Array:
         rule = Rule(deviations, 1 - decay, None)
-        history, _ = jax.lax.scan(lambda carry, norm: step(carry, norm, rule), init_history(), norms)
+        history, _ = jax.lax.scan(
+            lambda carry, norm: step(carry, norm, rule), init_history(), norms
+        )
         return bound_from(history, rule, jnp.int32(0))
 
     deviations, decays = np.array([1, 3, 6], np.float32), np.array([0.5, 0.9, 0.99], np.float32)
-    for bound, *numbers in zip(jax.jit(jax.vmap(last_bound))(deviations, decays), deviations, decays, strict=True):
+    for bound, *numbers in zip(
+        jax.jit(jax.vmap(last_bound))(deviations, decays), deviations, decays, strict=True
+    ):
         expected = reference.RunningBound(deviations=float(numbers[0]), decay=float(numbers[1]))
         for norm in np.asarray(norms):
             expected.teach(logarithm(norm))
@@ -257,7 +309,12 @@ def test_deviations_and_decay_may_be_traced_and_differ_between_runs():
 def test_in_a_map_over_devices_the_history_of_equal_norms_stays_unsharded():
     mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
 
-    @functools.partial(jax.shard_map, mesh=mesh, in_specs=(PartitionSpec("data"), PartitionSpec()), out_specs=PartitionSpec())
+    @functools.partial(
+        jax.shard_map,
+        mesh=mesh,
+        in_specs=(PartitionSpec("data"), PartitionSpec()),
+        out_specs=PartitionSpec(),
+    )
     def one(gradient: jax.Array, history: History) -> History:
         return step(history, scaled_norm(gradient).value)[0]
 
@@ -283,14 +340,18 @@ def test_the_history_keeps_its_dtypes_under_x64_and_after_a_cast(dtype: Any):
     expected = reference.RunningBound()
     expected.teach(math.log(2))
     expected.teach(math.log(3))
-    np.testing.assert_allclose(math.log(bound), expected.log_bound, rtol=4 * float(jnp.finfo(dtype).eps))
+    np.testing.assert_allclose(
+        math.log(bound), expected.log_bound, rtol=4 * float(jnp.finfo(dtype).eps)
+    )
 
 
 def test_the_number_of_norms_stops_at_int32s_largest():
     full = init_history()._replace(norms_taught=jnp.int32(2**31 - 1))
     after = step(full, jnp.float32(1))[0]
     assert after.norms_taught == 2**31 - 1
-    np.testing.assert_allclose(after.log_variance, 0.99 * 0.25, rtol=1e-6)  # the rate, not a third of a small count
+    np.testing.assert_allclose(
+        after.log_variance, 0.99 * 0.25, rtol=1e-6
+    )  # the rate, not a third of a small count
 
 
 def test_nothing_on_the_way_is_nan_even_where_it_is_not_used():
@@ -303,9 +364,13 @@ def test_nothing_on_the_way_is_nan_even_where_it_is_not_used():
 @pytest.mark.parametrize("rule", [CLIP, Rule(math.inf, 0.01, lambda count: 2.0)])
 @pytest.mark.parametrize("norms", [[0.0, 0.0, 1.0], [1.0, 1.0, 1.0], [0.0, 0.0, 0.0]])
 @pytest.mark.parametrize("variance", [0.0, 0.25])
-def test_derivatives_through_the_history_are_finite(norms: list[float], variance: float, rule: Rule):
+def test_derivatives_through_the_history_are_finite(
+    norms: list[float], variance: float, rule: Rule
+):
     def last_bound(norms: jax.Array, mean: jax.Array) -> jax.Array:
-        history = init_history()._replace(log_mean=mean, log_variance=jnp.float32(variance), norms_taught=jnp.int32(9))
+        history = init_history()._replace(
+            log_mean=mean, log_variance=jnp.float32(variance), norms_taught=jnp.int32(9)
+        )
         for norm in norms:
             history, _ = step(history, norm, rule)
         return bound_from(history, rule, jnp.int32(0))
@@ -314,7 +379,9 @@ def test_derivatives_through_the_history_are_finite(norms: list[float], variance
     assert all(np.isfinite(slope).all() for slope in slopes)
 
 
-@pytest.mark.parametrize(("ceiling", "at_step_5"), [(lambda count: 2.0, 2.0), (lambda count: 10 - count, 5.0)])
+@pytest.mark.parametrize(
+    ("ceiling", "at_step_5"), [(lambda count: 2.0, 2.0), (lambda count: 10 - count, 5.0)]
+)
 def test_the_ceiling_holds_before_the_first_norm_and_after(ceiling: Any, at_step_5: float):
     rule = CLIP._replace(ceiling=ceiling)
     assert bound_from(init_history((2,)), rule, jnp.int32(5)).tolist() == [at_step_5] * 2

@@ -16,7 +16,11 @@ APART = Members(np.array([0, 1, 0, 2], np.int32), 4)
 
 
 def program(members: Members | None, *, leaves: bool) -> str:
-    return jax.jit(lambda tree: measured(tree, axis_name=None, members=members, leaves=leaves)[:3]).lower(TREE).as_text()
+    return (
+        jax.jit(lambda tree: measured(tree, axis_name=None, members=members, leaves=leaves)[:3])
+        .lower(TREE)
+        .as_text()
+    )
 
 
 def test_without_groups_and_leaves_the_program_is_that_of_the_global_norm():
@@ -28,7 +32,10 @@ def test_without_groups_and_leaves_the_program_is_that_of_the_global_norm():
 
 @pytest.mark.parametrize("leaves", [False, True])
 def test_one_group_has_the_global_norm_to_the_bit(leaves):
-    alone, grouped = (measured(TREE, axis_name=None, members=members, leaves=leaves) for members in (None, TOGETHER))
+    alone, grouped = (
+        measured(TREE, axis_name=None, members=members, leaves=leaves)
+        for members in (None, TOGETHER)
+    )
     assert_same_bits(grouped.total, alone.total)
     assert_same_bits(jax.tree.map(lambda part: part[0], grouped.groups), alone.groups)
     assert grouped.groups.mantissa.shape == (1,)
@@ -36,12 +43,21 @@ def test_one_group_has_the_global_norm_to_the_bit(leaves):
 
 def test_all_norms_come_from_one_read_and_agree():
     found = measured(TREE, axis_name=None, members=APART, leaves=True)
-    groups = [reference.global_norm([TREE[0], TREE[2]]), reference.global_norm(TREE[1:2]), reference.global_norm(TREE[3:]), 0]
+    groups = [
+        reference.global_norm([TREE[0], TREE[2]]),
+        reference.global_norm(TREE[1:2]),
+        reference.global_norm(TREE[3:]),
+        0,
+    ]
     np.testing.assert_allclose(found.total.value, reference.global_norm(TREE), rtol=1e-6)
     np.testing.assert_allclose(found.groups.value, groups, rtol=1e-6)
     assert found.leaves is not None
-    np.testing.assert_allclose(found.leaves.value, [reference.global_norm([leaf]) for leaf in TREE], rtol=1e-6)
-    assert program(APART, leaves=True).count("stablehlo.reduce(") == program(APART, leaves=False).count("stablehlo.reduce(")
+    np.testing.assert_allclose(
+        found.leaves.value, [reference.global_norm([leaf]) for leaf in TREE], rtol=1e-6
+    )
+    assert program(APART, leaves=True).count("stablehlo.reduce(") == program(
+        APART, leaves=False
+    ).count("stablehlo.reduce(")
 
 
 def test_groups_do_not_share_second_passes(as_on):
@@ -49,7 +65,11 @@ def test_groups_do_not_share_second_passes(as_on):
     many = [normal(place, (5000,)) for place in range(128)]
     branches = []
     for members in (None, Members(np.arange(128) % 64, 64)):
-        run = jax.jit(lambda tree, members=members: measured(tree, axis_name=None, members=members, leaves=True)[:3])
+        run = jax.jit(
+            lambda tree, members=members: measured(
+                tree, axis_name=None, members=members, leaves=True
+            )[:3]
+        )
         branches.append(run.lower(many).as_text().count("stablehlo.case"))
     # For 32 bundles of four leaves, and for 64 groups of two.
     assert branches == [32, 64]
@@ -57,7 +77,12 @@ def test_groups_do_not_share_second_passes(as_on):
 
 @pytest.mark.parametrize("leaves", [False, True])
 def test_a_tree_without_gradients_has_norms_of_zero(leaves):
-    found = measured({"count": jnp.int32(3)}, axis_name=None, members=Members(np.zeros(0, np.int32), 2), leaves=leaves)
+    found = measured(
+        {"count": jnp.int32(3)},
+        axis_name=None,
+        members=Members(np.zeros(0, np.int32), 2),
+        leaves=leaves,
+    )
     assert float(found.total.value) == 0
     np.testing.assert_array_equal(found.groups.value, [0, 0])
     assert found.leaves is None or found.leaves.value.shape == (0,)

@@ -11,7 +11,9 @@ from warmclip_jax._clipping import _rounding
 def unless(request, monkeypatch):
     """Both forms: that of this CPU, and that of accelerators."""
     if request.param == "conversion":
-        monkeypatch.setattr(jax.lax, "platform_dependent", lambda *operands, default, **_: default(*operands))
+        monkeypatch.setattr(
+            jax.lax, "platform_dependent", lambda *operands, default, **_: default(*operands)
+        )
     # A function of its own: what was traced for one form would serve the other.
     return jax.jit(lambda *parts: _rounding._in_bfloat16(*parts))
 
@@ -39,7 +41,9 @@ def test_every_normal_float32_is_rounded_half_to_even(unless, lower):
 TIE = 2**44
 
 
-@pytest.mark.parametrize("lower", [0, TIE - 2**29, TIE - 1, TIE, TIE + 1, TIE + 2**28, TIE + 2**29, 2 * TIE - 1])
+@pytest.mark.parametrize(
+    "lower", [0, TIE - 2**29, TIE - 1, TIE, TIE + 1, TIE + 2**28, TIE + 2**29, 2 * TIE - 1]
+)
 def test_every_normal_float64_is_rounded_to_float32_and_then_to_bfloat16(unless, lower):
     normal = EVERY[np.isin(EVERY.view(np.uint16) & 0x7F80, [0, 0x7F80], invert=True)]
     scaled = (normal.astype(np.float64).view(np.uint64) + np.uint64(lower)).view(np.float64)
@@ -53,16 +57,23 @@ def test_every_normal_float64_is_rounded_to_float32_and_then_to_bfloat16(unless,
 def test_inf_stays_inf_and_nan_stays_nan(unless):
     bad = every_upper_half(0)
     bad = bad[~np.isfinite(bad)]
-    got = np.asarray(unless(jnp.asarray(False), jnp.zeros(bad.shape, jnp.bfloat16), bad).astype(jnp.float32))
+    got = np.asarray(
+        unless(jnp.asarray(False), jnp.zeros(bad.shape, jnp.bfloat16), bad).astype(jnp.float32)
+    )
     np.testing.assert_array_equal(np.isnan(got), np.isnan(bad))
     np.testing.assert_array_equal(got[~np.isnan(bad)], bad[~np.isnan(bad)])
 
 
 def test_what_is_unchanged_keeps_every_bit(unless, request):
     got = np.asarray(unless(jnp.asarray(True), EVERY, jnp.full(EVERY.shape, jnp.nan, jnp.float32)))
-    # On this CPU a select of bfloat16 goes through float32, where a NaN loses its payload. Accelerators select bits.
+    # On this CPU a select of bfloat16 goes through float32, where a NaN loses its payload.
+    # Accelerators select bits.
     nan = (EVERY.view(np.uint16) & 0x7FFF) > 0x7F80
-    exact = ~nan if request.node.callspec.params["unless"] == "conversion" else np.ones(EVERY.shape, bool)
+    exact = (
+        ~nan
+        if request.node.callspec.params["unless"] == "conversion"
+        else np.ones(EVERY.shape, bool)
+    )
     np.testing.assert_array_equal(got.view(np.uint16)[exact], EVERY.view(np.uint16)[exact])
     assert np.all((got.view(np.uint16)[nan] & 0x7FFF) > 0x7F80)
 
@@ -73,11 +84,15 @@ def test_the_derivative_is_that_of_a_conversion(unless, unchanged):
     rates = jnp.asarray([3, 4, 5], jnp.bfloat16), jnp.asarray([6.0, 7.0, 8.0])
     _, rate = jax.jvp(lambda *parts: unless(jnp.asarray(unchanged), *parts), (leaf, scaled), rates)
     assert rate.dtype == jnp.bfloat16
-    np.testing.assert_array_equal(np.asarray(rate, np.float32), [3, 4, 5] if unchanged else [6, 7, 8])
+    np.testing.assert_array_equal(
+        np.asarray(rate, np.float32), [3, 4, 5] if unchanged else [6, 7, 8]
+    )
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
 def test_other_dtypes_are_converted(dtype):
     leaf, scaled = jnp.ones(2, dtype), jnp.asarray([0.1, 70000.0])
     for unchanged, expected in ((True, leaf), (False, scaled.astype(dtype))):
-        np.testing.assert_array_equal(_rounding.unless(jnp.asarray(unchanged), leaf, scaled), expected)
+        np.testing.assert_array_equal(
+            _rounding.unless(jnp.asarray(unchanged), leaf, scaled), expected
+        )

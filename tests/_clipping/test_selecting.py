@@ -16,10 +16,14 @@ def jitted(x):
 
 
 def program(x, state):
-    """One of each kind of result: made on the way, by a nested program, of another dtype, given, twice, a constant."""
+    """One of each kind of result: made on the way, by a nested program, of another dtype, given,
+    twice, a constant.
+    """
     moment = 0.5 * state["moment"] + x
     first, inside = jitted(moment)
-    branched = jax.lax.cond(state["count"] > 1, lambda: (moment, 2 * moment), lambda: (2 * moment, moment))
+    branched = jax.lax.cond(
+        state["count"] > 1, lambda: (moment, 2 * moment), lambda: (2 * moment, moment)
+    )
     new = {
         "moment": moment,
         "count": state["count"] + 1,
@@ -63,12 +67,16 @@ def late(condition, x, state):
 
 @pytest.mark.parametrize("condition", [True, False])
 def test_it_is_the_select_after_the_program(condition):
-    chex.assert_trees_all_equal(jax.jit(early)(condition, X, STATE), jax.jit(late)(condition, X, STATE))
+    chex.assert_trees_all_equal(
+        jax.jit(early)(condition, X, STATE), jax.jit(late)(condition, X, STATE)
+    )
 
 
 def test_it_is_so_for_a_batch_of_conditions():
     conditions, xs = jnp.array([True, False, True]), jnp.stack([X, 2 * X, 3 * X])
-    ways: list[Any] = [jax.jit(jax.vmap(functools.partial(way, state=STATE))) for way in (early, late)]
+    ways: list[Any] = [
+        jax.jit(jax.vmap(functools.partial(way, state=STATE))) for way in (early, late)
+    ]
     chex.assert_trees_all_close(ways[0](conditions, xs), ways[1](conditions, xs), rtol=1e-6)
 
 
@@ -77,7 +85,9 @@ def test_it_has_the_derivative_of_the_select(condition):
     def squared(way, x):
         return sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(way(condition, x, STATE)))
 
-    chex.assert_trees_all_close(*(jax.jit(jax.grad(functools.partial(squared, way)))(X) for way in (early, late)), rtol=1e-5)
+    chex.assert_trees_all_close(
+        *(jax.jit(jax.grad(functools.partial(squared, way)))(X) for way in (early, late)), rtol=1e-5
+    )
 
 
 def test_what_is_selected_early_is_what_the_program_goes_on_with():
@@ -87,10 +97,16 @@ def test_what_is_selected_early_is_what_the_program_goes_on_with():
 
 def test_a_result_is_selected_early_also_where_the_same_equation_makes_another():
     def halved(x, state):
-        halves, _ = jax.lax.cond(x[0] > 0, lambda: (state["half"] / 2, x), lambda: (state["half"], 2 * x))
+        halves, _ = jax.lax.cond(
+            x[0] > 0, lambda: (state["half"] / 2, x), lambda: (state["half"], 2 * x)
+        )
         return jnp.cos(halves), {"half": halves}
 
-    text = str(jax.make_jaxpr(lambda taken: choose(taken, halved, (X, {"half": X}), before=({"half": X},)))(True))
+    text = str(
+        jax.make_jaxpr(
+            lambda taken: choose(taken, halved, (X, {"half": X}), before=({"half": X},))
+        )(True)
+    )
     assert text.index("cond[") < text.index("select_n") < text.index("cos")
 
 
@@ -102,7 +118,9 @@ def test_what_a_program_does_last_it_does_though_no_result_comes_of_it():
         jax.debug.callback(lambda x: seen.append(x.tolist()), jnp.sqrt(x))
         return doubled, new
 
-    counts = jax.jit(lambda taken: choose(taken, telling, (jnp.float32([4, 9]), COUNT), before=(COUNT,)))(True)
+    counts = jax.jit(
+        lambda taken: choose(taken, telling, (jnp.float32([4, 9]), COUNT), before=(COUNT,))
+    )(True)
     jax.effects_barrier()
     assert seen == [[2.0, 3.0]]
     assert int(counts[1]["count"]) == 2
@@ -134,7 +152,9 @@ def test_a_state_may_hold_arrays_of_numpy_names_and_python_numbers(traced, taken
     updates, new = (jax.jit(run) if traced else run)(jnp.bool_(taken))
     assert kept[0] is state["names"]
     np.testing.assert_array_equal(updates["update"], 4 * X if taken else 0 * X)
-    assert (new["was_seen"].tolist(), new["half"].tolist()) == (([True, True], [2, 4]) if taken else ([False, False], [1, 2]))
+    assert (new["was_seen"].tolist(), new["half"].tolist()) == (
+        ([True, True], [2, 4]) if taken else ([False, False], [1, 2])
+    )
     assert (new["half"].dtype, int(new["repeats"])) == (jnp.bfloat16, 2)
 
 
@@ -143,7 +163,11 @@ def test_a_leaf_that_is_no_number_passes_through(traced):
     mark = object()
 
     def marking(x, state):
-        return {"update": x, "name": "updates"}, {**state, "count": state["count"] + 1, "name": "after"}
+        return {"update": x, "name": "updates"}, {
+            **state,
+            "count": state["count"] + 1,
+            "name": "after",
+        }
 
     state = {"count": jnp.int32(1), "mark": mark, "name": "before"}
     names: list[Any] = []

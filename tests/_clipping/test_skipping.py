@@ -22,7 +22,9 @@ def by_update(optimizer, params, opt_state, *, grads, **extra):
     return optax.apply_updates(params, updates), opt_state
 
 
-BOTH_WAYS = pytest.mark.parametrize("step", [by_update, wc.apply_gradients], ids=["update", "apply_gradients"])
+BOTH_WAYS = pytest.mark.parametrize(
+    "step", [by_update, wc.apply_gradients], ids=["update", "apply_gradients"]
+)
 OPTIMIZERS = pytest.mark.parametrize(
     "optimizer",
     [
@@ -31,16 +33,30 @@ OPTIMIZERS = pytest.mark.parametrize(
         wc.skip_nonfinite(optax.MultiSteps(optax.adam(0.1), every_k_schedule=2)),
         wc.skip_nonfinite(optax.MultiSteps(wc.pipeline(optax.adam, 0.1), every_k_schedule=2)),
         wc.pipeline(optax.adamw, wc.linear_warmup(peak_value=0.1, warmup_steps=3)),
-        wc.pipeline(optax.sgd, 0.1, max_norm=wc.polynomial_decay(init_value=2.0, end_value=0.1, decay_steps=3)),
+        wc.pipeline(
+            optax.sgd,
+            0.1,
+            max_norm=wc.polynomial_decay(init_value=2.0, end_value=0.1, decay_steps=3),
+        ),
         wc.pipeline(optax.lion, 0.1, max_norm=None),
     ],
-    ids=["adamw", "sgd", "multi_steps", "multi_steps_pipeline", "pipeline", "pipeline_max_norm_schedule", "pipeline_measure"],
+    ids=[
+        "adamw",
+        "sgd",
+        "multi_steps",
+        "multi_steps_pipeline",
+        "pipeline",
+        "pipeline_max_norm_schedule",
+        "pipeline_measure",
+    ],
 )
 
 
 @functools.cache
 def jitted_step(step, optimizer):
-    return quick.jit(lambda params, opt_state, grads: step(optimizer, params, opt_state, grads=grads))
+    return quick.jit(
+        lambda params, opt_state, grads: step(optimizer, params, opt_state, grads=grads)
+    )
 
 
 def run(step, optimizer, stream) -> tuple[Any, Any]:
@@ -69,7 +85,9 @@ def test_a_bad_step_leaves_the_inner_state_as_it_was(step):
     assert (int(before.skipped_count), int(after.skipped_count)) == (0, 1)
 
 
-@pytest.mark.parametrize("optimizer", [wc.skip_nonfinite(optax.adam(0.1)), wc.pipeline(optax.adam, 0.1)])
+@pytest.mark.parametrize(
+    "optimizer", [wc.skip_nonfinite(optax.adam(0.1)), wc.pipeline(optax.adam, 0.1)]
+)
 def test_a_bad_step_returns_zero_updates_in_the_dtypes_of_the_updates(optimizer):
     updates, _ = optimizer.update(BAD[0], optimizer.init(PARAMS), PARAMS)
     chex.assert_trees_all_equal(updates, jax.tree.map(jnp.zeros_like, PARAMS))
@@ -94,9 +112,16 @@ def test_bad_steps_are_counted_up_to_the_largest_int32_and_no_further():
 def test_the_guard_counts_what_is_not_finite_apart_from_what_is_too_large_and_keeps_the_leaves_of_each():
     guard: Any = wc.skip_nonfinite(optax.sgd(0.1), above=10.0, record=1, record_leaves=True)
     assert int(guard.init(PARAMS).last_skipped_call) == -1
-    _, state = run(by_update, guard, [GOOD, BAD[0], GOOD, jax.tree.map(lambda g: 7 * g, GOOD), GOOD])
-    assert [int(count) for count in (state.skip_calls, state.nonfinite_count, state.skipped_count)] == [5, 1, 2]
-    assert [int(call) for call in (state.last_skipped_call, state.leaves.bad_call, state.leaves.spike_call)] == [3, 1, 3]
+    _, state = run(
+        by_update, guard, [GOOD, BAD[0], GOOD, jax.tree.map(lambda g: 7 * g, GOOD), GOOD]
+    )
+    assert [
+        int(count) for count in (state.skip_calls, state.nonfinite_count, state.skipped_count)
+    ] == [5, 1, 2]
+    assert [
+        int(call)
+        for call in (state.last_skipped_call, state.leaves.bad_call, state.leaves.spike_call)
+    ] == [3, 1, 3]
     assert wc.records(state)["call"].tolist() == [4]
     in_a_row = []
     after = state
@@ -104,7 +129,9 @@ def test_the_guard_counts_what_is_not_finite_apart_from_what_is_too_large_and_ke
         _, after = guard.update(grads, after, PARAMS)
         in_a_row.append(int(after.consecutive_skips))
     assert in_a_row == [1, 2, 0]
-    np.testing.assert_allclose(state.leaves.spike_leaf_norms, 7 * state.leaves.leaf_norms, rtol=1e-6)
+    np.testing.assert_allclose(
+        state.leaves.spike_leaf_norms, 7 * state.leaves.leaf_norms, rtol=1e-6
+    )
 
 
 @OPTIMIZERS
@@ -119,7 +146,9 @@ def test_update_then_apply_updates_and_apply_gradients_give_the_same_numbers(opt
     }
 
 
-@pytest.mark.parametrize("optimizer", [optax.adam(0.1), optax.MultiSteps(optax.sgd(0.1), 2), optax.chain(optax.sgd(0.1))])
+@pytest.mark.parametrize(
+    "optimizer", [optax.adam(0.1), optax.MultiSteps(optax.sgd(0.1), 2), optax.chain(optax.sgd(0.1))]
+)
 def test_apply_gradients_takes_any_optax_optimizer(optimizer):
     params, state = wc.apply_gradients(optimizer, PARAMS, optimizer.init(PARAMS), grads=GOOD)
     updates, expected_state = optimizer.update(GOOD, optimizer.init(PARAMS), PARAMS)
@@ -135,7 +164,10 @@ def test_apply_gradients_leaves_a_parameter_without_an_update_as_it_is():
     np.testing.assert_array_equal(new["w"], [0.5, 0.5])
 
 
-@pytest.mark.parametrize("optimizer", [wc.skip_nonfinite(optax.polyak_sgd()), wc.pipeline(lambda _: optax.polyak_sgd(), 0.1)])
+@pytest.mark.parametrize(
+    "optimizer",
+    [wc.skip_nonfinite(optax.polyak_sgd()), wc.pipeline(lambda _: optax.polyak_sgd(), 0.1)],
+)
 @BOTH_WAYS
 def test_extra_arguments_reach_the_optimizer(optimizer, step):
     grads = jnp.ones(4)
@@ -158,12 +190,17 @@ def test_extra_arguments_reach_the_optimizer(optimizer, step):
 def test_a_step_that_may_be_left_out_keeps_no_copy_of_parameters_state_or_updates(step, optimizer):
     params = {"w": jnp.ones((512, 512)), "v": jnp.ones((512, 512))}
     state = optimizer.init(params)
-    donated = jax.jit(lambda params, state, grads: step(optimizer, params, state, grads=grads), donate_argnums=(0, 1))
+    donated = jax.jit(
+        lambda params, state, grads: step(optimizer, params, state, grads=grads),
+        donate_argnums=(0, 1),
+    )
     compiled = donated.lower(params, state, params).compile()
     memory = compiled.memory_analysis()
     assert memory is not None
     assert temporaries(compiled, params.values()) < params["w"].nbytes / 10
-    assert memory.alias_size_in_bytes >= sum(leaf.nbytes for leaf in jax.tree.leaves((params, state)) if leaf.ndim)
+    assert memory.alias_size_in_bytes >= sum(
+        leaf.nbytes for leaf in jax.tree.leaves((params, state)) if leaf.ndim
+    )
 
 
 def with_rate(rate: Any) -> tuple[Any, ...]:
@@ -192,7 +229,9 @@ def test_a_derivative_goes_past_a_step_left_out(derivative, which):
 
 
 def test_a_hundred_thousand_steps_with_random_bad_ones_equal_a_run_without_them():
-    optimizer: Any = wc.pipeline(optax.adam, wc.polynomial_decay(init_value=0.01, decay_steps=100_000))
+    optimizer: Any = wc.pipeline(
+        optax.adam, wc.polynomial_decay(init_value=0.01, decay_steps=100_000)
+    )
     bad = np.random.default_rng(0).random(100_000) < 0.01
     params = jnp.array([1.0, -2.0, 3.0])
 
@@ -215,17 +254,22 @@ def test_a_hundred_thousand_steps_with_random_bad_ones_equal_a_run_without_them(
 
 def test_the_accumulator_of_multi_steps_is_protected_only_from_outside():
     stream = [GOOD, BAD[0], GOOD, GOOD]
-    outside, _ = run(by_update, wc.skip_nonfinite(optax.MultiSteps(wc.pipeline(optax.sgd, 0.1), 2)), stream)
+    outside, _ = run(
+        by_update, wc.skip_nonfinite(optax.MultiSteps(wc.pipeline(optax.sgd, 0.1), 2)), stream
+    )
     inside, _ = run(by_update, optax.MultiSteps(wc.pipeline(optax.sgd, 0.1), 2), stream)
     assert np.isfinite(outside["w"]).all()
     assert not np.array_equal(outside["w"], PARAMS["w"])
-    # The NaN was accumulated before the pipeline saw anything, so its step is skipped with the good gradient in it.
+    # The NaN was accumulated before the pipeline saw anything, so its step is skipped with the good
+    # gradient in it.
     np.testing.assert_array_equal(inside["w"], PARAMS["w"])
 
 
 @pytest.mark.parametrize("not_a_transformation", [optax.adam, 0.1, None, "adam"])
 def test_what_is_no_transformation_is_refused(not_a_transformation):
-    with pytest.raises(TypeError, match=r"inner must be an optax.GradientTransformation; got .*Build it first"):
+    with pytest.raises(
+        TypeError, match=r"inner must be an optax.GradientTransformation; got .*Build it first"
+    ):
         wc.skip_nonfinite(not_a_transformation)
     with pytest.raises(TypeError, match=r"optimizer must be an optax.GradientTransformation; got"):
         wc.apply_gradients(not_a_transformation, PARAMS, (), grads=GOOD)
@@ -233,7 +277,9 @@ def test_what_is_no_transformation_is_refused(not_a_transformation):
 
 @pytest.mark.parametrize("jit", [jax.jit, lambda function: function], ids=["jit", "eager"])
 def test_a_state_that_changes_its_structure_is_refused(jit):
-    growing = optax.GradientTransformation(lambda params: (), lambda updates, state, params=None: (updates, (*state, 1.0)))
+    growing = optax.GradientTransformation(
+        lambda params: (), lambda updates, state, params=None: (updates, (*state, 1.0))
+    )
     guard: Any = wc.skip_nonfinite(growing)
     state = guard.init(BAD[0])
     with pytest.raises(TypeError, match="a state of the structure it was given"):
@@ -241,7 +287,9 @@ def test_a_state_that_changes_its_structure_is_refused(jit):
 
 
 @BOTH_WAYS
-@pytest.mark.parametrize("optimizer", [wc.skip_nonfinite(optax.adam(0.1)), wc.pipeline(optax.adam, 0.1)])
+@pytest.mark.parametrize(
+    "optimizer", [wc.skip_nonfinite(optax.adam(0.1)), wc.pipeline(optax.adam, 0.1)]
+)
 def test_steps_outside_of_jit_compile_nothing_anew(step, optimizer):
     params, state = PARAMS, optimizer.init(PARAMS)
     for grads in (GOOD, BAD[0], GOOD):

@@ -1,4 +1,6 @@
-"""`clip_tree` and `clip_by_global_norm`: every bit below the bound, the formula above it, and trees of every kind."""
+"""`clip_tree` and `clip_by_global_norm`: every bit below the bound, the formula above it, and trees
+of every kind.
+"""
 
 import dataclasses
 import itertools
@@ -57,9 +59,15 @@ def norms_precision(tree: Any) -> float:
 def odd_entries(dtype: Any) -> np.ndarray:
     """Numbers that a multiplication by one may change, none of them large."""
     info = ml_dtypes.finfo(np.finfo(dtype).dtype if np.dtype(dtype).kind == "c" else dtype)
-    entries = np.array([0.0, -0.0, info.smallest_subnormal, -info.smallest_subnormal, info.tiny, 0.3, -0.3])
+    entries = np.array(
+        [0.0, -0.0, info.smallest_subnormal, -info.smallest_subnormal, info.tiny, 0.3, -0.3]
+    )
     entries = np.append(entries, float(info.tiny) / 3)
-    return entries.astype(dtype) if np.dtype(dtype).kind != "c" else (entries + 1j * entries[::-1]).astype(dtype)
+    return (
+        entries.astype(dtype)
+        if np.dtype(dtype).kind != "c"
+        else (entries + 1j * entries[::-1]).astype(dtype)
+    )
 
 
 @WAYS
@@ -91,7 +99,10 @@ def test_a_norm_one_ulp_over_the_bound_is_over_it(scale):
 @WAYS
 @pytest.mark.parametrize("max_norm", [None, math.inf, np.float32(np.inf), jnp.asarray(jnp.inf)])
 def test_none_and_inf_measure_only(clip, max_norm):
-    tree = mixed(SHORT, lambda dtype: np.where(odd_entries(dtype) == 0, np.asarray(6e4, dtype), odd_entries(dtype)))
+    tree = mixed(
+        SHORT,
+        lambda dtype: np.where(odd_entries(dtype) == 0, np.asarray(6e4, dtype), odd_entries(dtype)),
+    )
     clipped, norm = clip(tree, max_norm)
     assert_same_bits(clipped, tree)
     assert float(norm) == pytest.approx(reference.global_norm(gradients(tree)), rel=4 * 2.0**-23)
@@ -106,7 +117,9 @@ def test_a_schedule_may_measure_only(value):
 @pytest.mark.parametrize("max_norm", [None, math.inf])
 def test_measuring_keeps_the_payloads_of_nans(max_norm):
     # Quiet ones: what a signalling NaN becomes is up to the machine that moves it.
-    leaf = np.array([0x7FC00001, 0xFFC12345, 0x7F800000, 0xFF800000, 0x00000001, 0x3F800000], np.uint32).view(np.float32)
+    leaf = np.array(
+        [0x7FC00001, 0xFFC12345, 0x7F800000, 0xFF800000, 0x00000001, 0x3F800000], np.uint32
+    ).view(np.float32)
     clipped, norm = through_transformation([leaf], max_norm)
     assert_same_bits(clipped, [leaf])
     assert math.isnan(norm)
@@ -131,20 +144,29 @@ def test_above_the_bound_every_entry_is_the_formula_rounded_to_its_leaf(clip, dt
             assert_clipped(clipped, tree, max_norm)
             assert_norm_is(clipped, max_norm)
             assert norm.dtype == (jnp.float32 if dtypes is SHORT else jnp.float64)
-            assert float(norm) == pytest.approx(reference.global_norm(gradients(tree)), rel=norms_precision(tree))
+            assert float(norm) == pytest.approx(
+                reference.global_norm(gradients(tree)), rel=norms_precision(tree)
+            )
 
 
 @pytest.mark.parametrize("way", ["eager", "jitted"])
 def test_each_leaf_is_the_input_times_one_float32_scalar_rounded_once(way):
-    # Many entries, so that a second rounding would show; a coefficient in bfloat16 would shift every product by up to 0.4 %.
+    # Many entries, so that a second rounding would show; a coefficient in bfloat16 would shift
+    # every product by up to 0.4 %.
     tree = {"half": normal(0, (40_000,), np.float16), "brain": normal(1, (40_000,), BF16)}
     tree |= {"single": normal(2, (1000,)) * 10, "complex": normal(3, (30, 2), np.complex64)}
     for max_norm in (1e-20, 0.1, 3.0):
         transformation = clipping(max_norm)
-        run = transformation.update if way == "eager" else lambda tree, _: update("propagate")(tree, max_norm)  # noqa: B023
+        run = (
+            transformation.update
+            if way == "eager"
+            else lambda tree, _: update("propagate")(tree, max_norm)  # noqa: B023
+        )
         clipped, state = run(tree, transformation.init(tree))
         for name, leaf in tree.items():
-            for got, part in zip(reference.real_parts(clipped[name]), reference.real_parts(leaf), strict=True):
+            for got, part in zip(
+                reference.real_parts(clipped[name]), reference.real_parts(leaf), strict=True
+            ):
                 # 24 bits times 24 bits are exact in float64.
                 product = (part * float(state.clip_coef)).astype(np.float32)
                 expected = product if leaf.dtype.kind == "c" else product.astype(leaf.dtype)
@@ -171,12 +193,18 @@ def test_clipping_twice_is_clipping_once(dtypes):
         tree = mixed(kinds, lambda dtype: normal(0, (ENTRIES,), dtype))
         once, _ = wc.clip_tree(tree, max_norm)
         twice, _ = wc.clip_tree(once, max_norm)
-        # The norm may be over the bound by one rounding of the coarsest leaf; what corrects that is rounded again.
-        over = max(rounding(leaf) for leaf in gradients(tree) if leaf.size) + coefficient_error(gradients(tree))
+        # The norm may be over the bound by one rounding of the coarsest leaf; what corrects that is
+        # rounded again.
+        over = max(rounding(leaf) for leaf in gradients(tree) if leaf.size) + coefficient_error(
+            gradients(tree)
+        )
         for first, second in zip(gradients(once), gradients(twice), strict=True):
             for a, b in zip(reference.real_parts(first), reference.real_parts(second), strict=True):
                 with case(kinds=kinds, max_norm=max_norm, dtype=first.dtype):
-                    assert np.all(np.abs(a - b) <= (over + rounding(first)) * np.abs(a) + reference.floor(first))
+                    assert np.all(
+                        np.abs(a - b)
+                        <= (over + rounding(first)) * np.abs(a) + reference.floor(first)
+                    )
 
 
 def test_equal_bfloat16_leaves_end_at_the_bound():
@@ -238,7 +266,9 @@ def test_bare_numbers_are_clipped_as_scalars(clip):
 
 
 def test_custom_nodes_and_dataclasses_come_back_as_what_they_are():
-    clipped, _ = wc.clip_tree([Layer(np.full(1, 3, np.float32), "first"), Layer(np.full(1, 4, np.float32), "second")], 1.0)
+    clipped, _ = wc.clip_tree(
+        [Layer(np.full(1, 3, np.float32), "first"), Layer(np.full(1, 4, np.float32), "second")], 1.0
+    )
     assert [layer.name for layer in clipped] == ["first", "second"]
     np.testing.assert_allclose([layer.kernel[0] for layer in clipped], [0.6, 0.8], rtol=2.0**-23)
 
@@ -248,10 +278,15 @@ def test_custom_nodes_and_dataclasses_come_back_as_what_they_are():
 
 @pytest.mark.parametrize("nonfinite", ["propagate", "zero"])
 def test_an_eager_update_gives_the_bits_of_a_jitted_one(nonfinite):
-    tree = {"a": normal(0, (300, 70)), "b": normal(1, (11,), BF16), "c": normal(2, (5,), np.complex64)}
+    tree = {
+        "a": normal(0, (300, 70)),
+        "b": normal(1, (11,), BF16),
+        "c": normal(2, (5,), np.complex64),
+    }
     tree["d"] = normal(3, (6,), np.float16)
     for max_norm in (0.0, 1e-37, 0.1, 10.0, 1e10, None):
-        # A bound that is a constant of the program, where one may be folded into something else, and one that is traced.
+        # A bound that is a constant of the program, where one may be folded into something else,
+        # and one that is traced.
         programs = [update(nonfinite)] if max_norm else []
         programs += [update(nonfinite, max_norm)] if max_norm in (0.0, 0.1, None) else []
         transformation = clipping(max_norm, nonfinite=nonfinite)
@@ -277,7 +312,9 @@ def test_new_numbers_do_not_trace_again():
 
 
 def test_vmap_takes_a_bound_for_each_tree():
-    trees = np.stack([normal(seed, (4,)) * np.float32(scale) for seed, scale in enumerate((1e-30, 1, 1e30, 0))])
+    trees = np.stack(
+        [normal(seed, (4,)) * np.float32(scale) for seed, scale in enumerate((1e-30, 1, 1e30, 0))]
+    )
     bounds = np.array([1e-31, 10, 1e-3, 0], np.float32)
     clipped, _ = jax.vmap(wc.clip_tree)(trees, jnp.asarray(bounds))
     for got, tree, bound in zip(clipped, trees, bounds, strict=True):

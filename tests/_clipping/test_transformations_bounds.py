@@ -1,4 +1,6 @@
-"""The bound of a clip: any number or schedule, of any size, beside a norm of any size; and what is no bound."""
+"""The bound of a clip: any number or schedule, of any size, beside a norm of any size; and what is
+no bound.
+"""
 
 import itertools
 import math
@@ -117,7 +119,11 @@ def test_every_bound_clips_every_norm_of_the_float64_range(x64):
 
 @WAYS
 def test_a_finite_tree_whose_norm_is_not_representable_is_clipped_right(clip):
-    tree = {"a": np.full((5, 5), 3e38, np.float32), "b": np.full(4, -3.3e38, BF16), "c": np.full(2, 1.0, np.float16)}
+    tree = {
+        "a": np.full((5, 5), 3e38, np.float32),
+        "b": np.full(4, -3.3e38, BF16),
+        "c": np.full(2, 1.0, np.float16),
+    }
     for max_norm in (0, 1.2e-38, 1e-37, 1.0, 1e38, 3.4e38):
         with case(max_norm=max_norm):
             clipped, norm = clip(tree, max_norm)
@@ -155,7 +161,9 @@ def test_a_bound_of_zero_gives_zeros(clip):
 # A norm that is known already.
 
 
-@pytest.mark.parametrize("norm", [5, 5.0, np.float64(5), np.array(5.0), jnp.float32(5), jnp.asarray(5, jnp.bfloat16)])
+@pytest.mark.parametrize(
+    "norm", [5, 5.0, np.float64(5), np.array(5.0), jnp.float32(5), jnp.asarray(5, jnp.bfloat16)]
+)
 def test_a_norm_that_is_given_is_used(norm):
     tree = [np.array([3.0, 4.0], np.float32)]
     clipped, returned = wc.clip_tree(tree, 1.0, norm=norm)
@@ -178,7 +186,9 @@ def test_a_given_norm_of_a_long_tree_is_float64(x64):
 
 def test_a_given_norm_and_bound_may_have_any_size():
     clip = jax.jit(lambda leaf, norm, bound: wc.clip_tree(leaf, bound, norm=norm))
-    for power, bound in itertools.product([*range(-125, 127, 9), 126], [0.0, *(1.125 * 2.0**p for p in range(-126, 128, 5))]):
+    for power, bound in itertools.product(
+        [*range(-125, 127, 9), 126], [0.0, *(1.125 * 2.0**p for p in range(-126, 128, 5))]
+    ):
         norm = 1.5 * 2.0**power
         leaf = np.full(1, norm, np.float32)
         with case(norm=norm, bound=bound):
@@ -197,22 +207,51 @@ def test_a_given_norm_that_is_not_finite_makes_everything_nan(norm):
 
 # Bad arguments.
 
-BAD_NUMBERS = [-1.0, -1e-300, -1, np.float32(-1), math.nan, -math.inf, np.float32(np.nan), 1e39, 10**400]
-BAD_TYPES = [True, False, np.True_, "1.0", b"1", [1.0], (1.0,), 1j, np.complex64(1), complex(math.inf, 0), frozenset()]
+BAD_NUMBERS = [
+    -1.0,
+    -1e-300,
+    -1,
+    np.float32(-1),
+    math.nan,
+    -math.inf,
+    np.float32(np.nan),
+    1e39,
+    10**400,
+]
+BAD_TYPES = [
+    True,
+    False,
+    np.True_,
+    "1.0",
+    b"1",
+    [1.0],
+    (1.0,),
+    1j,
+    np.complex64(1),
+    complex(math.inf, 0),
+    frozenset(),
+]
 ARRAYS = [np.ones(1, np.float32), np.ones((2, 2)), np.array([math.inf])]
 
 
-@pytest.mark.parametrize("build", [wc.clip_by_global_norm, lambda bound: wc.clip_tree([np.ones(1, np.float32)], bound)])
+@pytest.mark.parametrize(
+    "build", [wc.clip_by_global_norm, lambda bound: wc.clip_tree([np.ones(1, np.float32)], bound)]
+)
 @pytest.mark.parametrize(
     ("max_norm", "error"),
-    [*((bound, ValueError) for bound in BAD_NUMBERS + ARRAYS), *((bound, TypeError) for bound in BAD_TYPES)],
+    [
+        *((bound, ValueError) for bound in BAD_NUMBERS + ARRAYS),
+        *((bound, TypeError) for bound in BAD_TYPES),
+    ],
     ids=lambda value: repr(value)[:30],
 )
 def test_a_bound_that_breaks_its_rule_is_named_and_quoted(build, max_norm, error):
     with pytest.raises(error) as raised:
         build(max_norm)
     message = str(raised.value)
-    shown = max_norm.item() if isinstance(max_norm, np.generic) and error is ValueError else max_norm
+    shown = (
+        max_norm.item() if isinstance(max_norm, np.generic) and error is ValueError else max_norm
+    )
     rule = "max_norm must be a non-negative number, a schedule, running_bound(...) or None"
     assert message.startswith((f"clip_by_global_norm: {rule}", f"clip_tree: {rule}"))
     assert repr(shown) in message
@@ -236,20 +275,27 @@ def test_a_traced_bound_of_the_wrong_shape_or_dtype_is_an_error():
 
 def test_a_schedule_needs_a_step_that_clip_tree_does_not_have():
     with pytest.raises(
-        TypeError, match=r"clip_tree: max_norm must be a number or None, since it has no step.*Call a schedule with the step"
+        TypeError,
+        match=r"clip_tree: max_norm must be a number or None, since it has no step.*Call a schedule with the step",
     ):
         wc.clip_tree([np.ones(1, np.float32)], wc.constant(value=1.0))  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize("nonfinite", ["skip", "Zero", "", "zeros"])
 def test_an_unknown_policy_is_named_with_those_there_are(nonfinite):
-    with pytest.raises(ValueError, match=f"nonfinite must be one of 'propagate', 'zero'; got {re.escape(repr(nonfinite))}"):
+    with pytest.raises(
+        ValueError,
+        match=f"nonfinite must be one of 'propagate', 'zero'; got {re.escape(repr(nonfinite))}",
+    ):
         wc.clip_by_global_norm(1.0, nonfinite=nonfinite)
 
 
 @pytest.mark.parametrize("nonfinite", [None, True, 0, ["zero"]])
 def test_a_policy_is_a_string(nonfinite):
-    with pytest.raises(TypeError, match=r"nonfinite must be one of 'propagate', 'zero'; got .*" + type(nonfinite).__name__):
+    with pytest.raises(
+        TypeError,
+        match=r"nonfinite must be one of 'propagate', 'zero'; got .*" + type(nonfinite).__name__,
+    ):
         wc.clip_by_global_norm(1.0, nonfinite=nonfinite)
 
 

@@ -16,12 +16,20 @@ pytestmark = pytest.mark.usefixtures("strict_dtypes")
 
 def compiled_update(tree: Any, max_norm: Any) -> Any:
     transformation = clipping(max_norm)
-    return jax.jit(transformation.update, donate_argnums=(0, 1)).lower(tree, transformation.init(tree)).compile()
+    return (
+        jax.jit(transformation.update, donate_argnums=(0, 1))
+        .lower(tree, transformation.init(tree))
+        .compile()
+    )
 
 
 @pytest.mark.parametrize("max_norm", [1.0, wc.linear_warmup(peak_value=1.0, warmup_steps=10)])
 def test_clipping_reads_a_gradient_twice_once_to_measure_and_once_to_scale(max_norm):
-    tree = {"leaf": jnp.ones((1000, 100)), "flat": jnp.ones(10**6), "four": jnp.ones((64, 3, 3, 64))}
+    tree = {
+        "leaf": jnp.ones((1000, 100)),
+        "flat": jnp.ones(10**6),
+        "four": jnp.ones((64, 3, 3, 64)),
+    }
     compiled = compiled_update(tree, max_norm)
     for name in tree:
         assert readers(compiled, f"updates[\\'{name}\\']") == ["fusion", "fusion"]
@@ -37,7 +45,9 @@ def test_a_donated_clip_works_in_place(max_norm):
 
 
 @pytest.mark.parametrize("max_norm", [1.0, None])
-@pytest.mark.parametrize("optimizer", [optax.adamw(0.1), optax.sgd(0.1, momentum=0.9)], ids=["adamw", "momentum"])
+@pytest.mark.parametrize(
+    "optimizer", [optax.adamw(0.1), optax.sgd(0.1, momentum=0.9)], ids=["adamw", "momentum"]
+)
 def test_a_step_with_the_clip_keeps_no_copy_of_a_gradient(max_norm, optimizer):
     params = {"brain": jnp.ones((1000, 1000)), "single": jnp.ones((1000, 1000))}
     # No float16: of that, XLA makes a float32 copy to add it up.
@@ -57,7 +67,10 @@ def test_a_step_with_the_clip_keeps_no_copy_of_a_gradient(max_norm, optimizer):
 def test_the_coefficient_is_worked_out_once_and_not_for_every_leaf(nonfinite):
     tree = [jnp.ones((100, 100))] * 20
     transformation = clipping(1.0, nonfinite=nonfinite)
-    program = str(jax.jit(transformation.update).lower(tree, transformation.init(tree)).compile().as_text())
-    # All that a leaf's loop does with scalars is to compare them: `factor == 1`, whether it is far off, whether all is finite.
+    program = str(
+        jax.jit(transformation.update).lower(tree, transformation.init(tree)).compile().as_text()
+    )
+    # All that a leaf's loop does with scalars is to compare them: `factor == 1`, whether it is far
+    # off, whether all is finite.
     for operation in ("minimum", "maximum", "not", "and", "divide"):
         assert program.count(f" {operation}(") < len(tree), operation

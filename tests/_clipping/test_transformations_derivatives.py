@@ -52,7 +52,9 @@ def test_jvp_and_vjp_are_those_of_the_formula():
 @pytest.mark.parametrize("max_norm", [0.5, 100.0])
 def test_the_formula_agrees_with_the_differences_of_the_reference(max_norm):
     leaf, along, step = normal(0, (6,), np.float64), normal(1, (6,), np.float64), 1e-5
-    ahead, behind = (reference.clip([leaf + sign * step * along], max_norm)[0][0] for sign in (1, -1))
+    ahead, behind = (
+        reference.clip([leaf + sign * step * along], max_norm)[0][0] for sign in (1, -1)
+    )
     (rate,) = reference.clip_derivative([leaf], max_norm, [along])[0]
     np.testing.assert_allclose(rate, (ahead - behind) / (2 * step), rtol=0, atol=1e-9)
 
@@ -69,7 +71,9 @@ def test_the_derivative_at_zero_is_the_identity():
     # The norm, 0, is not over any bound.
     zero = [np.zeros(4, dtype) for dtype in SHORT]
     along = [np.array([1, -2, 3, 0.5], dtype) for dtype in SHORT]
-    measured = jax.jit(lambda tree, along: jax.jvp(lambda tree: wc.clip_tree(tree, None)[0], (tree,), (along,))[1])
+    measured = jax.jit(
+        lambda tree, along: jax.jvp(lambda tree: wc.clip_tree(tree, None)[0], (tree,), (along,))[1]
+    )
     assert_same_bits(measured(zero, along), along)
     for max_norm in (0.0, 1e-37, 1.0, math.inf):
         with case(max_norm=max_norm):
@@ -78,7 +82,14 @@ def test_the_derivative_at_zero_is_the_identity():
 
 
 def test_the_derivative_is_right_for_gradients_of_every_size():
-    for scale, size in [(1e-30, 1.0), (1e-10, 1.0), (1e-10, 1e-10), (1e10, 1.0), (1.3e19, 1.0), (1e30, 1.0)]:
+    for scale, size in [
+        (1e-30, 1.0),
+        (1e-10, 1.0),
+        (1e-10, 1e-10),
+        (1e10, 1.0),
+        (1.3e19, 1.0),
+        (1e30, 1.0),
+    ]:
         leaf, along = normal(0, (5,)) * np.float32(scale), normal(1, (5,)) * np.float32(size)
         for max_norm in (scale / 10, scale * 10):
             with case(scale=scale, size=size, max_norm=max_norm):
@@ -88,19 +99,31 @@ def test_the_derivative_is_right_for_gradients_of_every_size():
 def test_the_derivative_is_right_through_a_norm_that_is_given():
     @jax.jit
     def rate_of(leaf: Any, along: Any, max_norm: Any) -> Any:
-        return jax.jvp(lambda leaf: wc.clip_tree(leaf, max_norm, norm=wc.global_norm(leaf))[0], (leaf,), (along,))[1]
+        return jax.jvp(
+            lambda leaf: wc.clip_tree(leaf, max_norm, norm=wc.global_norm(leaf))[0],
+            (leaf,),
+            (along,),
+        )[1]
 
     for scale in (1e-30, 1e-10, 1.0, 1e10, 1e30):
         leaf, along = normal(0, (5,)) * np.float32(scale), normal(1, (5,)) * np.float32(scale)
         (expected,) = reference.clip_derivative([leaf], scale / 10, [along])[0]
         rate = rate_of(leaf, along, scale / 10)
-        np.testing.assert_allclose(rate, expected, rtol=0, atol=8 * 2.0**-23 * np.abs(expected).max(), err_msg=str(scale))
+        np.testing.assert_allclose(
+            rate, expected, rtol=0, atol=8 * 2.0**-23 * np.abs(expected).max(), err_msg=str(scale)
+        )
 
 
 def test_the_derivative_by_the_bound_is_the_unit_vector():
     tree = normal(0, (5,))
-    rate_at = jax.jit(lambda bound: jax.jvp(lambda bound: wc.clip_tree(tree, bound)[0], (bound,), (jnp.float32(1),))[1])
-    np.testing.assert_allclose(rate_at(jnp.float32(0.5)), tree / reference.global_norm([tree]), rtol=4 * 2.0**-23)
+    rate_at = jax.jit(
+        lambda bound: jax.jvp(
+            lambda bound: wc.clip_tree(tree, bound)[0], (bound,), (jnp.float32(1),)
+        )[1]
+    )
+    np.testing.assert_allclose(
+        rate_at(jnp.float32(0.5)), tree / reference.global_norm([tree]), rtol=4 * 2.0**-23
+    )
     np.testing.assert_array_equal(rate_at(jnp.float32(50)), np.zeros(5))
 
 
@@ -110,7 +133,9 @@ def test_the_gradient_through_short_leaves_keeps_their_dtype(dtype):
     gradient = derivatives(tree, np.array([1, 0], dtype), 1.0)[1]
     assert gradient.dtype == dtype
     expected = reference.clip_derivative([tree], 1.0, [np.array([1.0, 0.0])])[0][0]
-    np.testing.assert_allclose(np.asarray(gradient).astype(np.float64), expected, atol=4 * rounding(tree) * 0.2)
+    np.testing.assert_allclose(
+        np.asarray(gradient).astype(np.float64), expected, atol=4 * rounding(tree) * 0.2
+    )
 
 
 def test_meta_gradients_flow_through_an_update_in_an_inner_loop(x64):

@@ -46,7 +46,9 @@ def test_one_bad_entry_makes_every_entry_nan(clip):
 
 @pytest.mark.parametrize("way", ["eager", "jitted"])
 def test_zero_turns_an_update_with_one_bad_entry_into_zeros(way):
-    for (what, tree), max_norm in itertools.product(trees_with_one_bad_entry(), [0.0, 1.0, 3e38, None, math.inf]):
+    for (what, tree), max_norm in itertools.product(
+        trees_with_one_bad_entry(), [0.0, 1.0, 3e38, None, math.inf]
+    ):
         transformation = clipping(max_norm, nonfinite="zero")
         if way == "eager":
             clipped, state = transformation.update(tree, transformation.init(tree))

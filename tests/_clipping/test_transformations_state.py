@@ -24,7 +24,9 @@ INT32_MAX = 2**31 - 1
 def test_the_state_is_a_named_tuple_of_scalars():
     state = clipping(1.0).init({"w": jnp.ones(3)})
     assert isinstance(state, wc.ClipState)
-    arrays = {name: value for name, value in state._asdict().items() if isinstance(value, jax.Array)}
+    arrays = {
+        name: value for name, value in state._asdict().items() if isinstance(value, jax.Array)
+    }
     assert {name: (value.shape, value.dtype.name) for name, value in arrays.items()} == {
         "clip_calls": ((), "int32"),
         "grad_norm": ((), "float32"),
@@ -41,7 +43,9 @@ def test_the_state_of_float32_parameters_stays_what_it_is_under_float64_gradient
     transformation = wc.clip_by_global_norm(1.0)
     before = transformation.init([jnp.zeros(2, jnp.float32)])
     _, after = transformation.update([jnp.array([3.0, 4.0], jnp.float64)], before)
-    assert [leaf.dtype for leaf in jax.tree.leaves(after)] == [leaf.dtype for leaf in jax.tree.leaves(before)]
+    assert [leaf.dtype for leaf in jax.tree.leaves(after)] == [
+        leaf.dtype for leaf in jax.tree.leaves(before)
+    ]
 
 
 def test_the_state_of_float64_parameters_holds_a_float64_norm(x64):
@@ -71,13 +75,16 @@ def test_the_state_counts_calls_clipped_and_bad_updates():
 
 def test_the_state_holds_the_last_norm_as_it_is():
     np.testing.assert_array_equal(
-        [state.grad_norm for state in run(2.0, [1.0, 4.0, math.nan, -math.inf, 0.0])], [1, 4, math.nan, math.inf, 0]
+        [state.grad_norm for state in run(2.0, [1.0, 4.0, math.nan, -math.inf, 0.0])],
+        [1, 4, math.nan, math.inf, 0],
     )
 
 
 @pytest.mark.parametrize(("nonfinite", "of_bad"), [("propagate", math.nan), ("zero", 0.0)])
 def test_the_state_holds_the_last_coefficient(nonfinite, of_bad):
-    coefs = [state.clip_coef for state in run(2.0, [1.0, 4.0, math.nan, math.inf, 2.0, 0.0], nonfinite)]
+    coefs = [
+        state.clip_coef for state in run(2.0, [1.0, 4.0, math.nan, math.inf, 2.0, 0.0], nonfinite)
+    ]
     np.testing.assert_array_equal(coefs, [1, 0.5, of_bad, of_bad, 1, 1])
 
 
@@ -88,7 +95,8 @@ def test_a_bound_of_zero_clips_with_a_coefficient_of_zero():
 
 
 @pytest.mark.parametrize(
-    ("leaf", "max_norm"), [(3e38, 1e-3), (3e38, 1e-37), (2.0**100, 2.0**-40), (2.0**60, 2.0**-64), (1e-30, 1e-37)]
+    ("leaf", "max_norm"),
+    [(3e38, 1e-3), (3e38, 1e-37), (2.0**100, 2.0**-40), (2.0**60, 2.0**-64), (1e-30, 1e-37)],
 )
 def test_the_coefficient_is_the_bound_over_the_norm_as_far_as_it_can_be_held(leaf, max_norm):
     coef = float(run(max_norm, [leaf])[0].clip_coef)
@@ -121,7 +129,10 @@ def test_a_traced_bound_below_zero_is_told_as_the_zero_that_it_acts_as():
     ],
 )
 def test_a_state_that_is_not_its_own_is_named_in_the_error(state, shown):
-    with pytest.raises(TypeError, match=rf"that init or the last update returned; got {shown}\. For the state of another"):
+    with pytest.raises(
+        TypeError,
+        match=rf"that init or the last update returned; got {shown}\. For the state of another",
+    ):
         clipping(1.0).update([jnp.ones(1)], state)
 
 
@@ -143,10 +154,14 @@ def test_counters_stop_at_the_largest_int32(field):
 
 
 def types(tree: Any) -> Any:
-    return jax.tree.map(lambda leaf: (jnp.shape(leaf), jnp.result_type(leaf), jax.typeof(leaf).weak_type), tree)
+    return jax.tree.map(
+        lambda leaf: (jnp.shape(leaf), jnp.result_type(leaf), jax.typeof(leaf).weak_type), tree
+    )
 
 
-@pytest.mark.parametrize("max_norm", [1.0, None, 0, wc.linear_warmup(peak_value=1.0, warmup_steps=3), lambda count: 1])
+@pytest.mark.parametrize(
+    "max_norm", [1.0, None, 0, wc.linear_warmup(peak_value=1.0, warmup_steps=3), lambda count: 1]
+)
 @pytest.mark.parametrize("nonfinite", ["propagate", "zero"])
 def test_the_state_keeps_its_structure_and_types(max_norm, nonfinite):
     transformation = clipping(max_norm, nonfinite=nonfinite)
@@ -198,20 +213,30 @@ def test_params_and_extra_arguments_are_accepted_and_not_needed():
     assert isinstance(transformation, optax.GradientTransformationExtraArgs)
     tree = [normal(0, (3,))]
     state = transformation.init(tree)
-    assert_same_bits(transformation.update(tree, state, tree, value=1.0), transformation.update(tree, state))
+    assert_same_bits(
+        transformation.update(tree, state, tree, value=1.0), transformation.update(tree, state)
+    )
 
 
 def test_it_chains_and_masks():
     tree = {"a": np.full(1, 30, np.float32), "b": np.full(1, 40, np.float32)}
-    transformation: Any = optax.chain(optax.masked(wc.clip_by_global_norm(3.0), {"a": True, "b": False}), optax.scale(-1.0))
+    transformation: Any = optax.chain(
+        optax.masked(wc.clip_by_global_norm(3.0), {"a": True, "b": False}), optax.scale(-1.0)
+    )
     clipped, state = transformation.update(tree, transformation.init(tree))
     assert {name: float(leaf[0]) for name, leaf in clipped.items()} == {"a": -3.0, "b": -40.0}
     assert float(state[0].inner_state.grad_norm) == 30.0
 
 
 def test_hyperparameters_can_be_injected_on_a_mixed_tree():
-    tree = {"short": normal(0, (9,), BF16), "half": normal(1, (9,), np.float16), "long": normal(2, (9,))}
-    transformation: Any = optax.inject_hyperparams(wc.clip_by_global_norm, static_args=("nonfinite",))(max_norm=0.5)
+    tree = {
+        "short": normal(0, (9,), BF16),
+        "half": normal(1, (9,), np.float16),
+        "long": normal(2, (9,)),
+    }
+    transformation: Any = optax.inject_hyperparams(
+        wc.clip_by_global_norm, static_args=("nonfinite",)
+    )(max_norm=0.5)
     # The injection itself casts between the dtypes of the tree.
     with jax.numpy_dtype_promotion("standard"):
         state = transformation.init(tree)

@@ -43,7 +43,9 @@ def random_case(seed, mesh_shape, leaves):
 
 
 def truth(tree, max_norm):
-    norm = math.sqrt(sum(float(np.sum(np.square(np.asarray(leaf, np.float64)))) for leaf in tree.values()))
+    norm = math.sqrt(
+        sum(float(np.sum(np.square(np.asarray(leaf, np.float64)))) for leaf in tree.values())
+    )
     coef = min(1.0, max_norm / norm)
     return norm, coef, jax.tree.map(lambda leaf: np.asarray(leaf, np.float64) * coef, tree)
 
@@ -82,12 +84,17 @@ def under_shard_map(specs, mesh_shape, ways, **options):
     return quick.jit(mapped)
 
 
-#: Each makes a compiled program, which gives the clipped tree and its metrics for every way to say how the tree is sharded.
+#: Each makes a compiled program, which gives the clipped tree and its metrics for every way to say
+#: how the tree is sharded.
 ENTRIES = {
     "automatic": lambda tree, specs, shape: under_jit(tree, specs, shape, AxisType.Auto),
     "explicit": lambda tree, specs, shape: under_jit(tree, specs, shape, AxisType.Explicit),
-    "typed": lambda tree, specs, shape: under_shard_map(specs, shape, {"unsaid": None, "said": specs}),
-    "untyped": lambda tree, specs, shape: under_shard_map(specs, shape, {"said": specs}, check_vma=False),
+    "typed": lambda tree, specs, shape: under_shard_map(
+        specs, shape, {"unsaid": None, "said": specs}
+    ),
+    "untyped": lambda tree, specs, shape: under_shard_map(
+        specs, shape, {"said": specs}, check_vma=False
+    ),
 }
 
 
@@ -107,11 +114,16 @@ def test_every_layout_gives_the_result_of_one_device(mesh, leaves, entry):
         for name, leaf in clipped.items():
             chex.assert_equal_shape([leaf, tree[name]])
             assert leaf.dtype == tree[name].dtype
-            # Half an ulp of the leaf's dtype, and a float32 rounding of the coefficient; the second term is for float16
-            # subnormals.
+            # Half an ulp of the leaf's dtype, and a float32 rounding of the coefficient; the second
+            # term is for float16 subnormals.
             finfo = jnp.finfo(leaf.dtype)
-            rtol, atol = float(finfo.eps) / 2 + 1e-6, float(finfo.smallest_subnormal) if leaf.dtype == jnp.float16 else 0.0
-            np.testing.assert_allclose(np.asarray(leaf, np.float64), expected[name], rtol=rtol, atol=atol, err_msg=way)
+            rtol, atol = (
+                float(finfo.eps) / 2 + 1e-6,
+                float(finfo.smallest_subnormal) if leaf.dtype == jnp.float16 else 0.0,
+            )
+            np.testing.assert_allclose(
+                np.asarray(leaf, np.float64), expected[name], rtol=rtol, atol=atol, err_msg=way
+            )
     below = {name: np.asarray(leaf) / np.asarray(1024, leaf.dtype) for name, leaf in tree.items()}
     norm = truth(below, 1.5)[0]
     assert norm < 1.5
@@ -129,7 +141,9 @@ def test_every_layout_gives_it_in_the_form_for_accelerators_too(as_on, platform)
     norm = truth(tree, 1.5)[0]
     for entry, program in ENTRIES.items():
         for way, (_, known) in program(tree, specs, MESHES["2x2x2"])(tree).items():
-            np.testing.assert_allclose(known["grad_norm"], norm, rtol=1e-6, err_msg=f"{entry}, {way}")
+            np.testing.assert_allclose(
+                known["grad_norm"], norm, rtol=1e-6, err_msg=f"{entry}, {way}"
+            )
 
 
 MESH = (2, 4)
@@ -155,7 +169,8 @@ def test_the_sum_of_every_distinct_axis_set_is_one_psum():
     tree = {name: jnp.ones((8, 8)) for name in specs}
     mapped = jax.shard_map(wc.global_norm, mesh=mesh_of(MESH), in_specs=(specs,), out_specs=P())
     lowered = jax.jit(mapped).lower(tree)
-    # One in the ordinary pass and one in the branch that is taken only where the plain sum is out of range.
+    # One in the ordinary pass and one in the branch that is taken only where the plain sum is out
+    # of range.
     assert lowered.as_text().count("stablehlo.all_reduce") == 3 * 2
     np.testing.assert_allclose(mapped(tree), math.sqrt(5 * 64), rtol=1e-6)
 
@@ -163,14 +178,28 @@ def test_the_sum_of_every_distinct_axis_set_is_one_psum():
 @pytest.mark.parametrize("in_a_map", [True, False])
 def test_a_gradient_whose_sum_is_still_to_come_is_an_error(in_a_map):
     mesh, unreduced = mesh_of((8,), AxisType.Explicit), P(unreduced=frozenset({"data"}))
-    left, right = (jax.device_put(jnp.ones((8, 8)), NamedSharding(mesh, spec)) for spec in (P(None, "data"), P("data")))
-    norm = jax.shard_map(wc.global_norm, in_specs=unreduced, out_specs=P()) if in_a_map else wc.global_norm
-    with jax.set_mesh(mesh), pytest.raises(ValueError, match=r"must be summed before .* got .*'data' is still"):
-        jax.jit(lambda left, right: norm(jnp.einsum("ij,jk->ik", left, right, out_sharding=unreduced)))(left, right)
+    left, right = (
+        jax.device_put(jnp.ones((8, 8)), NamedSharding(mesh, spec))
+        for spec in (P(None, "data"), P("data"))
+    )
+    norm = (
+        jax.shard_map(wc.global_norm, in_specs=unreduced, out_specs=P())
+        if in_a_map
+        else wc.global_norm
+    )
+    with (
+        jax.set_mesh(mesh),
+        pytest.raises(ValueError, match=r"must be summed before .* got .*'data' is still"),
+    ):
+        jax.jit(
+            lambda left, right: norm(jnp.einsum("ij,jk->ik", left, right, out_sharding=unreduced))
+        )(left, right)
 
 
 def test_leaves_that_have_no_mesh_go_with_those_on_explicit_axes():
-    sharded = jax.device_put(jnp.ones((8, 8)), NamedSharding(mesh_of(MESH, AxisType.Explicit), P("data", "model")))
+    sharded = jax.device_put(
+        jnp.ones((8, 8)), NamedSharding(mesh_of(MESH, AxisType.Explicit), P("data", "model"))
+    )
     assert float(wc.global_norm([sharded, jnp.ones(8), np.ones(9, np.float32)])) == 9.0
 
 
@@ -183,7 +212,9 @@ def test_small_leaves_are_put_together_where_all_axes_are_mapped_by_hand_and_onl
         return "stablehlo.concatenate" in jax.jit(function).lower(tree).as_text()
 
     def mapped(axes):
-        return jax.shard_map(wc.global_norm, mesh=mesh_of(MESH), in_specs=P("data"), out_specs=P(), axis_names=axes)
+        return jax.shard_map(
+            wc.global_norm, mesh=mesh_of(MESH), in_specs=P("data"), out_specs=P(), axis_names=axes
+        )
 
     for platform in ("cpu", "gpu"):
         as_on(platform, devices=8)
@@ -194,18 +225,24 @@ def test_small_leaves_are_put_together_where_all_axes_are_mapped_by_hand_and_onl
 
 
 def test_a_map_without_types_asks_for_axis_name_and_names_the_axes_in_scope():
-    with pytest.raises(ValueError, match=r"axis_name must be given .*\('data', 'model'\).*axis_name=\(\)"):
+    with pytest.raises(
+        ValueError, match=r"axis_name must be given .*\('data', 'model'\).*axis_name=\(\)"
+    ):
         norm_in_map(check_vma=False)
 
 
-@pytest.mark.parametrize("build", [wc.clip_by_global_norm, lambda bound: wc.pipeline(optax.sgd, 0.1, max_norm=bound)])
+@pytest.mark.parametrize(
+    "build", [wc.clip_by_global_norm, lambda bound: wc.pipeline(optax.sgd, 0.1, max_norm=bound)]
+)
 def test_transformations_ask_for_axis_name_too(build):
     def update(tree):
         transformation = build(1.0)
         return transformation.update(tree, transformation.init(tree), tree)[0]
 
     with pytest.raises(ValueError, match="axis_name must be given"):
-        jax.shard_map(update, mesh=mesh_of(MESH), in_specs=(SPECS,), out_specs=SPECS, check_vma=False)(TREE)
+        jax.shard_map(
+            update, mesh=mesh_of(MESH), in_specs=(SPECS,), out_specs=SPECS, check_vma=False
+        )(TREE)
 
 
 def test_skip_nonfinite_asks_for_axis_name_too():
@@ -214,7 +251,9 @@ def test_skip_nonfinite_asks_for_axis_name_too():
         return transformation.update(tree, transformation.init(tree), tree)[0]
 
     with pytest.raises(ValueError, match="axis_name must be given"):
-        jax.shard_map(update, mesh=mesh_of(MESH), in_specs=(SPECS,), out_specs=SPECS, check_vma=False)(TREE)
+        jax.shard_map(
+            update, mesh=mesh_of(MESH), in_specs=(SPECS,), out_specs=SPECS, check_vma=False
+        )(TREE)
 
 
 def test_a_name_or_a_tuple_of_names_holds_for_every_leaf():
@@ -222,7 +261,9 @@ def test_a_name_or_a_tuple_of_names_holds_for_every_leaf():
     tree = {"kernel": jnp.arange(8.0), "bias": jnp.arange(4.0)}
     expected = truth(tree, 1.0)[0]
     for axis_name in ("data", ("data",)):
-        np.testing.assert_allclose(norm_in_map(axis_name, tree=tree, specs=sharded, check_vma=False), expected, rtol=1e-6)
+        np.testing.assert_allclose(
+            norm_in_map(axis_name, tree=tree, specs=sharded, check_vma=False), expected, rtol=1e-6
+        )
     both = {"kernel": P(("data", "model"))}
     tree = {"kernel": jnp.arange(16.0)}
     norm = norm_in_map(("data", "model"), tree=tree, specs=both, check_vma=False)
@@ -239,42 +280,61 @@ def test_a_prefix_of_partition_specs_says_it_for_whole_subtrees():
     tree = {"experts": {"a": jnp.arange(8.0), "b": jnp.arange(16.0)}, "shared": jnp.arange(3.0)}
     specs = {"experts": {"a": P("model"), "b": P("model")}, "shared": P()}
     flat = {"a": tree["experts"]["a"], "b": tree["experts"]["b"], "c": tree["shared"]}
-    norm = norm_in_map({"experts": P("model"), "shared": P()}, tree=tree, specs=specs, check_vma=False)
+    norm = norm_in_map(
+        {"experts": P("model"), "shared": P()}, tree=tree, specs=specs, check_vma=False
+    )
     np.testing.assert_allclose(norm, truth(flat, 1.0)[0], rtol=1e-6)
 
 
 def test_what_is_said_overrides_the_type():
     def update(tree):
         gathered = {**tree, "kernel": lax.all_gather(tree["kernel"], ("data", "model"), tiled=True)}
-        return wc.global_norm(gathered), wc.global_norm(gathered, axis_name=P()), wc.leaf_norms(gathered, axis_name=P())
+        return (
+            wc.global_norm(gathered),
+            wc.global_norm(gathered, axis_name=P()),
+            wc.leaf_norms(gathered, axis_name=P()),
+        )
 
     mapped = jax.shard_map(update, mesh=mesh_of(MESH), in_specs=(SPECS,), out_specs=P())
     by_type, said, by_leaf = jax.jit(mapped)(TREE)
     np.testing.assert_allclose(said, NORM, rtol=1e-6)
-    np.testing.assert_allclose(by_leaf["kernel"], truth({"kernel": TREE["kernel"]}, 1.0)[0], rtol=1e-6)
+    np.testing.assert_allclose(
+        by_leaf["kernel"], truth({"kernel": TREE["kernel"]}, 1.0)[0], rtol=1e-6
+    )
     assert by_type > 2 * NORM  # eight equal copies, each typed as a shard
 
 
 def test_saying_an_axis_that_a_typed_leaf_does_not_vary_over_is_an_error():
-    with pytest.raises(ValueError, match=r"axis_name must name axes that the gradient varies over; got \('data',\).*'data'"):
+    with pytest.raises(
+        ValueError,
+        match=r"axis_name must name axes that the gradient varies over; got \('data',\).*'data'",
+    ):
         norm_in_map("data")
 
 
 def test_an_axis_that_is_not_in_scope_is_an_error():
-    with pytest.raises(ValueError, match=r"axis_name must name axes in scope; got 'rows'.*\('data', 'model'\)"):
+    with pytest.raises(
+        ValueError, match=r"axis_name must name axes in scope; got 'rows'.*\('data', 'model'\)"
+    ):
         norm_in_map("rows", check_vma=False)
-    with pytest.raises(ValueError, match=r"axis_name must name axes in scope; got 'data'.* under jit the compiler"):
+    with pytest.raises(
+        ValueError, match=r"axis_name must name axes in scope; got 'data'.* under jit the compiler"
+    ):
         jax.jit(functools.partial(wc.global_norm, axis_name="data"))(TREE)
 
 
 @pytest.mark.parametrize("axis_name", [3, {"kernel": "data", "bias": P()}, ["data"], ("data", 1)])
 def test_an_axis_name_of_another_form_is_a_type_error(axis_name):
-    with pytest.raises(TypeError, match=rf"axis_name must be a name.*got {re.escape(repr(axis_name))}"):
+    with pytest.raises(
+        TypeError, match=rf"axis_name must be a name.*got {re.escape(repr(axis_name))}"
+    ):
         wc.global_norm(TREE, axis_name=axis_name)
 
 
 def test_a_prefix_that_does_not_match_the_gradients_is_an_error():
-    with pytest.raises(ValueError, match=r"axis_name must be .* got .*kernels.* does not match the gradients"):
+    with pytest.raises(
+        ValueError, match=r"axis_name must be .* got .*kernels.* does not match the gradients"
+    ):
         norm_in_map({"kernels": P("data"), "bias": P()}, check_vma=False)
 
 
@@ -293,7 +353,10 @@ def test_a_partially_manual_map_with_types_is_right():
 @pytest.mark.parametrize("check_vma", [True, False])
 def test_partition_specs_may_name_the_automatic_axes_of_a_partially_manual_map(check_vma):
     mesh = mesh_of(MESH)
-    tree = {"kernel": jax.device_put(TREE["kernel"], NamedSharding(mesh, P("data", "model"))), "bias": TREE["bias"]}
+    tree = {
+        "kernel": jax.device_put(TREE["kernel"], NamedSharding(mesh, P("data", "model"))),
+        "bias": TREE["bias"],
+    }
     whole = {"kernel": P("data", "model"), "bias": P("model")}
     mapped = jax.shard_map(
         functools.partial(wc.global_norm, axis_name=whole),
@@ -308,9 +371,16 @@ def test_partition_specs_may_name_the_automatic_axes_of_a_partially_manual_map(c
 
 def test_a_partially_manual_map_without_types_asks_for_axis_name():
     mapped = jax.shard_map(
-        wc.global_norm, mesh=mesh_of(MESH), in_specs=P(), out_specs=P(), axis_names={"data"}, check_vma=False
+        wc.global_norm,
+        mesh=mesh_of(MESH),
+        in_specs=P(),
+        out_specs=P(),
+        axis_names={"data"},
+        check_vma=False,
     )
-    with pytest.raises(ValueError, match=r"axis_name must be given inside a map over the axes \('data',\)"):
+    with pytest.raises(
+        ValueError, match=r"axis_name must be given inside a map over the axes \('data',\)"
+    ):
         jax.jit(mapped)(TREE)
 
 
@@ -319,7 +389,10 @@ def test_a_nested_shard_map_sums_over_the_axes_of_both():
 
     def outer(tree):
         inner = jax.shard_map(
-            wc.global_norm, in_specs=({"kernel": P(None, "model"), "bias": P()},), out_specs=P(), axis_names={"model"}
+            wc.global_norm,
+            in_specs=({"kernel": P(None, "model"), "bias": P()},),
+            out_specs=P(),
+            axis_names={"model"},
         )
         return inner(tree)
 
@@ -333,24 +406,34 @@ def test_a_tied_leaf_counts_as_often_as_it_stands_in_the_tree():
         return wc.global_norm({"embed": leaf, "head": leaf})
 
     mapped = jax.shard_map(norm, mesh=mesh_of(MESH), in_specs=P("data"), out_specs=P())
-    np.testing.assert_allclose(mapped(jnp.arange(8.0)), math.sqrt(2) * truth({"w": np.arange(8.0)}, 1.0)[0], rtol=1e-6)
+    np.testing.assert_allclose(
+        mapped(jnp.arange(8.0)), math.sqrt(2) * truth({"w": np.arange(8.0)}, 1.0)[0], rtol=1e-6
+    )
 
 
 def test_pmap_follows_the_rule_of_a_map_without_types():
     stacked = jnp.arange(32.0).reshape(8, 4)
     with pytest.raises(ValueError, match="axis_name must be given"):
         jax.pmap(wc.global_norm, axis_name="devices")(stacked)
-    summed = jax.pmap(functools.partial(wc.global_norm, axis_name="devices"), axis_name="devices")(stacked)
+    summed = jax.pmap(functools.partial(wc.global_norm, axis_name="devices"), axis_name="devices")(
+        stacked
+    )
     np.testing.assert_allclose(summed, np.full(8, truth({"w": stacked}, 1.0)[0]), rtol=1e-6)
-    averaged = jax.pmap(lambda g: wc.global_norm(lax.pmean(g, "devices"), axis_name=()), axis_name="devices")(stacked)
-    np.testing.assert_allclose(averaged, np.full(8, truth({"w": stacked.mean(0)}, 1.0)[0]), rtol=1e-6)
+    averaged = jax.pmap(
+        lambda g: wc.global_norm(lax.pmean(g, "devices"), axis_name=()), axis_name="devices"
+    )(stacked)
+    np.testing.assert_allclose(
+        averaged, np.full(8, truth({"w": stacked.mean(0)}, 1.0)[0]), rtol=1e-6
+    )
 
 
 def test_the_axis_of_a_vmap_is_reduced_over_only_when_it_is_said():
     stacked = jnp.arange(32.0).reshape(8, 4)
     each = [truth({"w": row}, 1.0)[0] for row in stacked]
     np.testing.assert_allclose(jax.vmap(wc.global_norm, axis_name="rows")(stacked), each, rtol=1e-6)
-    together = jax.vmap(functools.partial(wc.global_norm, axis_name="rows"), axis_name="rows")(stacked)
+    together = jax.vmap(functools.partial(wc.global_norm, axis_name="rows"), axis_name="rows")(
+        stacked
+    )
     np.testing.assert_allclose(together, np.full(8, truth({"w": stacked}, 1.0)[0]), rtol=1e-6)
 
 

@@ -26,7 +26,9 @@ def test_they_may_be_vmapped_and_derived():
     array = jnp.arange(12.0).reshape(3, 4)
     for place, got in enumerate(jax.vmap(entries)(array)):
         np.testing.assert_array_equal(got, array[:, place])
-    gradient = jax.jit(jax.grad(lambda row: sum(weight * entry for weight, entry in enumerate(entries(row)))))(array[0])
+    gradient = jax.jit(
+        jax.grad(lambda row: sum(weight * entry for weight, entry in enumerate(entries(row))))
+    )(array[0])
     np.testing.assert_array_equal(gradient, [0, 1, 2, 3])
 
 

@@ -22,7 +22,8 @@ from tests.trees import BF16, ENTRIES, LONG, SHORT, gradients, mixed, normal
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
 
 REAL = [np.float16, BF16, np.float32, np.float64]
-#: The float32 sums are pairwise enough for their error to stay this small, in relative terms, up to 10^8 entries.
+#: The float32 sums are pairwise enough for their error to stay this small, in relative terms, up to
+#: 10^8 entries.
 FEW_ULP = 4 * 2.0**-23
 FEW_ULP_64 = 4 * 2.0**-52
 
@@ -31,8 +32,12 @@ jitted = jax.jit(wc.global_norm)
 
 
 def assert_norm(tree: Any, tolerance: float = FEW_ULP) -> None:
-    """The norm of `tree` under `jit` against the reference. An eager call has the same bits, as a test below says."""
-    assert float(jitted(tree)) == pytest.approx(reference.global_norm(gradients(tree)), rel=tolerance, abs=0)
+    """The norm of `tree` under `jit` against the reference. An eager call has the same bits, as a
+    test below says.
+    """
+    assert float(jitted(tree)) == pytest.approx(
+        reference.global_norm(gradients(tree)), rel=tolerance, abs=0
+    )
 
 
 # What is added up, and in which precision.
@@ -40,7 +45,10 @@ def assert_norm(tree: Any, tolerance: float = FEW_ULP) -> None:
 
 @pytest.mark.parametrize("dtype", SHORT)
 def test_the_norm_is_the_root_of_the_sum_of_squares_over_all_leaves(dtype):
-    tree = {"kernel": normal(0, (7, 5), dtype), "blocks": [normal(1, (3, 2, 2), dtype), normal(2, (), dtype)]}
+    tree = {
+        "kernel": normal(0, (7, 5), dtype),
+        "blocks": [normal(1, (3, 2, 2), dtype), normal(2, (), dtype)],
+    }
     assert_norm(tree)
 
 
@@ -53,7 +61,9 @@ def test_float64_leaves_are_added_in_float64(x64, dtype):
 
 @pytest.mark.parametrize("allowed", [False, True])
 @pytest.mark.parametrize("dtype", SHORT)
-def test_the_norm_of_shorter_leaves_is_a_float32_scalar_whether_or_not_float64_is_allowed(dtype, allowed):
+def test_the_norm_of_shorter_leaves_is_a_float32_scalar_whether_or_not_float64_is_allowed(
+    dtype, allowed
+):
     with jax.enable_x64(allowed):
         norm = jax.eval_shape(wc.global_norm, [normal(0, (3,), dtype)])
     assert (norm.shape, norm.dtype) == ((), jnp.float32)
@@ -61,7 +71,12 @@ def test_the_norm_of_shorter_leaves_is_a_float32_scalar_whether_or_not_float64_i
 
 def test_one_float64_leaf_makes_the_whole_norm_float64(x64):
     # 1e-5 is below half a float32 ulp of the sum, which only float64 can hold beside 1.
-    tree = [np.ones(1, np.float32), np.full(1, 1e-5), np.zeros(3, BF16), np.full(2, 1e-3, np.float16)]
+    tree = [
+        np.ones(1, np.float32),
+        np.full(1, 1e-5),
+        np.zeros(3, BF16),
+        np.full(2, 1e-3, np.float16),
+    ]
     assert wc.global_norm(tree).dtype == jnp.float64
     assert_norm(tree, FEW_ULP_64)
 
@@ -74,7 +89,9 @@ def test_complex_entries_count_by_their_modulus():
 @pytest.mark.parametrize(("dtype", "stalls_at"), [(BF16, 256), (np.float16, 2048)])
 def test_a_sum_within_a_leaf_does_not_stall_in_a_short_dtype(dtype, stalls_at):
     entries = 100 * stalls_at
-    assert float(wc.global_norm(np.ones(entries, dtype))) == pytest.approx(math.sqrt(entries), rel=FEW_ULP)
+    assert float(wc.global_norm(np.ones(entries, dtype))) == pytest.approx(
+        math.sqrt(entries), rel=FEW_ULP
+    )
 
 
 def test_a_sum_across_leaves_does_not_stall_in_bfloat16():
@@ -84,7 +101,9 @@ def test_a_sum_across_leaves_does_not_stall_in_bfloat16():
 
 def test_all_dtypes_mix_in_one_tree(x64):
     assert_norm([normal(seed, (4, 3), dtype) for seed, dtype in enumerate(SHORT)])
-    assert_norm([normal(seed, (4, 3), dtype) for seed, dtype in enumerate(SHORT + LONG)], FEW_ULP_64)
+    assert_norm(
+        [normal(seed, (4, 3), dtype) for seed, dtype in enumerate(SHORT + LONG)], FEW_ULP_64
+    )
 
 
 # Accuracy.
@@ -98,7 +117,8 @@ def test_the_error_is_a_few_ulp_for_any_number_of_leaves(leaves):
 
 
 def test_the_error_is_a_few_ulp_for_thousands_of_leaves(as_on):
-    # As on one device, where small leaves are packed: the eight of this process would take minutes to compile so many.
+    # As on one device, where small leaves are packed: the eight of this process would take minutes
+    # to compile so many.
     as_on("cpu", devices=1)
     tree = [normal(seed, (1 + seed % 7,)) for seed in range(2000)]
     assert float(wc.global_norm(tree)) == pytest.approx(reference.global_norm(tree), rel=FEW_ULP)
@@ -110,7 +130,9 @@ def test_the_error_is_a_few_ulp_for_a_hundred_million_entries():
     assert float(wc.global_norm(leaf)) == pytest.approx(1e4 * float(np.float32(0.1)), rel=FEW_ULP)
 
 
-@pytest.mark.parametrize("shape", [(10**6,), (1000, 1000), (10**5, 2, 5), (5, 2 * 10**5), (2 * 10**5, 5)])
+@pytest.mark.parametrize(
+    "shape", [(10**6,), (1000, 1000), (10**5, 2, 5), (5, 2 * 10**5), (2 * 10**5, 5)]
+)
 @pytest.mark.parametrize("dtype", [BF16, np.float32])
 def test_the_error_is_a_few_ulp_for_any_shape_of_a_million_entries(shape, dtype):
     assert_norm(normal(0, shape, dtype) + np.asarray(1, dtype), FEW_ULP + summation_error(shape))
@@ -120,19 +142,56 @@ def test_the_error_is_a_few_ulp_for_any_shape_of_a_million_entries(shape, dtype)
 
 
 def edges(dtype: Any) -> list[float]:
-    """Numbers over the whole range of a dtype, on both sides of where squares leave it or leave float32."""
+    """Numbers over the whole range of a dtype, on both sides of where squares leave it or leave
+    float32.
+    """
     info = ml_dtypes.finfo(dtype)
     smallest = float(info.smallest_subnormal if dtype is np.float16 else info.tiny)
     largest = float(info.max)
-    inner = [2.0**e for e in (-500, -450, -100, -64, -63, -62, -31, -30, -29, 0, 29, 31, 62, 63, 64, 65, 100, 450, 500)]
-    return [smallest, smallest * 3, *(x for x in inner if smallest < x < largest / 4), largest / 4, largest]
+    inner = [
+        2.0**e
+        for e in (
+            -500,
+            -450,
+            -100,
+            -64,
+            -63,
+            -62,
+            -31,
+            -30,
+            -29,
+            0,
+            29,
+            31,
+            62,
+            63,
+            64,
+            65,
+            100,
+            450,
+            500,
+        )
+    ]
+    return [
+        smallest,
+        smallest * 3,
+        *(x for x in inner if smallest < x < largest / 4),
+        largest / 4,
+        largest,
+    ]
 
 
-RANGE = [pytest.param(dtype, value, id=f"{np.dtype(dtype).name}-{value:.1e}") for dtype in REAL for value in edges(dtype)]
+RANGE = [
+    pytest.param(dtype, value, id=f"{np.dtype(dtype).name}-{value:.1e}")
+    for dtype in REAL
+    for value in edges(dtype)
+]
 
 
 @pytest.mark.parametrize(("dtype", "value"), RANGE)
-def test_equal_entries_of_any_size_have_the_norm_of_one_times_the_root_of_their_number(x64, dtype, value):
+def test_equal_entries_of_any_size_have_the_norm_of_one_times_the_root_of_their_number(
+    x64, dtype, value
+):
     entries = 1 if value > float(ml_dtypes.finfo(dtype).max) / 2 else 7
     tolerance = FEW_ULP_64 if dtype is np.float64 else FEW_ULP
     assert_norm([np.full(entries, value, dtype)], tolerance)
@@ -161,20 +220,28 @@ def test_subnormals_of_float32_and_bfloat16_count_as_zero(dtype):
 
 def test_small_and_large_entries_mix_within_a_leaf_and_across_leaves():
     assert_norm([np.array([3e38, 1e-38, 1.0], np.float32)])
-    assert_norm([np.array([1e-30, 3e-31], np.float32), np.array([2e-30], BF16), np.zeros(3, np.float16)])
-    assert_norm([np.array([1e-38], BF16), np.array([1e20, 1e21], np.float32), np.array([65504], np.float16)])
+    assert_norm(
+        [np.array([1e-30, 3e-31], np.float32), np.array([2e-30], BF16), np.zeros(3, np.float16)]
+    )
+    assert_norm(
+        [np.array([1e-38], BF16), np.array([1e20, 1e21], np.float32), np.array([65504], np.float16)]
+    )
 
 
 @pytest.mark.parametrize("power", range(-66, -54))
 def test_nothing_is_lost_where_squares_begin_to_underflow(power):
-    # A million entries of any of these sizes add up to what a single pass may have lost in part or whole.
-    assert_norm([np.full(10**6, 2.0**power, np.float32), np.array([2.0 ** (power + 5)], np.float32)])
+    # A million entries of any of these sizes add up to what a single pass may have lost in part or
+    # whole.
+    assert_norm(
+        [np.full(10**6, 2.0**power, np.float32), np.array([2.0 ** (power + 5)], np.float32)]
+    )
 
 
 @pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
 def test_a_sum_at_the_limit_of_what_can_be_trusted_is_right_in_every_form(as_on, platform):
     as_on(platform, devices=1)
-    # The least sum of squares that is taken as it is, that below it and that above it, to the last bit.
+    # The least sum of squares that is taken as it is, that below it and that above it, to the last
+    # bit.
     for entry in np.float32(2.0**-30) * np.array([1 - 2.0**-24, 1, 1 + 2.0**-23], np.float32):
         tree = {"w": np.full(1, entry)}
         assert float(wc.global_norm(tree)) == float(wc.leaf_norms(tree)["w"]) == entry
@@ -193,7 +260,9 @@ def test_a_million_of_the_largest_float32_entries_that_have_a_norm(shape):
 
 def test_a_norm_past_the_largest_number_is_inf():
     assert float(wc.global_norm(np.full(4, 3e38, np.float32))) == math.inf
-    assert float(wc.global_norm(np.full(2, 2.4e38, np.float32))) == pytest.approx(2.4e38 * math.sqrt(2), rel=FEW_ULP)
+    assert float(wc.global_norm(np.full(2, 2.4e38, np.float32))) == pytest.approx(
+        2.4e38 * math.sqrt(2), rel=FEW_ULP
+    )
 
 
 def test_a_long_norm_past_the_largest_number_is_inf(x64):
@@ -204,16 +273,29 @@ def test_a_long_norm_past_the_largest_number_is_inf(x64):
 
 
 def test_one_entry_that_is_not_finite_makes_the_norm_not_finite():
-    for dtype, bad, others in itertools.product(SHORT, [math.nan, math.inf, -math.inf], [0.0, 1e-30, 1.0, 1e30]):
-        tree = mixed(SHORT, lambda dtype: np.full(ENTRIES, min(others, 6e4) if dtype is np.float16 else others, dtype))  # noqa: B023
+    for dtype, bad, others in itertools.product(
+        SHORT, [math.nan, math.inf, -math.inf], [0.0, 1e-30, 1.0, 1e30]
+    ):
+        tree = mixed(
+            SHORT,
+            lambda dtype: np.full(
+                ENTRIES,
+                min(others, 6e4) if dtype is np.float16 else others,
+                dtype,  # noqa: B023
+            ),
+        )
         tree[np.dtype(dtype).name][5] = bad
         with case(dtype=dtype, bad=bad, others=others):
             np.testing.assert_array_equal(jitted(tree), abs(bad))
 
 
-@pytest.mark.parametrize("bad", [complex(0, math.nan), complex(0, -math.inf), complex(math.inf, math.nan)])
+@pytest.mark.parametrize(
+    "bad", [complex(0, math.nan), complex(0, -math.inf), complex(math.inf, math.nan)]
+)
 def test_one_part_that_is_not_finite_makes_the_norm_not_finite(bad):
-    assert not np.isfinite(wc.global_norm([np.array([1, bad], np.complex64), np.ones(2, np.float32)]))
+    assert not np.isfinite(
+        wc.global_norm([np.array([1, bad], np.complex64), np.ones(2, np.float32)])
+    )
 
 
 def test_a_bad_entry_of_any_dtype_is_seen_where_another_leaf_is_float64(x64):
@@ -252,12 +334,28 @@ NO_GRADIENTS = {
 
 @pytest.mark.parametrize("kind", NO_GRADIENTS)
 def test_leaves_that_are_no_gradients_take_no_part(kind):
-    assert float(wc.global_norm({"gradient": np.array([3.0, 4.0], np.float32), "other": NO_GRADIENTS[kind]})) == 5.0
+    assert (
+        float(
+            wc.global_norm(
+                {"gradient": np.array([3.0, 4.0], np.float32), "other": NO_GRADIENTS[kind]}
+            )
+        )
+        == 5.0
+    )
     assert float(wc.global_norm(NO_GRADIENTS[kind])) == 0.0
 
 
 @pytest.mark.parametrize(
-    "leaf", [-12.0, 12j, np.float64(12), np.float32(12), np.complex64(-12j), jnp.float32(12), jnp.asarray(12, jnp.bfloat16)]
+    "leaf",
+    [
+        -12.0,
+        12j,
+        np.float64(12),
+        np.float32(12),
+        np.complex64(-12j),
+        jnp.float32(12),
+        jnp.asarray(12, jnp.bfloat16),
+    ],
 )
 def test_a_bare_number_is_a_gradient(leaf):
     assert float(wc.global_norm([leaf, np.full(1, 5, np.float32)])) == 13.0
@@ -290,7 +388,14 @@ class Layer:
 
 
 def test_custom_nodes_and_dataclasses_are_looked_into():
-    assert float(wc.global_norm(Pair(np.full(1, 3, np.float32), Layer(np.full(1, 4, np.float32), "first")))) == 5.0
+    assert (
+        float(
+            wc.global_norm(
+                Pair(np.full(1, 3, np.float32), Layer(np.full(1, 4, np.float32), "first"))
+            )
+        )
+        == 5.0
+    )
 
 
 # Under transformations.
@@ -335,7 +440,9 @@ def test_the_gradient_is_the_unit_vector(dtype, scale):
     norm = reference.global_norm(leaves)
     for gradient, leaf in zip(jax.grad(wc.global_norm)(leaves), leaves, strict=True):
         # jax.grad of a real function of z gives the conjugate of the direction of ascent.
-        np.testing.assert_allclose(np.asarray(gradient), np.conj(leaf).astype(np.complex128) / norm, rtol=FEW_ULP)
+        np.testing.assert_allclose(
+            np.asarray(gradient), np.conj(leaf).astype(np.complex128) / norm, rtol=FEW_ULP
+        )
         assert gradient.dtype == dtype
 
 
@@ -358,7 +465,9 @@ def test_the_gradient_at_zero_is_zero():
 @pytest.mark.parametrize("outer", [jax.jacfwd, jax.jacrev])
 @pytest.mark.parametrize("inner", [jax.jacfwd, jax.jacrev])
 def test_the_second_derivative_at_zero_is_zero(outer, inner):
-    np.testing.assert_array_equal(outer(inner(wc.global_norm))(np.zeros(3, np.float32)), np.zeros((3, 3)))
+    np.testing.assert_array_equal(
+        outer(inner(wc.global_norm))(np.zeros(3, np.float32)), np.zeros((3, 3))
+    )
 
 
 def test_an_empty_tree_has_a_derivative():
@@ -375,19 +484,27 @@ def test_second_derivatives_in_either_order_are_right_at_both_ends_of_the_range_
     leaf = normal(0, (5,), np.float64)
     unit = leaf / reference.global_norm([leaf])
     gradient = jax.grad(wc.global_norm)
-    orders = [jax.jit(gradient), jax.jit(jax.jacfwd(gradient)), jax.jit(jax.jacrev(jax.jacfwd(wc.global_norm)))]
+    orders = [
+        jax.jit(gradient),
+        jax.jit(jax.jacfwd(gradient)),
+        jax.jit(jax.jacrev(jax.jacfwd(wc.global_norm))),
+    ]
     for scale in (1e-200, 1.0, 1e200):
         projector = (np.eye(5) - np.outer(unit, unit)) / reference.global_norm([leaf * scale])
         first, *seconds = (order(leaf * scale) for order in orders)
         np.testing.assert_allclose(first, unit, rtol=FEW_ULP_64, err_msg=str(scale))
         for second in seconds:
             tolerance = 16 * 2.0**-52 * abs(projector).max()
-            np.testing.assert_allclose(second, projector, rtol=0, atol=tolerance, err_msg=str(scale))
+            np.testing.assert_allclose(
+                second, projector, rtol=0, atol=tolerance, err_msg=str(scale)
+            )
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
 def test_the_derivative_along_a_direction_is_its_part_along_the_unit_vector(scale):
     leaf, direction = normal(0, (50,)), normal(1, (50,))
-    expected = np.dot(leaf.astype(np.float64), direction.astype(np.float64)) / reference.global_norm([leaf])
+    expected = np.dot(
+        leaf.astype(np.float64), direction.astype(np.float64)
+    ) / reference.global_norm([leaf])
     _, rate = jax.jvp(wc.global_norm, (leaf * np.float32(scale),), (direction,))
     assert float(rate) == pytest.approx(expected, abs=FEW_ULP * reference.global_norm([direction]))

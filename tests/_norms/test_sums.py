@@ -1,4 +1,6 @@
-"""The forms that sums of squares take: for accelerators, for one device and for several; and what each costs."""
+"""The forms that sums of squares take: for accelerators, for one device and for several; and what
+each costs.
+"""
 
 import math
 import re
@@ -27,7 +29,9 @@ def lowered(tree: Any) -> Any:
     return jax.jit(wc.global_norm).lower(tree)
 
 
-@pytest.mark.parametrize(("platform", "devices"), [("cpu", 1), ("gpu", 1), ("gpu", 8), ("tpu", 1), ("tpu", 8)])
+@pytest.mark.parametrize(
+    ("platform", "devices"), [("cpu", 1), ("gpu", 1), ("gpu", 8), ("tpu", 1), ("tpu", 8)]
+)
 def test_every_form_is_right_over_the_whole_range(as_on, x64, platform, devices):
     as_on(platform, devices)
     for dtype in (np.float32, np.complex64, np.float64):
@@ -35,7 +39,11 @@ def test_every_form_is_right_over_the_whole_range(as_on, x64, platform, devices)
 
         def tree_of(entries: Any, scalar: Any, dtype: Any = dtype) -> list[np.ndarray]:
             # A leaf of one entry is where a compiler may square the scale instead of the entry.
-            return [np.broadcast_to(np.asarray(entries, dtype), 5), np.zeros(1, dtype), np.asarray(scalar, dtype)]
+            return [
+                np.broadcast_to(np.asarray(entries, dtype), 5),
+                np.zeros(1, dtype),
+                np.asarray(scalar, dtype),
+            ]
 
         for power in [
             *range(info.minexp, info.maxexp - 2, 67 if dtype is np.float64 else 9),
@@ -50,7 +58,9 @@ def test_every_form_is_right_over_the_whole_range(as_on, x64, platform, devices)
             tree = tree_of((normal(0, (5,)) * 0.1 + 1).astype(dtype) * size, 1.5 * size)
             with case(dtype=dtype, power=power):
                 tolerance = FEW_ULP_64 if dtype is np.float64 else FEW_ULP
-                assert float(wc.global_norm(tree)) == pytest.approx(reference.global_norm(tree), rel=tolerance, abs=0)
+                assert float(wc.global_norm(tree)) == pytest.approx(
+                    reference.global_norm(tree), rel=tolerance, abs=0
+                )
         with case(dtype=dtype):
             assert math.isnan(wc.global_norm(tree_of([1, 1, math.nan, 1, 1], 1)))
             assert float(wc.global_norm(tree_of(1, math.inf))) == math.inf
@@ -61,7 +71,12 @@ def test_every_form_is_right_over_the_whole_range(as_on, x64, platform, devices)
 def test_small_leaves_of_every_sort_are_packed_on_one_device(as_on, platform):
     as_on(platform, devices=1)
     tree = [normal(seed, (1 + seed % 3, seed % 5), SHORT[seed % 4]) for seed in range(24)]
-    tree += [normal(50, (2**17,)), normal(51, (400, 200)), normal(52, ()), np.array([3e4], np.float16)]
+    tree += [
+        normal(50, (2**17,)),
+        normal(51, (400, 200)),
+        normal(52, ()),
+        np.array([3e4], np.float16),
+    ]
     assert float(wc.global_norm(tree)) == pytest.approx(reference.global_norm(tree), rel=FEW_ULP)
     assert lowered(tree).as_text().count("stablehlo.concatenate") >= 4
 
@@ -70,19 +85,25 @@ def test_a_second_pass_counts_each_leaf_once(as_on):
     as_on("cpu", devices=1)
     for size in (1e-30, 1e30):
         tree = [normal(seed, (5000,)) * np.float32(size) for seed in range(70)]
-        assert float(wc.global_norm(tree)) == pytest.approx(reference.global_norm(tree), rel=FEW_ULP)
+        assert float(wc.global_norm(tree)) == pytest.approx(
+            reference.global_norm(tree), rel=FEW_ULP
+        )
 
 
 @pytest.mark.parametrize(("size", "most"), [(SMALL, 2**12), (MIDDLE, 2**16)])
 def test_leaves_up_to_a_size_are_packed_and_larger_ones_are_not(as_on, size, most):
     as_on("cpu", devices=1)
-    leaves = [(Reduction((), ()), jnp.ones(entries)) for entries in (most, most, most + 1, most + 1)]
+    leaves = [
+        (Reduction((), ()), jnp.ones(entries)) for entries in (most, most, most + 1, most + 1)
+    ]
     assert [leaf.size for _, leaf in packed(leaves, size)] == [most + 1, most + 1, 2 * most]
 
 
-# In the second pass, which puts together a sixteenth of all entries: a leaf and a quarter, twelve leaves, and leaves that are
-# too large.
-@pytest.mark.parametrize(("entries", "leaves", "parts"), [(10_000, 20, 0), (10_000, 200, 17), (70_000, 40, 0)])
+# In the second pass, which puts together a sixteenth of all entries: a leaf and a quarter, twelve
+# leaves, and leaves that are too large.
+@pytest.mark.parametrize(
+    ("entries", "leaves", "parts"), [(10_000, 20, 0), (10_000, 200, 17), (70_000, 40, 0)]
+)
 def test_what_is_put_together_is_a_small_part_at_a_time(as_on, entries, leaves, parts):
     as_on("cpu", devices=1)
     tree = [np.zeros(entries, np.float32)] * leaves
@@ -91,10 +112,14 @@ def test_what_is_put_together_is_a_small_part_at_a_time(as_on, entries, leaves, 
 
 
 @pytest.mark.parametrize(("platform", "read"), [("gpu", 2), ("tpu", 4)])
-def test_one_accelerator_takes_all_three_sums_in_one_pass_and_a_gpu_those_of_small_leaves_too(as_on, platform, read):
+def test_one_accelerator_takes_all_three_sums_in_one_pass_and_a_gpu_those_of_small_leaves_too(
+    as_on, platform, read
+):
     as_on(platform, devices=1)
     tree = [np.ones(shape, np.float32) for shape in ((4, 5), 7, 2**16, 2**16 + 1)]
-    assert lowered(tree).as_text().count("stablehlo.reduce(") == read + 3  # three over those of the leaves
+    assert (
+        lowered(tree).as_text().count("stablehlo.reduce(") == read + 3
+    )  # three over those of the leaves
 
 
 @pytest.mark.parametrize("platform", ["cpu", "gpu"])
@@ -128,7 +153,11 @@ def test_where_leaves_are_packed_those_without_entries_add_nothing(as_on):
 
 def test_the_norm_reads_a_gradient_once_and_makes_no_temporary_of_its_size():
     shapes = [(1000, 1000), (10**6,), (2, 5 * 10**5), (256, 3, 3, 400)]
-    tree = {f"{shape} {dtype}": jnp.ones(shape, dtype) for shape in shapes for dtype in ("bfloat16", "float32")}
+    tree = {
+        f"{shape} {dtype}": jnp.ones(shape, dtype)
+        for shape in shapes
+        for dtype in ("bfloat16", "float32")
+    }
     program = lowered(tree).compile()
     for name in tree:
         assert readers(program, f"tree[\\'{name}\\']") == ["fusion"], name

@@ -16,14 +16,26 @@ def rows_of(text: str) -> list[str]:
 
 
 def heights(text: str, glyph: str) -> list[int]:
-    """The row of the highest `glyph` in each column, counted from the bottom; -1 where there is none."""
+    """The row of the highest `glyph` in each column, counted from the bottom; -1 where there is
+    none.
+    """
     columns = zip(*rows_of(text), strict=True)
-    return [max((row for row, cell in enumerate(column) if cell == glyph), default=-1) for column in columns]
+    return [
+        max((row for row, cell in enumerate(column) if cell == glyph), default=-1)
+        for column in columns
+    ]
 
 
 def test_a_chart_fits_80_columns_and_24_lines_whatever_the_names_and_sizes():
-    many = {f"a schedule with a name that is much too long for one line, number {index}": RUN for index in range(3)}
-    for schedules in ({"run": RUN}, many, {"big": wc.linear_warmup(peak_value=1.2345678e30, warmup_steps=2**31 - 1)}):
+    many = {
+        f"a schedule with a name that is much too long for one line, number {index}": RUN
+        for index in range(3)
+    }
+    for schedules in (
+        {"run": RUN},
+        many,
+        {"big": wc.linear_warmup(peak_value=1.2345678e30, warmup_steps=2**31 - 1)},
+    ):
         text = chart(sampled(schedules, None))
         assert max(map(len, text.splitlines())) <= 80
         assert len(text.splitlines()) <= 24
@@ -46,7 +58,11 @@ def test_a_chart_rises_to_the_peak_and_falls_to_the_end():
 
 def test_the_axis_ends_at_the_last_step_of_a_run_past_int32():
     lengths = wc.repeat(wc.cosine_decay(init_value=1.0, decay_steps=10**9), period=10**9)
-    assert chart(sampled(lengths, None)).splitlines()[-2].split() == ["0", "1073741823", "2147483647"]
+    assert chart(sampled(lengths, None)).splitlines()[-2].split() == [
+        "0",
+        "1073741823",
+        "2147483647",
+    ]
 
 
 def test_curves_that_coincide_take_turns():

@@ -36,7 +36,13 @@ def test_a_schedule_is_drawn_at_every_step_with_its_marks_where_they_are():
 
 def test_the_legend_names_the_curves_and_the_marks_that_are_there():
     assert legend(wc.plot([RUN, wc.constant(value=0.2)], steps=120)) == [
-        "warmup_polynomial_decay", "constant", "warm-up ends", "peak", "no longer changes"]  # fmt: skip
+        # Fmt: skip.
+        "warmup_polynomial_decay",
+        "constant",
+        "warm-up ends",
+        "peak",
+        "no longer changes",
+    ]
     assert legend(wc.plot({"run": RUN}, steps=50)) == ["run", "warm-up ends", "peak"]
     assert legend(wc.plot(wc.constant(value=0.2))) == ["constant", "peak"]
 
@@ -59,9 +65,9 @@ def test_no_curve_hides_another_and_no_legend_or_axis_covers_a_mark():
 
 
 def test_many_curves_share_a_scale_of_colours_and_a_short_legend():
-    sweep = jax.vmap(lambda peak: wc.warmup_cosine_decay(peak_value=peak, total_steps=100, warmup_steps=10))(
-        jnp.linspace(0.1, 1, 37)
-    )
+    sweep = jax.vmap(
+        lambda peak: wc.warmup_cosine_decay(peak_value=peak, total_steps=100, warmup_steps=10)
+    )(jnp.linspace(0.1, 1, 37))
     figure = wc.plot({"sweep": sweep})
     curves = [line for line in figure.axes[0].get_lines() if line.get_label().startswith("sweep")]
     assert len(curves) == 37
@@ -98,7 +104,10 @@ def test_it_draws_on_the_axes_it_is_given_beside_what_is_there():
     wc.plot({"short": wc.constant(value=-1.0)}, ax=right, steps=5)
     assert right.get_xlim() == (0, 110)
     assert right.get_ylim()[0] < -1 < 0.5 < right.get_ylim()[1]
-    assert [text.get_text() for text in right.get_legend().get_texts()][:2] == ["warmup_polynomial_decay", "short"]
+    assert [text.get_text() for text in right.get_legend().get_texts()][:2] == [
+        "warmup_polynomial_decay",
+        "short",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -109,7 +118,9 @@ def test_it_draws_on_the_axes_it_is_given_beside_what_is_there():
         ({"schedules": RUN, "log_scale": 1}, TypeError, "log_scale"),
     ],
 )
-def test_a_bad_argument_is_refused_by_name(arguments: dict[str, Any], error: type[Exception], word: str):
+def test_a_bad_argument_is_refused_by_name(
+    arguments: dict[str, Any], error: type[Exception], word: str
+):
     with pytest.raises(error, match=word):
         wc.plot(**arguments)
 

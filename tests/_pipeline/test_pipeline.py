@@ -38,8 +38,14 @@ def counts(state):
     return {name: int(known[name]) for name in COUNTS if name in known}
 
 
-@pytest.mark.parametrize("optimizer", [optax.adamw, functools.partial(optax.sgd, momentum=0.9), optax.lion])
-@pytest.mark.parametrize("schedule", [SCHEDULE, optax.linear_schedule(0.1, 0.0, 9), 0.05], ids=["ours", "optax", "number"])
+@pytest.mark.parametrize(
+    "optimizer", [optax.adamw, functools.partial(optax.sgd, momentum=0.9), optax.lion]
+)
+@pytest.mark.parametrize(
+    "schedule",
+    [SCHEDULE, optax.linear_schedule(0.1, 0.0, 9), 0.05],
+    ids=["ours", "optax", "number"],
+)
 def test_the_pipeline_is_the_chain_to_the_last_bit(optimizer, schedule):
     stream = [gradients(step) for step in range(8)]
     ours, _ = run(wc.pipeline(optimizer, schedule, max_norm=0.7, nonfinite="propagate"), stream)
@@ -104,12 +110,26 @@ def test_a_fresh_state_can_be_donated_to_a_scan():
 
 
 def test_propagate_makes_every_parameter_nan_and_zero_makes_a_step_of_zeros():
-    propagated, state = run(wc.pipeline(optax.sgd, 0.1, nonfinite="propagate"), [{**gradients(0), "b": NAN["b"]}])
+    propagated, state = run(
+        wc.pipeline(optax.sgd, 0.1, nonfinite="propagate"), [{**gradients(0), "b": NAN["b"]}]
+    )
     assert all(np.isnan(leaf).all() for leaf in jax.tree.leaves(propagated))
-    assert counts(state) == {"step": 1, "clipped_count": 0, "nonfinite_count": 1, "skipped_count": 0}
-    zeroed, state = run(wc.pipeline(optax.sgd, 0.1, nonfinite="zero"), [{**gradients(0), "b": NAN["b"]}])
+    assert counts(state) == {
+        "step": 1,
+        "clipped_count": 0,
+        "nonfinite_count": 1,
+        "skipped_count": 0,
+    }
+    zeroed, state = run(
+        wc.pipeline(optax.sgd, 0.1, nonfinite="zero"), [{**gradients(0), "b": NAN["b"]}]
+    )
     chex.assert_trees_all_equal(zeroed, PARAMS)
-    assert counts(state) == {"step": 1, "clipped_count": 0, "nonfinite_count": 1, "skipped_count": 0}
+    assert counts(state) == {
+        "step": 1,
+        "clipped_count": 0,
+        "nonfinite_count": 1,
+        "skipped_count": 0,
+    }
 
 
 def test_a_max_norm_schedule_is_given_the_steps_taken():
@@ -143,36 +163,78 @@ def test_the_pipeline_chains_masks_and_nests():
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"optimizer": optax.adamw(1e-3)}, TypeError, "pipeline: optimizer must be a function from a learning rate"),
-        ({"optimizer": SCHEDULE}, TypeError, "pipeline: optimizer must be a function .* got warmup_polynomial_decay"),
-        ({"optimizer": "adamw"}, TypeError, "pipeline: optimizer must be a function .* got 'adamw'"),
+        (
+            {"optimizer": optax.adamw(1e-3)},
+            TypeError,
+            "pipeline: optimizer must be a function from a learning rate",
+        ),
+        (
+            {"optimizer": SCHEDULE},
+            TypeError,
+            "pipeline: optimizer must be a function .* got warmup_polynomial_decay",
+        ),
+        (
+            {"optimizer": "adamw"},
+            TypeError,
+            "pipeline: optimizer must be a function .* got 'adamw'",
+        ),
         (
             {"optimizer": lambda rate: rate},
             TypeError,
             "pipeline: what optimizer returns must be an optax.GradientTransformation; got 0.1",
         ),
-        ({"schedule": "0.1"}, TypeError, "pipeline: schedule must be a schedule or a finite number; got '0.1'"),
-        ({"schedule": None}, TypeError, "pipeline: schedule must be a schedule or a finite number; got None"),
-        ({"schedule": True}, TypeError, "pipeline: schedule must be a schedule or a finite number; got True"),
-        ({"schedule": np.nan}, ValueError, "pipeline: schedule must be a schedule or a finite number; got nan"),
+        (
+            {"schedule": "0.1"},
+            TypeError,
+            "pipeline: schedule must be a schedule or a finite number; got '0.1'",
+        ),
+        (
+            {"schedule": None},
+            TypeError,
+            "pipeline: schedule must be a schedule or a finite number; got None",
+        ),
+        (
+            {"schedule": True},
+            TypeError,
+            "pipeline: schedule must be a schedule or a finite number; got True",
+        ),
+        (
+            {"schedule": np.nan},
+            ValueError,
+            "pipeline: schedule must be a schedule or a finite number; got nan",
+        ),
         (
             {"max_norm": -1.0},
             ValueError,
-            "pipeline: max_norm must be a non-negative number, a schedule, running_bound.* or None; got -1.0",
+            "pipeline: max_norm must be a non-negative number, a schedule, running_bound.* or "
+            "None; got -1.0",
         ),
         (
             {"max_norm": "1"},
             TypeError,
-            "pipeline: max_norm must be a non-negative number, a schedule, running_bound.* or None; got '1'",
+            "pipeline: max_norm must be a non-negative number, a schedule, running_bound.* or "
+            "None; got '1'",
         ),
         (
             {"groups": wc.label_by_path(), "max_norm": None},
             ValueError,
             "pipeline: groups need a max_norm, .* got groups with max_norm=None",
         ),
-        ({"nonfinite": "ignore"}, ValueError, "nonfinite must be one of 'skip', 'propagate', 'zero'; got 'ignore'"),
-        ({"nonfinite": None}, TypeError, "nonfinite must be one of 'skip', 'propagate', 'zero'; got None"),
-        ({"axis_name": 3}, TypeError, "axis_name must be a name, a tuple of names, or a pytree prefix .* got 3"),
+        (
+            {"nonfinite": "ignore"},
+            ValueError,
+            "nonfinite must be one of 'skip', 'propagate', 'zero'; got 'ignore'",
+        ),
+        (
+            {"nonfinite": None},
+            TypeError,
+            "nonfinite must be one of 'skip', 'propagate', 'zero'; got None",
+        ),
+        (
+            {"axis_name": 3},
+            TypeError,
+            "axis_name must be a name, a tuple of names, or a pytree prefix .* got 3",
+        ),
         ({"axis_name": ("data", 0)}, TypeError, r"axis_name must be .* got \('data', 0\)"),
     ],
 )
@@ -183,7 +245,10 @@ def test_a_bad_argument_is_named_with_its_rule_and_value(arguments, error, messa
 
 
 def test_no_field_of_ours_shadows_one_that_optax_is_searched_for():
-    _, state = run(wc.pipeline(optax.inject_hyperparams(optax.sgd, hyperparam_dtype=jnp.float32), 0.25), [gradients(0)])
+    _, state = run(
+        wc.pipeline(optax.inject_hyperparams(optax.sgd, hyperparam_dtype=jnp.float32), 0.25),
+        [gradients(0)],
+    )
     assert float(optax.tree.get(state, "learning_rate")) == 0.25
     assert int(optax.tree.get(state, "count")) == 1
 
@@ -192,15 +257,29 @@ def injected(rate: Any) -> Any:
     return optax.inject_hyperparams(optax.sgd)(learning_rate=rate)
 
 
-#: Optimizers of two parts of the parameters, the rate, one that is set, and the rate that both parts then use, if it is one.
+#: Optimizers of two parts of the parameters, the rate, one that is set, and the rate that both
+#: parts then use, if it is one.
 PARTS: dict[str, tuple[Any, Any, Any, float]] = {
     "equal": (lambda rate: (injected(rate), optax.sgd(rate)), 0.5, None, 0.5),
-    "equal by a schedule": (lambda rate: (injected(rate), optax.sgd(rate)), optax.constant_schedule(0.5), None, 0.5),
+    "equal by a schedule": (
+        lambda rate: (injected(rate), optax.sgd(rate)),
+        optax.constant_schedule(0.5),
+        None,
+        0.5,
+    ),
     "one is set": (lambda rate: (injected(rate), optax.sgd(rate)), 0.5, 0.25, np.nan),
     "one is another": (lambda rate: (injected(0.25), optax.sgd(rate)), 0.5, None, np.nan),
-    "a schedule beside another": (lambda rate: (injected(0.25), optax.adam(rate)), optax.constant_schedule(0.5), None, np.nan),
+    "a schedule beside another": (
+        lambda rate: (injected(0.25), optax.adam(rate)),
+        optax.constant_schedule(0.5),
+        None,
+        np.nan,
+    ),
     "two in one part": (
-        lambda rate: (optax.masked(optax.chain(injected(0.25)), {"w": True, "b": False}), optax.sgd(rate)),
+        lambda rate: (
+            optax.masked(optax.chain(injected(0.25)), {"w": True, "b": False}),
+            optax.sgd(rate),
+        ),
         0.5,
         None,
         np.nan,
@@ -208,9 +287,11 @@ PARTS: dict[str, tuple[Any, Any, Any, float]] = {
     "the other is frozen": (lambda rate: (injected(rate), optax.set_to_zero()), 0.5, 0.25, 0.25),
     "both in one injection": (
         lambda rate: (
-            optax.inject_hyperparams(lambda learning_rate: optax.masked(optax.sgd(learning_rate), {"w": True, "b": False}))(
-                learning_rate=rate
-            ),
+            optax.inject_hyperparams(
+                lambda learning_rate: optax.masked(
+                    optax.sgd(learning_rate), {"w": True, "b": False}
+                )
+            )(learning_rate=rate),
             optax.set_to_zero(),
         ),
         0.5,
@@ -229,7 +310,10 @@ def test_the_rate_of_two_parts_is_known_where_it_is_one(parts: str, combine: str
         first, second = build(rate)
         if combine == "partition":
             return optax.partition({"w": first, "b": second}, {"w": "w", "b": "b"})
-        return optax.chain(optax.masked(first, {"w": True, "b": False}), optax.masked(second, {"w": False, "b": True}))
+        return optax.chain(
+            optax.masked(first, {"w": True, "b": False}),
+            optax.masked(second, {"w": False, "b": True}),
+        )
 
     pipeline: Any = wc.pipeline(optimizer, rate, max_norm=None)
     state = pipeline.init(PARAMS)
@@ -243,13 +327,21 @@ def test_the_rate_of_two_parts_is_known_where_it_is_one(parts: str, combine: str
     ("factory", "message"),
     [
         (optax.adam, r"<function adam at .*> returned a \w+, not a number\. Pass a schedule\."),
-        (optax.constant_schedule, "returned another function, not a number. Call it with its arguments first"),
-        (optax.cosine_decay_schedule, r"got the function cosine_decay_schedule itself\. Call it with its arguments: cosine"),
+        (
+            optax.constant_schedule,
+            "returned another function, not a number. Call it with its arguments first",
+        ),
+        (
+            optax.cosine_decay_schedule,
+            r"got the function cosine_decay_schedule itself\. Call it with its arguments: cosine",
+        ),
         (wc.product, r"got the function product itself\. Call it with its arguments: product"),
         (optax.adam(0.1), "must be a schedule|must be a non-negative number, a schedule"),
     ],
 )
-def test_a_factory_or_an_optimizer_in_the_place_of_a_schedule_is_told_so(factory: Any, message: str):
+def test_a_factory_or_an_optimizer_in_the_place_of_a_schedule_is_told_so(
+    factory: Any, message: str
+):
     uses: dict[str, Any] = {
         "schedule": lambda: wc.pipeline(optax.sgd, factory),
         "max_norm": lambda: wc.pipeline(optax.sgd, 0.1, max_norm=factory),

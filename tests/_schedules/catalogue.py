@@ -1,4 +1,6 @@
-"""Every kind of schedule at any length, beside its textbook formula and the steps at which it changes."""
+"""Every kind of schedule at any length, beside its textbook formula and the steps at which it
+changes.
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -26,42 +28,92 @@ class Entry(NamedTuple):
         return np.array([-(2**31), -5, *near, 2**31 - 1])
 
 
-def entry(factory: Callable[..., wc.Schedule], seams: tuple[int, ...], *, is_smooth: bool = True, **arguments: Any) -> Entry:
+def entry(
+    factory: Callable[..., wc.Schedule],
+    seams: tuple[int, ...],
+    *,
+    is_smooth: bool = True,
+    **arguments: Any,
+) -> Entry:
     formula = getattr(reference, factory.__name__)
     peak = max(
-        np.max(np.abs(arguments.get(name, 0.0))) for name in ("peak_value", "init_value", "value", "values", "end_value")
+        np.max(np.abs(arguments.get(name, 0.0)))
+        for name in ("peak_value", "init_value", "value", "values", "end_value")
     )
-    return Entry(factory(**arguments), lambda count: formula(count, **arguments), seams, peak, is_smooth)
+    return Entry(
+        factory(**arguments), lambda count: formula(count, **arguments), seams, peak, is_smooth
+    )
 
 
 def catalogue(length: int) -> dict[str, Entry]:
-    """One entry for each curve, for each value of its options, and for the hardest values of its numbers."""
+    """One entry for each curve, for each value of its options, and for the hardest values of its
+    numbers.
+    """
     n, w, d = length, length // 10, length // 5
     run = {"peak_value": 3e-4, "total_steps": n, "warmup_steps": w}
     entries = {
         "constant": entry(wc.constant, (1,), value=0.1),
         "linear_warmup": entry(wc.linear_warmup, (n,), peak_value=0.3, warmup_steps=n),
-        "linear_warmup from 0.1": entry(wc.linear_warmup, (n,), peak_value=0.7, warmup_steps=n, init_value=0.1),
-        "linear_warmup downwards": entry(wc.linear_warmup, (n,), peak_value=0.1, warmup_steps=n, init_value=0.15),
+        "linear_warmup from 0.1": entry(
+            wc.linear_warmup, (n,), peak_value=0.7, warmup_steps=n, init_value=0.1
+        ),
+        "linear_warmup downwards": entry(
+            wc.linear_warmup, (n,), peak_value=0.1, warmup_steps=n, init_value=0.15
+        ),
         "exponential_warmup": entry(wc.exponential_warmup, (n,), peak_value=0.3, timescale=n / 3),
-        "cosine_decay": entry(wc.cosine_decay, (n // 2, n), init_value=0.3, decay_steps=n, end_value=0.01),
-        "exponential_decay": entry(wc.exponential_decay, (n,), init_value=0.3, decay_steps=n // 10, decay_rate=0.3),
+        "cosine_decay": entry(
+            wc.cosine_decay, (n // 2, n), init_value=0.3, decay_steps=n, end_value=0.01
+        ),
+        "exponential_decay": entry(
+            wc.exponential_decay, (n,), init_value=0.3, decay_steps=n // 10, decay_rate=0.3
+        ),
         "exponential_decay to a floor": entry(
-            wc.exponential_decay, (2 * n,), init_value=0.3, decay_steps=n, decay_rate=0.5, end_value=0.1
+            wc.exponential_decay,
+            (2 * n,),
+            init_value=0.3,
+            decay_steps=n,
+            decay_rate=0.5,
+            end_value=0.1,
         ),
         "exponential_decay by a rate near 1": entry(
-            wc.exponential_decay, (n,), init_value=0.3, decay_steps=1, decay_rate=float(0.1 ** (1 / n))
+            wc.exponential_decay,
+            (n,),
+            init_value=0.3,
+            decay_steps=1,
+            decay_rate=float(0.1 ** (1 / n)),
         ),
         "exponential_decay that grows": entry(
-            wc.exponential_decay, (n - 1, n), init_value=0.1, decay_steps=n, decay_rate=3.0, end_value=0.3
+            wc.exponential_decay,
+            (n - 1, n),
+            init_value=0.1,
+            decay_steps=n,
+            decay_rate=3.0,
+            end_value=0.3,
         ),
         "exponential_decay in steps": entry(
-            wc.exponential_decay, (n // 3, n), init_value=0.3, decay_steps=n // 3, decay_rate=0.9, staircase=True
+            wc.exponential_decay,
+            (n // 3, n),
+            init_value=0.3,
+            decay_steps=n // 3,
+            decay_rate=0.9,
+            staircase=True,
         ),
-        "piecewise_constant": entry(wc.piecewise_constant, (w, n), values=[0.1, 0.3, 0.01], boundaries=[w, n], is_smooth=False),
+        "piecewise_constant": entry(
+            wc.piecewise_constant,
+            (w, n),
+            values=[0.1, 0.3, 0.01],
+            boundaries=[w, n],
+            is_smooth=False,
+        ),
         "inverse_sqrt_decay": entry(wc.inverse_sqrt_decay, (n,), init_value=0.3, timescale=n / 7),
         "polynomial_decay that cycles": entry(
-            wc.polynomial_decay, (n, 2 * n, 7 * n), init_value=0.05, decay_steps=n, end_value=0.001, cycle=True, is_smooth=False
+            wc.polynomial_decay,
+            (n, 2 * n, 7 * n),
+            init_value=0.05,
+            decay_steps=n,
+            end_value=0.001,
+            cycle=True,
+            is_smooth=False,
         ),
     }
     for power in (0.5, 0.9, 1.0, 2.0, 3.7, 50.0, 1000.0):
@@ -74,15 +126,27 @@ def catalogue(length: int) -> dict[str, Entry]:
     for clock in ("warmup_end", "zero"):
         for power in (0.5, 1.0, 2.0):
             entries[f"warmup_polynomial_decay {clock} {power}"] = entry(
-                wc.warmup_polynomial_decay, (w, n), **run, end_value=1e-5, power=power, decay_from=clock
+                wc.warmup_polynomial_decay,
+                (w, n),
+                **run,
+                end_value=1e-5,
+                power=power,
+                decay_from=clock,
             )
-        entries[f"warmup_cosine_decay {clock}"] = entry(wc.warmup_cosine_decay, (w, n), **run, end_value=1e-5, decay_from=clock)
+        entries[f"warmup_cosine_decay {clock}"] = entry(
+            wc.warmup_cosine_decay, (w, n), **run, end_value=1e-5, decay_from=clock
+        )
     entries["warmup_polynomial_decay without a warm-up"] = entry(
         wc.warmup_polynomial_decay, (n,), peak_value=0.3, total_steps=n, warmup_steps=0
     )
     for shape in ("linear", "cosine", "one_minus_sqrt", "exponential"):
         entries[f"warmup_stable_decay {shape}"] = entry(
-            wc.warmup_stable_decay, (w, n - d, n), **run, decay_steps=d, end_value=1e-5, decay_shape=shape
+            wc.warmup_stable_decay,
+            (w, n - d, n),
+            **run,
+            decay_steps=d,
+            end_value=1e-5,
+            decay_shape=shape,
         )
     for shape in ("one_minus_sqrt", "exponential"):
         entries[f"warmup_stable_decay {shape} to zero"] = entry(
@@ -108,25 +172,47 @@ def _transforms(n: int, w: int) -> dict[str, Entry]:
             count - 2 * w, peak_value=0.3, warmup_steps=n)))  # fmt: skip
 
     return {
-        "with_warmup": Entry(wc.with_warmup(decay, warmup_steps=w, init_value=0.01), warmed, (w, n), 0.3),
+        "with_warmup": Entry(
+            wc.with_warmup(decay, warmup_steps=w, init_value=0.01), warmed, (w, n), 0.3
+        ),
         "join": Entry(
-            wc.join([wc.constant(value=0.1), decay, wc.linear_warmup(peak_value=0.3, warmup_steps=n)], boundaries=[w, 2 * w]),
+            wc.join(
+                [wc.constant(value=0.1), decay, wc.linear_warmup(peak_value=0.3, warmup_steps=n)],
+                boundaries=[w, 2 * w],
+            ),
             joined,
             (w, 2 * w, 2 * w + n),
             0.3,
             is_smooth=False,
         ),
         "repeat": Entry(
-            wc.repeat(decay, period=n // 3), lambda count: cosine(_clock(count) % (n // 3)), (n // 3, n), 0.3, is_smooth=False
+            wc.repeat(decay, period=n // 3),
+            lambda count: cosine(_clock(count) % (n // 3)),
+            (n // 3, n),
+            0.3,
+            is_smooth=False,
         ),
         "stretch": Entry(
-            wc.stretch(decay, factor=3), lambda count: cosine(_clock(count) // 3), (3, n, min(3 * n, 2**31 - 3)), 0.3
+            wc.stretch(decay, factor=3),
+            lambda count: cosine(_clock(count) // 3),
+            (3, n, min(3 * n, 2**31 - 3)),
+            0.3,
         ),
-        "product": Entry(0.5 * decay * wc.constant(value=0.1), lambda count: 0.05 * cosine(count), (n,), 0.015),
-        "minimum": Entry(wc.minimum(decay, 0.2), lambda count: np.minimum(cosine(count), 0.2), (n,), 0.3),
-        "maximum": Entry(wc.maximum(0.01, decay), lambda count: np.maximum(cosine(count), 0.01), (n,), 0.3),
-        "shift onwards": Entry(wc.shift(decay, by=w), lambda count: cosine(_clock(count) + w), (n,), 0.3),
-        "shift back": Entry(wc.shift(decay, by=-w), lambda count: cosine(_clock(count) - w), (w, n + w), 0.3),
+        "product": Entry(
+            0.5 * decay * wc.constant(value=0.1), lambda count: 0.05 * cosine(count), (n,), 0.015
+        ),
+        "minimum": Entry(
+            wc.minimum(decay, 0.2), lambda count: np.minimum(cosine(count), 0.2), (n,), 0.3
+        ),
+        "maximum": Entry(
+            wc.maximum(0.01, decay), lambda count: np.maximum(cosine(count), 0.01), (n,), 0.3
+        ),
+        "shift onwards": Entry(
+            wc.shift(decay, by=w), lambda count: cosine(_clock(count) + w), (n,), 0.3
+        ),
+        "shift back": Entry(
+            wc.shift(decay, by=-w), lambda count: cosine(_clock(count) - w), (w, n + w), 0.3
+        ),
     }
 
 

@@ -1,4 +1,6 @@
-"""What other systems compute for one recipe, each in float64 and branch for branch as its source has it."""
+"""What other systems compute for one recipe, each in float64 and branch for branch as its source
+has it.
+"""
 
 import math
 
@@ -68,7 +70,9 @@ def hf_stable(step: int) -> float:
         return PEAK
     if step < T:
         share = (step - (T - 20)) / 20
-        return PEAK * ((1 - END / PEAK) * max(0.0, 0.5 * (1 + math.cos(math.pi * share))) + END / PEAK)
+        return PEAK * (
+            (1 - END / PEAK) * max(0.0, 0.5 * (1 + math.cos(math.pi * share))) + END / PEAK
+        )
     return END
 
 
@@ -150,7 +154,9 @@ def big_vision_stair(step: int) -> float:
 def levanter_inverse_sqrt(step: int, timescale: int) -> float:
     if step < W:
         return PEAK * step / W
-    decay = min(1.0, 1.0 / math.sqrt(max(step - W + W, 1) / timescale))  # Their count begins after the warm-up.
+    decay = min(
+        1.0, 1.0 / math.sqrt(max(step - W + W, 1) / timescale)
+    )  # Their count begins after the warm-up.
     return max(PEAK * decay, END)
 
 
@@ -203,7 +209,9 @@ def purejaxrl(step: int, minibatches: int, epochs: int, updates: int) -> float:
 
 
 def flax_rsqrt(step: int) -> float:
-    return PEAK * step / W if step < W else PEAK * (step - W + W) ** -0.5 * W**0.5  # Their count begins after the warm-up.
+    return (
+        PEAK * step / W if step < W else PEAK * (step - W + W) ** -0.5 * W**0.5
+    )  # Their count begins after the warm-up.
 
 
 def flax_cosine(step: int, per_epoch: int, warmup_epochs: int, epochs: int) -> float:
@@ -215,7 +223,9 @@ def flax_cosine(step: int, per_epoch: int, warmup_epochs: int, epochs: int) -> f
 
 def flax_stepped(step: int, per_epoch: int) -> float:
     boundaries = [30 * per_epoch, 60 * per_epoch, 80 * per_epoch]
-    value = [PEAK * decay for decay in (1.0, 0.1, 0.01, 0.001)][sum(boundary < step for boundary in boundaries)]
+    value = [PEAK * decay for decay in (1.0, 0.1, 0.01, 0.001)][
+        sum(boundary < step for boundary in boundaries)
+    ]
     return value * min(1.0, step / 5.0 / per_epoch)
 
 

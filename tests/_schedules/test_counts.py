@@ -24,7 +24,8 @@ def test_the_dtype_of_the_count_does_not_matter(dtype: str):
 
 
 @pytest.mark.parametrize(
-    "count", [2**31, 2**32 + 5, 2**63 - 1, 10**30, np.uint32(2**32 - 1), np.int64(2**40), np.uint64(2**63)]
+    "count",
+    [2**31, 2**32 + 5, 2**63 - 1, 10**30, np.uint32(2**32 - 1), np.int64(2**40), np.uint64(2**63)],
 )
 def test_a_count_past_int32_is_past_the_end_and_does_not_wrap_around(count: Any):
     assert float(wc.linear_warmup(peak_value=1.0, warmup_steps=10)(count)) == 1.0
@@ -65,4 +66,6 @@ def test_a_count_may_be_what_holds_an_array_in_a_trace_too():
     inner = optax.linear_schedule(0.0, 1.0, 10)
     for called in (schedule, wc.shift(inner, by=0), 2 * schedule / 2):
         assert float(called(counter)) == pytest.approx(0.3)
-        assert float(nnx.jit(lambda count, called=called: called(count))(counter)) == pytest.approx(0.3)
+        assert float(nnx.jit(lambda count, called=called: called(count))(counter)) == pytest.approx(
+            0.3
+        )

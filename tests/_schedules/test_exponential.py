@@ -14,11 +14,18 @@ pytestmark = pytest.mark.usefixtures("strict_dtypes")
 @pytest.mark.parametrize(("init", "end"), [(1e-7, 10.0), (1e-30, 1e30), (1.0, 1.5)])
 @pytest.mark.parametrize("staircase", [False, True])
 def test_growth_is_the_formula_and_stops_at_its_ceiling(init: float, end: float, staircase: bool):
-    schedule = wc.exponential_decay(init_value=init, decay_steps=100, decay_rate=2.0, end_value=end, staircase=staircase)
+    schedule = wc.exponential_decay(
+        init_value=init, decay_steps=100, decay_rate=2.0, end_value=end, staircase=staircase
+    )
     numbers = schedule.arguments
     reached = int(100 * np.log2(end / init)) + 1
-    counts = np.unique(np.concatenate([np.arange(0, reached + 200, 7), [reached - 1, reached, 2**31 - 1]]))
-    values, exact = np.asarray(schedule(counts), np.float64), reference.exponential_decay(counts, **numbers)
+    counts = np.unique(
+        np.concatenate([np.arange(0, reached + 200, 7), [reached - 1, reached, 2**31 - 1]])
+    )
+    values, exact = (
+        np.asarray(schedule(counts), np.float64),
+        reference.exponential_decay(counts, **numbers),
+    )
     # An ulp more for each factor of e: the exponent itself is rounded to float32.
     ulps = 4 + 2 * np.abs(np.log(exact / init))
     assert np.all(np.abs(values - exact) <= ulps * 2.0**-24 * exact)
@@ -36,7 +43,12 @@ def test_with_a_rate_of_1_it_stays_where_it_is(init: float, end: float):
 @pytest.mark.parametrize(
     ("rate", "init", "end", "named"),
     [
-        (2.0, 1.0, 1.0, "end_value must be above init_value=1.0 with a decay_rate above 1; got 1.0"),
+        (
+            2.0,
+            1.0,
+            1.0,
+            "end_value must be above init_value=1.0 with a decay_rate above 1; got 1.0",
+        ),
         (2.0, 0.0, 1.0, "init_value must be above 0 with a decay_rate above 1; got 0.0"),
         (1.0, 1.0, 1.5, "end_value must be at most init_value=1.0; got 1.5"),
     ],
@@ -57,15 +69,29 @@ def test_its_derivative_is_finite_before_and_past_the_ceiling():
 
 def test_a_traced_rate_decides_by_its_value_which_way_it_goes():
     def value(rate: jax.Array, end: jax.Array) -> jax.Array:
-        return wc.exponential_decay(init_value=1.0, decay_steps=1, decay_rate=rate, end_value=end)(jnp.array([0, 1, 2, 50]))
+        return wc.exponential_decay(init_value=1.0, decay_steps=1, decay_rate=rate, end_value=end)(
+            jnp.array([0, 1, 2, 50])
+        )
 
-    for rate, end, values in ((2.0, 3.0, [1, 2, 3, 3]), (0.5, 0.3, [1, 0.5, 0.3, 0.3]), (1.0, 1.0, [1, 1, 1, 1])):
+    for rate, end, values in (
+        (2.0, 3.0, [1, 2, 3, 3]),
+        (0.5, 0.3, [1, 0.5, 0.3, 0.3]),
+        (1.0, 1.0, [1, 1, 1, 1]),
+    ):
         np.testing.assert_allclose(jax.jit(value)(rate, end), values, rtol=1e-6)
 
 
 def test_it_ends_exactly_at_its_ceiling_and_never_passes_it():
     rng = np.random.default_rng(0)
-    for init, factor in zip(10.0 ** rng.uniform(-8, 0, 200), 10.0 ** rng.uniform(0.1, 8, 200), strict=True):
-        schedule = wc.exponential_decay(init_value=init, decay_steps=10, decay_rate=1.3, end_value=init * factor)
+    for init, factor in zip(
+        10.0 ** rng.uniform(-8, 0, 200), 10.0 ** rng.uniform(0.1, 8, 200), strict=True
+    ):
+        schedule = wc.exponential_decay(
+            init_value=init, decay_steps=10, decay_rate=1.3, end_value=init * factor
+        )
         values = np.asarray(schedule(np.array([0, 10**4, 10**9])))
-        assert values.tolist() == [np.float32(init), np.float32(init * factor), np.float32(init * factor)]
+        assert values.tolist() == [
+            np.float32(init),
+            np.float32(init * factor),
+            np.float32(init * factor),
+        ]

@@ -35,10 +35,20 @@ MEGATRON = "megatron/core/optimizer_param_scheduler.py, get_lr"
 #: Flat for W steps, then the inverse square root of the step.
 EASYLM = wc.shift(wc.inverse_sqrt_decay(init_value=PEAK / 0.01 / math.sqrt(W), timescale=W), by=-W)
 RSQRT = wc.inverse_sqrt_decay(init_value=PEAK, timescale=W)
-WSD: dict[str, Any] = {"linear": "linear", "cosine": "cosine", "exponential": "exponential", "minus_sqrt": "one_minus_sqrt"}
+WSD: dict[str, Any] = {
+    "linear": "linear",
+    "cosine": "cosine",
+    "exponential": "exponential",
+    "minus_sqrt": "one_minus_sqrt",
+}
 
 TABLE = [
-    Row("BERT", "optimization.py, create_optimizer", elsewhere.bert, wc.warmup_polynomial_decay(**RUN, decay_from="zero")),
+    Row(
+        "BERT",
+        "optimization.py, create_optimizer",
+        elsewhere.bert,
+        wc.warmup_polynomial_decay(**RUN, decay_from="zero"),
+    ),
     Row(
         "tf-models, WarmUp(PolynomialDecay)",
         "official/nlp/optimization.py, WarmUp",
@@ -63,7 +73,9 @@ TABLE = [
             f"TensorFlow, PolynomialDecay(cycle={cycle})",
             "keras.optimizers.schedules.PolynomialDecay",
             lambda step, cycle=cycle: elsewhere.tensorflow(step, cycle=cycle),
-            wc.polynomial_decay(init_value=PEAK, decay_steps=T, end_value=END, power=2.0, cycle=cycle),
+            wc.polynomial_decay(
+                init_value=PEAK, decay_steps=T, end_value=END, power=2.0, cycle=cycle
+            ),
         )
         for cycle in (False, True)
     ),
@@ -77,15 +89,29 @@ TABLE = [
         Row(
             f"Keras, ExponentialDecay(staircase={staircase})",
             "keras.optimizers.schedules.ExponentialDecay",
-            lambda step, staircase=staircase: elsewhere.keras_exponential(step, staircase=staircase),
-            wc.exponential_decay(init_value=PEAK, decay_steps=30, decay_rate=0.9, staircase=staircase),
+            lambda step, staircase=staircase: elsewhere.keras_exponential(
+                step, staircase=staircase
+            ),
+            wc.exponential_decay(
+                init_value=PEAK, decay_steps=30, decay_rate=0.9, staircase=staircase
+            ),
         )
         for staircase in (False, True)
     ),
     Row("HF transformers, linear", HF, elsewhere.hf_linear, wc.warmup_polynomial_decay(**RUN)),
-    Row("HF transformers, cosine", HF, elsewhere.hf_cosine, wc.warmup_cosine_decay(**RUN), T + 1, "theirs rises again after T"),
     Row(
-        "HF transformers, polynomial", HF, elsewhere.hf_polynomial, wc.warmup_polynomial_decay(**RUN, power=2.0, end_value=END)
+        "HF transformers, cosine",
+        HF,
+        elsewhere.hf_cosine,
+        wc.warmup_cosine_decay(**RUN),
+        T + 1,
+        "theirs rises again after T",
+    ),
+    Row(
+        "HF transformers, polynomial",
+        HF,
+        elsewhere.hf_polynomial,
+        wc.warmup_polynomial_decay(**RUN, power=2.0, end_value=END),
     ),
     Row(
         "HF transformers, inverse_sqrt",
@@ -109,7 +135,11 @@ TABLE = [
         "t5x, constant * linear_warmup * rsqrt_decay",
         "t5x/utils.py, create_learning_rate_scheduler",
         elsewhere.t5x,
-        wc.with_warmup(wc.inverse_sqrt_decay(init_value=0.5 / math.sqrt(W), timescale=W), warmup_steps=W, init_value=1e-8),
+        wc.with_warmup(
+            wc.inverse_sqrt_decay(init_value=0.5 / math.sqrt(W), timescale=W),
+            warmup_steps=W,
+            init_value=1e-8,
+        ),
     ),
     Row(
         "big_vision, linear",
@@ -154,7 +184,9 @@ TABLE = [
             f"Megatron-LM, WSD {theirs}",
             MEGATRON,
             lambda step, theirs=theirs: elsewhere.megatron(step, f"WSD {theirs}"),
-            wc.warmup_stable_decay(**RUN, init_value=1e-5, decay_steps=20, end_value=END, decay_shape=ours),
+            wc.warmup_stable_decay(
+                **RUN, init_value=1e-5, decay_steps=20, end_value=END, decay_shape=ours
+            ),
         )
         for theirs, ours in WSD.items()
     ),
@@ -236,7 +268,10 @@ TABLE = [
                 wc.join(
                     [
                         wc.linear_warmup(peak_value=PEAK, warmup_steps=W),
-                        wc.shift(wc.inverse_sqrt_decay(init_value=PEAK, timescale=timescale), by=W - timescale),
+                        wc.shift(
+                            wc.inverse_sqrt_decay(init_value=PEAK, timescale=timescale),
+                            by=W - timescale,
+                        ),
                     ],
                     boundaries=[W],
                 ),
@@ -273,7 +308,9 @@ TABLE = [
         "MaxText, cosine to T",
         "MaxText/maxtext_utils.py, create_learning_rate_schedule",
         elsewhere.maxtext_to_the_end,
-        wc.join([wc.warmup_cosine_decay(**RUN, end_value=END), wc.constant(value=0.0)], boundaries=[T]),
+        wc.join(
+            [wc.warmup_cosine_decay(**RUN, end_value=END), wc.constant(value=0.0)], boundaries=[T]
+        ),
     ),
     Row(
         "MaxText, cosine to T - 1",
@@ -288,7 +325,12 @@ TABLE = [
             boundaries=[W, T],
         ),
     ),
-    Row("EasyLM, PaLM's rate", "EasyLM/optimizers.py, PalmOptimizerFactory", elsewhere.easylm_rate, EASYLM),
+    Row(
+        "EasyLM, PaLM's rate",
+        "EasyLM/optimizers.py, PalmOptimizerFactory",
+        elsewhere.easylm_rate,
+        EASYLM,
+    ),
     Row(
         "EasyLM, PaLM's weight decay of the square of the rate",
         "EasyLM/optimizers.py, PalmOptimizerFactory",
@@ -311,12 +353,18 @@ TABLE = [
         Row(
             f"flax, ImageNet's cosine by epochs, {warmup} of {epochs}",
             "examples/imagenet/train.py, create_learning_rate_fn",
-            lambda step, epochs=epochs, warmup=warmup: elsewhere.flax_cosine(step, 7, warmup, epochs),
+            lambda step, epochs=epochs, warmup=warmup: elsewhere.flax_cosine(
+                step, 7, warmup, epochs
+            ),
             wc.warmup_cosine_decay(
                 peak_value=PEAK,
                 # 66 // 9 is 7: the loader drops the last batch of every epoch.
-                total_steps=wc.steps(epochs=epochs, dataset_size=66, batch_size=9, drop_remainder=True),
-                warmup_steps=wc.steps(epochs=warmup, dataset_size=66, batch_size=9, drop_remainder=True),
+                total_steps=wc.steps(
+                    epochs=epochs, dataset_size=66, batch_size=9, drop_remainder=True
+                ),
+                warmup_steps=wc.steps(
+                    epochs=warmup, dataset_size=66, batch_size=9, drop_remainder=True
+                ),
             ),
         )
         for epochs, warmup in ((14, 3), (100, 5))
@@ -326,7 +374,10 @@ TABLE = [
         "flax/training/lr_schedule.py, create_stepped_learning_rate_schedule",
         lambda step: elsewhere.flax_stepped(step, 2),
         # Theirs moves one step after a boundary.
-        wc.piecewise_constant(values=PEAK * np.array([1.0, 0.1, 0.01, 0.001]), boundaries=2 * np.array([30, 60, 80]) + 1)
+        wc.piecewise_constant(
+            values=PEAK * np.array([1.0, 0.1, 0.01, 0.001]),
+            boundaries=2 * np.array([30, 60, 80]) + 1,
+        )
         * wc.linear_warmup(peak_value=1.0, warmup_steps=10),
     ),
     Row(
@@ -334,7 +385,10 @@ TABLE = [
         "Loshchilov & Hutter 2017, section 3",
         lambda step: elsewhere.sgdr(step, 20),
         wc.join(
-            [wc.cosine_decay(init_value=PEAK, decay_steps=20 * 2**k, end_value=END) for k in range(4)],
+            [
+                wc.cosine_decay(init_value=PEAK, decay_steps=20 * 2**k, end_value=END)
+                for k in range(4)
+            ],
             boundaries=[20, 60, 140],
         ),
     ),
@@ -351,24 +405,39 @@ def test_our_call_gives_the_numbers_of_their_formula(row: Row):
     steps = np.arange(row.differs_from or 3 * T)
     theirs = np.array([row.theirs(int(step)) for step in steps])
     # 4 ulp of the peak: 1.5e-7 of the largest value, 1e-5 of the smallest but zero.
-    np.testing.assert_allclose(row.ours(steps), theirs, rtol=0, atol=4 * np.spacing(np.float32(theirs.max())))
+    np.testing.assert_allclose(
+        row.ours(steps), theirs, rtol=0, atol=4 * np.spacing(np.float32(theirs.max()))
+    )
 
 
 def test_shares_and_epochs_become_other_numbers_of_steps_elsewhere():
     # MaxText and Levanter cut off, big_vision rounds to the nearest and halves to even.
-    assert (int(0.145 * 100), round(0.145 * 100), wc.steps(fraction=0.145, total_steps=100)) == (14, 14, 15)
-    assert (int(0.1 * 1005), round(0.1 * 1005), wc.steps(fraction=0.1, total_steps=1005)) == (100, 100, 101)
-    # Epochs: big_vision to the nearest, the data loader of flax drops the rest of each, ours makes a step of what is left.
+    assert (int(0.145 * 100), round(0.145 * 100), wc.steps(fraction=0.145, total_steps=100)) == (
+        14,
+        14,
+        15,
+    )
+    assert (int(0.1 * 1005), round(0.1 * 1005), wc.steps(fraction=0.1, total_steps=1005)) == (
+        100,
+        100,
+        101,
+    )
+    # Epochs: big_vision to the nearest, the data loader of flax drops the rest of each, ours makes
+    # a step of what is left.
     assert round(3 * 1001 / 33) == wc.steps(epochs=3, dataset_size=1001, batch_size=33) == 91
     assert (round(1001 / 32), wc.steps(epochs=1, dataset_size=1001, batch_size=32)) == (31, 32)
-    assert wc.steps(epochs=3, dataset_size=1001, batch_size=32, drop_remainder=True) == 3 * (1001 // 32)
+    assert wc.steps(epochs=3, dataset_size=1001, batch_size=32, drop_remainder=True) == 3 * (
+        1001 // 32
+    )
 
 
 DIFFERENT = [row for row in TABLE if row.differs_from is not None]
 
 
 @pytest.mark.parametrize("row", DIFFERENT, ids=[row.system for row in DIFFERENT])
-def test_where_a_row_says_that_ours_differs_it_does_and_ours_does_not_rise_or_go_below_zero(row: Row):
+def test_where_a_row_says_that_ours_differs_it_does_and_ours_does_not_rise_or_go_below_zero(
+    row: Row,
+):
     assert row.because
     steps = np.arange(row.differs_from or 0, 3 * T)
     theirs, ours = np.array([row.theirs(int(step)) for step in steps]), np.asarray(row.ours(steps))
@@ -392,23 +461,53 @@ SMALL = 4 * float(np.spacing(np.float32(PEAK)))
             optax.polynomial_schedule(PEAK, END, 0.9, T),
             wc.polynomial_decay(init_value=PEAK, decay_steps=T, end_value=END, power=0.9),
         ),
-        (optax.cosine_decay_schedule(PEAK, T, END / PEAK), wc.cosine_decay(init_value=PEAK, decay_steps=T, end_value=END)),
-        (optax.exponential_decay(PEAK, 30, 0.5), wc.exponential_decay(init_value=PEAK, decay_steps=30, decay_rate=0.5)),
-        (optax.warmup_cosine_decay_schedule(0.0, PEAK, W, T, END), wc.warmup_cosine_decay(**RUN, end_value=END)),
+        (
+            optax.cosine_decay_schedule(PEAK, T, END / PEAK),
+            wc.cosine_decay(init_value=PEAK, decay_steps=T, end_value=END),
+        ),
+        (
+            optax.exponential_decay(PEAK, 30, 0.5),
+            wc.exponential_decay(init_value=PEAK, decay_steps=30, decay_rate=0.5),
+        ),
+        (
+            optax.warmup_cosine_decay_schedule(0.0, PEAK, W, T, END),
+            wc.warmup_cosine_decay(**RUN, end_value=END),
+        ),
         (
             optax.warmup_exponential_decay_schedule(0.0, PEAK, W, 30, 0.5),
-            wc.with_warmup(wc.exponential_decay(init_value=PEAK, decay_steps=30, decay_rate=0.5), warmup_steps=W),
+            wc.with_warmup(
+                wc.exponential_decay(init_value=PEAK, decay_steps=30, decay_rate=0.5),
+                warmup_steps=W,
+            ),
         ),
         (
-            optax.sgdr_schedule([{"init_value": END, "peak_value": PEAK, "decay_steps": 40, "warmup_steps": 10}] * 8),
-            wc.repeat(wc.warmup_cosine_decay(peak_value=PEAK, total_steps=40, warmup_steps=10, init_value=END), period=40),
+            optax.sgdr_schedule(
+                [{"init_value": END, "peak_value": PEAK, "decay_steps": 40, "warmup_steps": 10}] * 8
+            ),
+            wc.repeat(
+                wc.warmup_cosine_decay(
+                    peak_value=PEAK, total_steps=40, warmup_steps=10, init_value=END
+                ),
+                period=40,
+            ),
         ),
     ],
-    ids=["constant", "linear", "polynomial", "cosine", "exponential", "warmup_cosine", "warmup_exponential", "sgdr"],
+    ids=[
+        "constant",
+        "linear",
+        "polynomial",
+        "cosine",
+        "exponential",
+        "warmup_cosine",
+        "warmup_exponential",
+        "sgdr",
+    ],
 )
 def test_optax_gives_the_same(theirs: optax.Schedule, ours: wc.Schedule):
     steps = jnp.arange(3 * T)
-    np.testing.assert_allclose(ours(steps), np.array([theirs(step) for step in steps]), rtol=1e-6, atol=SMALL)
+    np.testing.assert_allclose(
+        ours(steps), np.array([theirs(step) for step in steps]), rtol=1e-6, atol=SMALL
+    )
 
 
 def torch_rates(build: Callable[[Any], Any], steps: int) -> list[float]:
@@ -434,26 +533,36 @@ def test_pytorch_gives_the_same():
         return schedulers.SequentialLR(optimizer, [warmup, decay], milestones=[W])
 
     ours = wc.warmup_polynomial_decay(**RUN, init_value=0.1 * PEAK, power=0.9)
-    np.testing.assert_allclose(ours(jnp.arange(T + 50)), torch_rates(build, T + 50), rtol=0, atol=SMALL)
+    np.testing.assert_allclose(
+        ours(jnp.arange(T + 50)), torch_rates(build, T + 50), rtol=0, atol=SMALL
+    )
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", ["linear", "cosine", "polynomial", "inverse_sqrt", "warmup_stable_decay"])
+@pytest.mark.parametrize(
+    "name", ["linear", "cosine", "polynomial", "inverse_sqrt", "warmup_stable_decay"]
+)
 def test_transformers_gives_the_same(name: str):
     pytest.importorskip("torch")
     optimization = pytest.importorskip("transformers.optimization")
     builders: dict[str, Callable[[Any], Any]] = {
         "linear": lambda o: optimization.get_linear_schedule_with_warmup(o, W, T),
         "cosine": lambda o: optimization.get_cosine_schedule_with_warmup(o, W, T),
-        "polynomial": lambda o: optimization.get_polynomial_decay_schedule_with_warmup(o, W, T, lr_end=END, power=2.0),
+        "polynomial": lambda o: optimization.get_polynomial_decay_schedule_with_warmup(
+            o, W, T, lr_end=END, power=2.0
+        ),
         "inverse_sqrt": lambda o: optimization.get_inverse_sqrt_schedule(o, W, timescale=40),
-        "warmup_stable_decay": lambda o: optimization.get_wsd_schedule(o, W, 20, num_stable_steps=T - W - 20, min_lr_ratio=0.0),
+        "warmup_stable_decay": lambda o: optimization.get_wsd_schedule(
+            o, W, 20, num_stable_steps=T - W - 20, min_lr_ratio=0.0
+        ),
     }
     ours = {
         **{row.system.partition(", ")[2]: row.ours for row in TABLE if row.system.startswith("HF")},
         "warmup_stable_decay": wc.warmup_stable_decay(**RUN, decay_steps=20, decay_shape="cosine"),
     }[name]
-    np.testing.assert_allclose(ours(jnp.arange(T + 1)), torch_rates(builders[name], T + 1), rtol=0, atol=SMALL)
+    np.testing.assert_allclose(
+        ours(jnp.arange(T + 1)), torch_rates(builders[name], T + 1), rtol=0, atol=SMALL
+    )
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -463,7 +572,9 @@ def test_keras_gives_the_same(monkeypatch: pytest.MonkeyPatch):
     for theirs, ours in (
         (
             schedules.PolynomialDecay(PEAK, T, END, power=2.0, cycle=True),
-            wc.polynomial_decay(init_value=PEAK, decay_steps=T, end_value=END, power=2.0, cycle=True),
+            wc.polynomial_decay(
+                init_value=PEAK, decay_steps=T, end_value=END, power=2.0, cycle=True
+            ),
         ),
         (
             schedules.CosineDecay(0.0, D, alpha=END / PEAK, warmup_target=PEAK, warmup_steps=W),

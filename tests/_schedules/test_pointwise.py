@@ -1,4 +1,6 @@
-"""Products, minima, maxima and stretches against NumPy's float64, and products past what floats hold."""
+"""Products, minima, maxima and stretches against NumPy's float64, and products past what floats
+hold.
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -14,12 +16,20 @@ import warmclip_jax as wc
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
 
 INT32_MAX = 2**31 - 1
-COUNTS = np.unique(np.clip(np.concatenate([np.arange(200), 2 ** np.arange(31), 3 ** np.arange(20), [INT32_MAX]]), 0, INT32_MAX))
+COUNTS = np.unique(
+    np.clip(
+        np.concatenate([np.arange(200), 2 ** np.arange(31), 3 ** np.arange(20), [INT32_MAX]]),
+        0,
+        INT32_MAX,
+    )
+)
 DECAY = wc.cosine_decay(init_value=0.3, decay_steps=100)
 
 
 class Both(NamedTuple):
-    """A schedule, and what it is in float64 over the values of the curves inside, which have tests of their own."""
+    """A schedule, and what it is in float64 over the values of the curves inside, which have tests
+    of their own.
+    """
 
     schedule: Any
     exact: Callable[[np.ndarray], np.ndarray]
@@ -59,7 +69,9 @@ def combined(name: str, left: Both, right: Both) -> Both:
 def stretched(inner: Both, factor: int) -> Both:
     if not callable(inner.schedule):
         return inner
-    return Both(wc.stretch(inner.schedule, factor=factor), lambda counts: inner.exact(counts // factor))
+    return Both(
+        wc.stretch(inner.schedule, factor=factor), lambda counts: inner.exact(counts // factor)
+    )
 
 
 def nested(depth: int) -> st.SearchStrategy[Both]:
@@ -78,7 +90,9 @@ def nested(depth: int) -> st.SearchStrategy[Both]:
 def test_nestings_are_numpys_float64_to_4_ulp_at_every_magnitude_of_the_count(both: Both):
     schedule = both.schedule
     if isinstance(schedule, wc.Schedule):
-        np.testing.assert_allclose(schedule(COUNTS), both.exact(COUNTS), rtol=4 * 2.0**-24, atol=1e-37)
+        np.testing.assert_allclose(
+            schedule(COUNTS), both.exact(COUNTS), rtol=4 * 2.0**-24, atol=1e-37
+        )
 
 
 def test_a_product_is_clamped_at_the_largest_number_and_never_nan():
@@ -92,7 +106,9 @@ def test_a_product_is_clamped_at_the_largest_number_and_never_nan():
         ((5.0,), 5.0),
     ):
         assert float(wc.product(*operands)(0)) == np.float32(value)
-        slopes = jax.grad(lambda schedule: schedule(0))(jax.tree.map(float, wc.product(*map(float, operands[-1:]))))
+        slopes = jax.grad(lambda schedule: schedule(0))(
+            jax.tree.map(float, wc.product(*map(float, operands[-1:])))
+        )
         assert all(np.isfinite(leaf) for leaf in jax.tree.leaves(slopes))
     with jax.enable_x64(True):
         assert float(wc.product(1e38, 1e38)(0)) == pytest.approx(1e76, rel=1e-15)

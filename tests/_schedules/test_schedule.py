@@ -1,4 +1,6 @@
-"""What a schedule is to others: an operand of products, an integer for those who need one, a call of microseconds."""
+"""What a schedule is to others: an operand of products, an integer for those who need one, a call
+of microseconds.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -39,7 +41,9 @@ def test_an_operator_builds_the_product(built: Callable[[], Any], same: Callable
 def test_operators_take_functions_of_other_libraries_and_tracers_on_either_side():
     theirs = optax.constant_schedule(0.5)
     assert float((DECAY * theirs)(0)) == float((theirs * DECAY)(0)) == np.float32(0.15)
-    values = jax.jit(lambda factor: ((factor * DECAY)(0), (DECAY * factor)(0), (DECAY / factor)(0)))(jnp.float32(2))
+    values = jax.jit(
+        lambda factor: ((factor * DECAY)(0), (DECAY * factor)(0), (DECAY / factor)(0))
+    )(jnp.float32(2))
     np.testing.assert_allclose(values, [0.6, 0.6, 0.15], rtol=1e-6)
     assert float(jax.grad(lambda factor: (factor * DECAY)(0))(2.0)) == np.float32(0.3)
     assert float(jax.jit(lambda factor: (factor * DECAY)(0))(jnp.int32(2))) == np.float32(0.6)

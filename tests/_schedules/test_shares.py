@@ -1,4 +1,6 @@
-"""The arithmetic under the curves where a curve cannot show it: as separate operations, as on machines that fuse none."""
+"""The arithmetic under the curves where a curve cannot show it: as separate operations, as on
+machines that fuse none.
+"""
 
 import math
 
@@ -32,7 +34,9 @@ def test_saturation_never_falls_from_one_float_to_the_next(start: float):
     first = int(np.float32(start).view(np.int32))
     periods = jnp.asarray(np.arange(first, first + 500_000, dtype=np.int32).view(np.float32))
     assert np.all(np.diff(np.asarray(_shares.saturation(periods))) >= 0)
-    np.testing.assert_allclose(_shares.saturation(periods), -np.expm1(-np.asarray(periods, np.float64)), rtol=4 * 2**-23)
+    np.testing.assert_allclose(
+        _shares.saturation(periods), -np.expm1(-np.asarray(periods, np.float64)), rtol=4 * 2**-23
+    )
 
 
 @pytest.mark.parametrize("start", [1e-6, 1e-3, 0.01, 0.1, 0.3, 0.6])
@@ -51,11 +55,16 @@ COUNTS = jnp.arange(6)
 def test_an_integer_length_below_1_counts_as_1_in_cycles_and_periods():
     for length in (0, -3):
         np.testing.assert_array_equal(
-            _shares.cycle_shares(COUNTS, jnp.int32(length)), _shares.cycle_shares(COUNTS, jnp.int32(1))
+            _shares.cycle_shares(COUNTS, jnp.int32(length)),
+            _shares.cycle_shares(COUNTS, jnp.int32(1)),
         )
         for whole in (False, True):
-            np.testing.assert_array_equal(_shares.periods(COUNTS, jnp.int32(length), whole=whole), COUNTS)
-        np.testing.assert_array_equal(_shares.turns(COUNTS, jnp.int32(length)), [COUNTS, 0 * COUNTS])
+            np.testing.assert_array_equal(
+                _shares.periods(COUNTS, jnp.int32(length), whole=whole), COUNTS
+            )
+        np.testing.assert_array_equal(
+            _shares.turns(COUNTS, jnp.int32(length)), [COUNTS, 0 * COUNTS]
+        )
 
 
 @pytest.mark.parametrize("length", [0.0, 0.25, 0.5, -1.0])
@@ -78,7 +87,10 @@ def test_a_sum_of_counts_stops_at_the_largest_and_not_before():
 
 @pytest.mark.parametrize("share", [0.25, 0.5, 0.75, 1.0])
 def test_the_power_1_is_the_share_itself_and_the_power_0_is_1(share: float):
-    powers = [_shares.raised(jnp.float32(share), jnp.float32(1 - share), jnp.float32(power)) for power in (1, 0)]
+    powers = [
+        _shares.raised(jnp.float32(share), jnp.float32(1 - share), jnp.float32(power))
+        for power in (1, 0)
+    ]
     assert list(map(float, powers)) == [share, 1.0]
 
 

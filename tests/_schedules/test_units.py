@@ -1,4 +1,6 @@
-"""Epochs, examples, tokens and fractions as optimizer steps, with what accumulation and repeated updates make of them."""
+"""Epochs, examples, tokens and fractions as optimizer steps, with what accumulation and repeated
+updates make of them.
+"""
 
 import itertools
 from typing import Any
@@ -21,7 +23,10 @@ import warmclip_jax as wc
         ({"epochs": 3, "dataset_size": 1000, "batch_size": 32}, 94),  # 93.75, not 3 * ceil(31.25).
         ({"epochs": 0.3, "dataset_size": 10, "batch_size": 1}, 3),
         ({"epochs": 0.1, "dataset_size": 30, "batch_size": 1}, 3),  # 0.1 * 30 is above 3 in floats.
-        ({"tokens": 300e9, "batch_size": 512, "sequence_length": 2048}, 286103),  # GPT-3's 300 B: 286102.29 batches of 2**20.
+        (
+            {"tokens": 300e9, "batch_size": 512, "sequence_length": 2048},
+            286103,
+        ),  # GPT-3's 300 B: 286102.29 batches of 2**20.
         ({"tokens": 1, "batch_size": 512, "sequence_length": 2048}, 1),
         ({"examples": 1000, "batch_size": 10, "accumulation": 4}, 25),
         ({"examples": 1001, "batch_size": 10, "accumulation": 4}, 26),
@@ -35,12 +40,41 @@ import warmclip_jax as wc
         ({"fraction": 0.1, "total_steps": 10**15}, 10**14),
         # Data loaders that drop the last batch of every epoch.
         ({"epochs": 3, "dataset_size": 1000, "batch_size": 32, "drop_remainder": True}, 3 * 31),
-        ({"epochs": 2.5, "dataset_size": 1000, "batch_size": 32, "drop_remainder": True}, 2 * 31 + 15),
-        ({"epochs": 3, "dataset_size": 1000, "batch_size": 32, "accumulation": 4, "drop_remainder": True}, 93 // 4),
-        ({"epochs": 2, "dataset_size": 1000, "batch_size": 32, "updates_per_batch": 6, "drop_remainder": True}, 62 * 6),
+        (
+            {"epochs": 2.5, "dataset_size": 1000, "batch_size": 32, "drop_remainder": True},
+            2 * 31 + 15,
+        ),
+        (
+            {
+                "epochs": 3,
+                "dataset_size": 1000,
+                "batch_size": 32,
+                "accumulation": 4,
+                "drop_remainder": True,
+            },
+            93 // 4,
+        ),
+        (
+            {
+                "epochs": 2,
+                "dataset_size": 1000,
+                "batch_size": 32,
+                "updates_per_batch": 6,
+                "drop_remainder": True,
+            },
+            62 * 6,
+        ),
         ({"epochs": 9, "dataset_size": 31, "batch_size": 32, "drop_remainder": True}, 0),
         ({"examples": 1001, "batch_size": 100, "drop_remainder": True}, 10),
-        ({"tokens": 2 * 512 * 2048 - 1, "batch_size": 512, "sequence_length": 2048, "drop_remainder": True}, 1),
+        (
+            {
+                "tokens": 2 * 512 * 2048 - 1,
+                "batch_size": 512,
+                "sequence_length": 2048,
+                "drop_remainder": True,
+            },
+            1,
+        ),
     ],
 )
 def test_steps_are_what_the_arithmetic_says(arguments: dict[str, Any], expected: int):
@@ -58,7 +92,9 @@ def test_a_fraction_is_its_decimal_and_rounds_halves_up_for_every_thousandth_of_
 
 @pytest.mark.parametrize("fraction", [0.0, 0.06, 0.1, 0.3, 0.5, 0.145])
 def test_a_fraction_is_the_warm_up_of_the_same_fraction(fraction: float):
-    schedule = wc.warmup_polynomial_decay(peak_value=1.0, total_steps=1300, warmup_fraction=fraction)
+    schedule = wc.warmup_polynomial_decay(
+        peak_value=1.0, total_steps=1300, warmup_fraction=fraction
+    )
     assert schedule.arguments["warmup_steps"] == wc.steps(fraction=fraction, total_steps=1300)
 
 
@@ -69,21 +105,43 @@ def test_a_fraction_is_the_warm_up_of_the_same_fraction(fraction: float):
         ({"epochs": 1, "tokens": 2}, ValueError, ["epochs=1, tokens=2"]),
         ({"epochs": 1, "batch_size": 2}, ValueError, ["dataset_size", "None"]),
         ({"examples": 1}, ValueError, ["batch_size", "examples"]),
-        ({"examples": 1, "batch_size": 2, "dataset_size": 3}, ValueError, ["dataset_size", "left out", "3"]),
+        (
+            {"examples": 1, "batch_size": 2, "dataset_size": 3},
+            ValueError,
+            ["dataset_size", "left out", "3"],
+        ),
         ({"tokens": 1, "batch_size": 2}, ValueError, ["sequence_length"]),
         ({"fraction": 1.1, "total_steps": 3}, ValueError, ["fraction", "1.1"]),
-        ({"fraction": 0.1, "total_steps": 3, "batch_size": 1}, ValueError, ["batch_size", "left out"]),
+        (
+            {"fraction": 0.1, "total_steps": 3, "batch_size": 1},
+            ValueError,
+            ["batch_size", "left out"],
+        ),
         ({"examples": -1, "batch_size": 2}, ValueError, ["examples", "-1"]),
         ({"examples": 1, "batch_size": 0}, ValueError, ["batch_size", "0"]),
         ({"examples": 1, "batch_size": 2.5}, ValueError, ["batch_size", "2.5"]),
         ({"examples": 1, "batch_size": 2, "accumulation": 0}, ValueError, ["accumulation", "0"]),
-        ({"examples": 1, "batch_size": 2, "updates_per_batch": True}, TypeError, ["updates_per_batch", "bool"]),
+        (
+            {"examples": 1, "batch_size": 2, "updates_per_batch": True},
+            TypeError,
+            ["updates_per_batch", "bool"],
+        ),
         ({"examples": "1", "batch_size": 2}, TypeError, ["steps", "examples", "str"]),
-        ({"examples": 1, "batch_size": 2, "drop_remainder": 1}, TypeError, ["steps", "drop_remainder"]),
-        ({"fraction": 0.1, "total_steps": 3, "drop_remainder": True}, ValueError, ["drop_remainder", "fraction", "got True"]),
+        (
+            {"examples": 1, "batch_size": 2, "drop_remainder": 1},
+            TypeError,
+            ["steps", "drop_remainder"],
+        ),
+        (
+            {"fraction": 0.1, "total_steps": 3, "drop_remainder": True},
+            ValueError,
+            ["drop_remainder", "fraction", "got True"],
+        ),
     ],
 )
-def test_what_does_not_add_up_is_refused(arguments: dict[str, Any], error: type[Exception], words: list[str]):
+def test_what_does_not_add_up_is_refused(
+    arguments: dict[str, Any], error: type[Exception], words: list[str]
+):
     with pytest.raises(error) as caught:
         wc.steps(**arguments)
     for word in words:
@@ -95,7 +153,10 @@ def test_a_traced_length_is_refused_with_the_reason():
         jax.jit(lambda size: wc.steps(examples=10, batch_size=size))(2)
 
 
-@pytest.mark.parametrize(("b2", "expected"), [(0.999, 2000), (0.99, 200), (0.95, 40), (0.98, 100), (0.0, 2), (0.9999, 20000)])
+@pytest.mark.parametrize(
+    ("b2", "expected"),
+    [(0.999, 2000), (0.99, 200), (0.95, 40), (0.98, 100), (0.0, 2), (0.9999, 20000)],
+)
 def test_the_untuned_warm_up_is_the_formula_on_the_digits_given(b2: float, expected: int):
     assert wc.untuned_warmup_steps(b2) == expected
 
@@ -115,8 +176,11 @@ def test_a_b2_out_of_range_is_refused(b2: float):
 
 
 def test_under_multi_steps_a_schedule_advances_once_for_each_accumulated_step():
-    # Four batches of 10 examples a step: after 80 examples two steps are done, and the third is at rate schedule(2).
-    schedule = wc.linear_warmup(peak_value=1.0, warmup_steps=wc.steps(examples=400, batch_size=10, accumulation=4))
+    # Four batches of 10 examples a step: after 80 examples two steps are done, and the third is at
+    # rate schedule(2).
+    schedule = wc.linear_warmup(
+        peak_value=1.0, warmup_steps=wc.steps(examples=400, batch_size=10, accumulation=4)
+    )
     optimizer = optax.MultiSteps(wc.pipeline(optax.sgd, schedule, max_norm=None), 4)
     state = optimizer.init(jnp.zeros(()))
     update: Any = jax.jit(optimizer.update)
@@ -124,4 +188,6 @@ def test_under_multi_steps_a_schedule_advances_once_for_each_accumulated_step():
     for _ in range(12):
         updates, state = update(jnp.ones(()), state, jnp.zeros(()))
         rates.append(-float(updates))
-    assert rates == pytest.approx(list(itertools.chain(*([0.0, 0.0, 0.0, step / 10] for step in range(3)))))
+    assert rates == pytest.approx(
+        list(itertools.chain(*([0.0, 0.0, 0.0, step / 10] for step in range(3))))
+    )

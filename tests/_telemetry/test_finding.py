@@ -1,4 +1,6 @@
-"""Finding our states: in raw checkpoint trees too, and with words for those that another version wrote."""
+"""Finding our states: in raw checkpoint trees too, and with words for those that another version
+wrote.
+"""
 
 from typing import Any
 
@@ -16,7 +18,9 @@ PARAMS = {"a": jnp.ones(2), "b": jnp.ones(3)}
 GROUPED = wc.pipeline(optax.adam, 0.1, groups=wc.label_by_path(), record=2, record_leaves=True)
 OPTIMIZERS: dict[str, Any] = {
     "clip": optax.chain(wc.clip_by_global_norm(1.0), optax.adam(0.1)),
-    "guard": wc.skip_nonfinite(optax.MultiSteps(wc.pipeline(optax.sgd, 0.1), 2), above=wc.running_bound(), record=2),
+    "guard": wc.skip_nonfinite(
+        optax.MultiSteps(wc.pipeline(optax.sgd, 0.1), 2), above=wc.running_bound(), record=2
+    ),
     "groups": GROUPED,
 }
 
@@ -50,7 +54,10 @@ def test_groups_whose_labels_were_lost_are_known_by_their_numbers():
     tree = nnx.state(nnx.Optimizer(model, GROUPED, wrt=nnx.Param))
     assert "group_labels" not in tree["opt_state"]["clip_state"]
     known = wc.metrics(tree)
-    assert {name for name in known if name.endswith("/max_norm")} == {"group 0/max_norm", "group 1/max_norm"}
+    assert {name for name in known if name.endswith("/max_norm")} == {
+        "group 0/max_norm",
+        "group 1/max_norm",
+    }
     assert np.shape(known["clip_coef"]) == ()
 
 
@@ -68,7 +75,13 @@ OLDER = {
         "nonfinite_count": 0,
     },
     "PipelineState without above_bound, consecutive_skips, last_skipped_call": {
-        "clip_state": {"clip_calls": 3, "grad_norm": 5.0, "clip_coef": 0.5, "clipped_count": 3, "nonfinite_count": 0},
+        "clip_state": {
+            "clip_calls": 3,
+            "grad_norm": 5.0,
+            "clip_coef": 0.5,
+            "clipped_count": 3,
+            "nonfinite_count": 0,
+        },
         "skipped_count": 0,
         "last_learning_rate": 0.25,
         "inner_state": [{"trace": 1.0}],
@@ -77,16 +90,20 @@ OLDER = {
         "skipped_count": 0,
         "inner_state": {},
     },
-    "ClipState without clipped_count": PIPELINE | {"clip_state": without(PIPELINE["clip_state"], "clipped_count")},
+    "ClipState without clipped_count": PIPELINE
+    | {"clip_state": without(PIPELINE["clip_state"], "clipped_count")},
     "ClipState with new": raw(wc.clip_by_global_norm(1.0).init(PARAMS)) | {"new": 1},
 }
 
 
 @pytest.mark.parametrize("difference", OLDER)
-def test_a_state_that_another_version_wrote_is_an_error_that_says_where_and_how_it_differs(difference: str):
+def test_a_state_that_another_version_wrote_is_an_error_that_says_where_and_how_it_differs(
+    difference: str,
+):
     for read in (wc.metrics, wc.records, wc.report, wc.plot_records):
         with pytest.raises(
-            ValueError, match=r"states that this version .* wrote; got one of another version at \['opt'\]\[1\]"
+            ValueError,
+            match=r"states that this version .* wrote; got one of another version at \['opt'\]\[1\]",
         ) as told:
             read({"opt": [{"count": 3}, OLDER[difference]]})
         assert f": a {difference}. Read it with the version that wrote it." in str(told.value)
@@ -95,10 +112,16 @@ def test_a_state_that_another_version_wrote_is_an_error_that_says_where_and_how_
 def test_a_tree_without_our_states_is_an_error_in_words():
     state = OPTIMIZERS["clip"].init(PARAMS)
     # Numbers that were logged into a checkpoint are no state.
-    trees: Any = (optax.apply_if_finite(optax.adam(0.1), 3).init(PARAMS), {"logged": dict(wc.metrics(state))}, {}, None)
+    trees: Any = (
+        optax.apply_if_finite(optax.adam(0.1), 3).init(PARAMS),
+        {"logged": dict(wc.metrics(state))},
+        {},
+        None,
+    )
     for tree in trees:
         for read in (wc.metrics, wc.records, wc.report, wc.plot_records):
             with pytest.raises(
-                ValueError, match="opt_state must hold a state of clip_by_global_norm, skip_nonfinite or pipeline; got"
+                ValueError,
+                match="opt_state must hold a state of clip_by_global_norm, skip_nonfinite or pipeline; got",
             ):
                 read(tree)

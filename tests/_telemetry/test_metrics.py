@@ -46,7 +46,12 @@ def test_metrics_tell_what_the_last_update_did():
     grads = {"w": jnp.zeros((3, 4)).at[0, 0].set(3.0), "b": jnp.array([0.0, 4.0])}
     _, state = run(optimizer, [grads, grads])
     known = wc.metrics(state)
-    assert counts(state) == {"step": 2, "clipped_count": 2, "nonfinite_count": 0, "skipped_count": 0}
+    assert counts(state) == {
+        "step": 2,
+        "clipped_count": 2,
+        "nonfinite_count": 0,
+        "skipped_count": 0,
+    }
     assert float(known["grad_norm"]) == 5.0
     np.testing.assert_allclose(known["clip_coef"], 0.2, rtol=2e-7)
     np.testing.assert_allclose(known["learning_rate"], 0.1 * 1 / 4, rtol=2e-7)
@@ -59,7 +64,12 @@ def test_a_bad_step_is_recorded_but_moves_no_step_and_no_learning_rate():
     known = wc.metrics(after)
     assert np.isnan(known["grad_norm"])
     assert float(known["learning_rate"]) == float(wc.metrics(before)["learning_rate"])
-    assert counts(after) == {"step": 2, "clipped_count": 2, "nonfinite_count": 1, "skipped_count": 1}
+    assert counts(after) == {
+        "step": 2,
+        "clipped_count": 2,
+        "nonfinite_count": 1,
+        "skipped_count": 1,
+    }
     assert float(wc.metrics(after)["clip_coef"]) == 0.0
     chex.assert_trees_all_equal(before.inner_state, after.inner_state)
 
@@ -68,10 +78,16 @@ NESTED = {
     "chain": lambda clip: optax.chain(clip, optax.adamw(0.1)),
     "named_chain": lambda clip: optax.named_chain(("clip", clip), ("adamw", optax.adamw(0.1))),
     "masked": lambda clip: optax.masked(clip, {"w": True, "b": True}),
-    "multi_steps": lambda clip: optax.MultiSteps(optax.chain(clip, optax.sgd(0.1)), 1).gradient_transformation(),
-    "inject_hyperparams": lambda clip: optax.inject_hyperparams(lambda rate: optax.chain(clip, optax.sgd(rate)))(rate=0.1),
+    "multi_steps": lambda clip: optax.MultiSteps(
+        optax.chain(clip, optax.sgd(0.1)), 1
+    ).gradient_transformation(),
+    "inject_hyperparams": lambda clip: optax.inject_hyperparams(
+        lambda rate: optax.chain(clip, optax.sgd(rate))
+    )(rate=0.1),
     "apply_if_finite": lambda clip: optax.apply_if_finite(optax.chain(clip, optax.sgd(0.1)), 3),
-    "partition": lambda clip: optax.partition({"all": optax.chain(clip, optax.sgd(0.1))}, {"w": "all", "b": "all"}),
+    "partition": lambda clip: optax.partition(
+        {"all": optax.chain(clip, optax.sgd(0.1))}, {"w": "all", "b": "all"}
+    ),
     "skip_nonfinite": lambda clip: wc.skip_nonfinite(optax.chain(clip, optax.sgd(0.1))),
 }
 
@@ -80,7 +96,9 @@ NESTED = {
 def test_metrics_finds_the_clip_in_any_state(nest):
     _, state = run(NESTED[nest](wc.clip_by_global_norm(1.0)), [gradients(0), gradients(1)])
     known = wc.metrics(state)
-    expected = np.sqrt(sum(np.sum(np.square(np.asarray(g, np.float64))) for g in gradients(1).values()))
+    expected = np.sqrt(
+        sum(np.sum(np.square(np.asarray(g, np.float64))) for g in gradients(1).values())
+    )
     np.testing.assert_allclose(known["grad_norm"], expected, rtol=1e-6)
     assert int(known["calls"]) == 2
     assert "learning_rate" not in known
@@ -90,25 +108,39 @@ def test_metrics_finds_the_clip_in_any_state(nest):
 def test_several_clips_appear_under_their_paths():
     labels = {"w": "encoder", "b": "decoder"}
     optimizer: Any = optax.partition(
-        {"encoder": wc.pipeline(optax.sgd, 0.1), "decoder": optax.chain(wc.clip_by_global_norm(1.0), optax.sgd(0.1))}, labels
+        {
+            "encoder": wc.pipeline(optax.sgd, 0.1),
+            "decoder": optax.chain(wc.clip_by_global_norm(1.0), optax.sgd(0.1)),
+        },
+        labels,
     )
     _, state = run(optimizer, [gradients(0)])
     known = wc.metrics(state)
-    np.testing.assert_allclose(known["encoder/grad_norm"], wc.global_norm(gradients(0)["w"]), rtol=1e-6)
-    np.testing.assert_allclose(known["decoder/grad_norm"], wc.global_norm(gradients(0)["b"]), rtol=1e-6)
+    np.testing.assert_allclose(
+        known["encoder/grad_norm"], wc.global_norm(gradients(0)["w"]), rtol=1e-6
+    )
+    np.testing.assert_allclose(
+        known["decoder/grad_norm"], wc.global_norm(gradients(0)["b"]), rtol=1e-6
+    )
     assert {name for name in known if "/" not in name} == set()
     assert "decoder/learning_rate" not in known
 
 
 def test_two_clips_in_a_chain_are_told_apart_by_their_place():
-    _, state = run(optax.chain(wc.clip_by_global_norm(2.0), wc.clip_by_global_norm(1.0), optax.sgd(0.1)), [gradients(0)])
+    _, state = run(
+        optax.chain(wc.clip_by_global_norm(2.0), wc.clip_by_global_norm(1.0), optax.sgd(0.1)),
+        [gradients(0)],
+    )
     known = wc.metrics(state)
     assert float(known["0/grad_norm"]) > 2.0
     np.testing.assert_allclose(known["1/grad_norm"], 2.0, rtol=1e-6)
 
 
 def test_a_skip_around_a_partition_counts_under_its_own_name():
-    groups: Any = {name: optax.chain(wc.clip_by_global_norm(1.0), optax.sgd(0.1)) for name in ("encoder", "decoder")}
+    groups: Any = {
+        name: optax.chain(wc.clip_by_global_norm(1.0), optax.sgd(0.1))
+        for name in ("encoder", "decoder")
+    }
     optimizer: Any = wc.skip_nonfinite(optax.partition(groups, {"w": "encoder", "b": "decoder"}))
     _, state = run(optimizer, [gradients(0), NAN])
     known = wc.metrics(state)
@@ -119,13 +151,21 @@ def test_a_skip_around_a_partition_counts_under_its_own_name():
 def test_accumulated_micro_steps_are_no_steps():
     optimizer: Any = wc.skip_nonfinite(optax.MultiSteps(wc.pipeline(optax.sgd, SCHEDULE), 2))
     _, state = run(optimizer, [gradients(0), NAN, gradients(1), gradients(2), gradients(3)])
-    assert counts(state) == {"step": 2, "clipped_count": 2, "nonfinite_count": 1, "skipped_count": 1}
+    assert counts(state) == {
+        "step": 2,
+        "clipped_count": 2,
+        "nonfinite_count": 1,
+        "skipped_count": 1,
+    }
     assert int(wc.metrics(state)["calls"]) == 5
     np.testing.assert_allclose(wc.metrics(state)["learning_rate"], SCHEDULE(1), rtol=2e-7)
 
 
 def test_metrics_of_a_state_without_anything_of_ours_is_an_error():
-    with pytest.raises(ValueError, match="opt_state must hold a state of clip_by_global_norm, skip_nonfinite or pipeline"):
+    with pytest.raises(
+        ValueError,
+        match="opt_state must hold a state of clip_by_global_norm, skip_nonfinite or pipeline",
+    ):
         wc.metrics(optax.adamw(0.1).init(PARAMS))
 
 

@@ -11,7 +11,16 @@ import pytest
 import warmclip_jax as wc
 from tests import quick
 
-COLUMNS = ["call", "step", "grad_norm", "max_norm", "skip_bound", "clip_coef", "learning_rate", "skipped"]
+COLUMNS = [
+    "call",
+    "step",
+    "grad_norm",
+    "max_norm",
+    "skip_bound",
+    "clip_coef",
+    "learning_rate",
+    "skipped",
+]
 SCHEDULE = wc.linear_warmup(peak_value=1.0, warmup_steps=8)
 
 
@@ -28,7 +37,10 @@ def columns(known: dict[str, np.ndarray]) -> dict[str, list[Any]]:
 
 
 def test_each_call_has_a_row_with_what_was_done_at_it():
-    state = after(wc.pipeline(optax.sgd, SCHEDULE, max_norm=2.0, skip_above=10.0, record=8), [1.0, 4.0, np.nan, 1.0, 20.0, 8.0])
+    state = after(
+        wc.pipeline(optax.sgd, SCHEDULE, max_norm=2.0, skip_above=10.0, record=8),
+        [1.0, 4.0, np.nan, 1.0, 20.0, 8.0],
+    )
     known = wc.records(state)
     assert list(known) == COLUMNS
     np.testing.assert_equal(
@@ -64,7 +76,9 @@ def test_the_last_calls_are_in_order_of_time_and_a_resumed_run_goes_on():
 
 
 def test_a_rate_that_is_not_known_is_nan():
-    optimizer = wc.pipeline(lambda rate: optax.inject_hyperparams(optax.sgd)(learning_rate=rate), 0.5, record=2)
+    optimizer = wc.pipeline(
+        lambda rate: optax.inject_hyperparams(optax.sgd)(learning_rate=rate), 0.5, record=2
+    )
     assert wc.records(after(optimizer, [1.0]))["learning_rate"].tolist() == [0.5]
     unknown = wc.pipeline(lambda rate: optax.identity(), SCHEDULE, record=2)
     np.testing.assert_equal(wc.records(after(unknown, [1.0]))["learning_rate"], [np.nan])
@@ -72,14 +86,19 @@ def test_a_rate_that_is_not_known_is_nan():
 
 def test_a_recording_guard_stands_for_the_pipeline_inside():
     inner: Any = wc.pipeline(optax.sgd, 0.5, max_norm=2.0, record=8)
-    state = after(wc.skip_nonfinite(optax.MultiSteps(inner, 2), record=3), [1.0, 3.0, np.nan, 5.0, 5.0])
+    state = after(
+        wc.skip_nonfinite(optax.MultiSteps(inner, 2), record=3), [1.0, 3.0, np.nan, 5.0, 5.0]
+    )
     known = wc.records(state)
     assert (known["call"].tolist(), known["step"].tolist()) == ([2, 3, 4], [2, 3, 4])
     np.testing.assert_equal(known["grad_norm"], [np.nan, 5.0, 5.0])
     for name in ("max_norm", "clip_coef", "learning_rate"):
         assert np.isnan(known[name]).all()
     inside = wc.records(state.inner_state)
-    assert (inside["grad_norm"].tolist(), inside["clip_coef"].tolist()) == ([2.0, 5.0], [1.0, np.float32(0.4)])
+    assert (inside["grad_norm"].tolist(), inside["clip_coef"].tolist()) == (
+        [2.0, 5.0],
+        [1.0, np.float32(0.4)],
+    )
     np.testing.assert_equal(wc.records(after(wc.skip_nonfinite(inner), [2.0, 5.0])), inside)
 
 
@@ -107,11 +126,17 @@ def test_vmapped_runs_have_an_axis_in_front_of_time():
 
 
 def test_a_state_without_a_recorder_or_with_several_is_an_error_in_words():
-    with pytest.raises(ValueError, match=r"records: opt_state must hold a recorder; got one without\..*record=256"):
+    with pytest.raises(
+        ValueError, match=r"records: opt_state must hold a recorder; got one without\..*record=256"
+    ):
         wc.records(wc.pipeline(optax.sgd, 0.1).init(jnp.zeros(2)))
     each: Any = {name: wc.pipeline(optax.sgd, 0.1, record=2) for name in ("old", "new")}
-    state: Any = optax.partition(each, {"a": "old", "b": "new"}).init({"a": jnp.zeros(2), "b": jnp.zeros(2)})
-    with pytest.raises(ValueError, match=r"records: .*got 2, at .*\['new'\].*\['old'\].* Pass one of these parts"):
+    state: Any = optax.partition(each, {"a": "old", "b": "new"}).init(
+        {"a": jnp.zeros(2), "b": jnp.zeros(2)}
+    )
+    with pytest.raises(
+        ValueError, match=r"records: .*got 2, at .*\['new'\].*\['old'\].* Pass one of these parts"
+    ):
         wc.records(state)
     assert wc.records(state.inner_states["old"])["call"].size == 0
 
@@ -119,17 +144,27 @@ def test_a_state_without_a_recorder_or_with_several_is_an_error_in_words():
 def test_a_traced_state_is_an_error_in_words():
     state = wc.pipeline(optax.sgd, 0.1, record=2).init(jnp.zeros(2))
     with pytest.raises(
-        TypeError, match=r"records: opt_state must hold arrays, since it is read on the host; got a traced state\."
+        TypeError,
+        match=r"records: opt_state must hold arrays, since it is read on the host; got a traced state\.",
     ):
         jax.jit(wc.records)(state)
 
 
 @pytest.mark.parametrize(
-    "build", [lambda n: wc.pipeline(optax.sgd, 0.1, record=n), lambda n: wc.skip_nonfinite(optax.sgd(0.1), record=n)]
+    "build",
+    [
+        lambda n: wc.pipeline(optax.sgd, 0.1, record=n),
+        lambda n: wc.skip_nonfinite(optax.sgd(0.1), record=n),
+    ],
 )
 @pytest.mark.parametrize(
-    ("record", "error"), [(-1, ValueError), (2.5, ValueError), (True, TypeError), ("9", TypeError), (None, TypeError)]
+    ("record", "error"),
+    [(-1, ValueError), (2.5, ValueError), (True, TypeError), ("9", TypeError), (None, TypeError)],
 )
-def test_a_length_that_is_no_whole_number_is_an_error_that_names_it(build: Any, record: Any, error: type[Exception]):
-    with pytest.raises(error, match=r"(pipeline|skip_nonfinite): record must be a whole number, 0 or more; got"):
+def test_a_length_that_is_no_whole_number_is_an_error_that_names_it(
+    build: Any, record: Any, error: type[Exception]
+):
+    with pytest.raises(
+        error, match=r"(pipeline|skip_nonfinite): record must be a whole number, 0 or more; got"
+    ):
         build(record)

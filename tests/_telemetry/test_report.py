@@ -1,4 +1,6 @@
-"""`report`: a NaN, an inf and a spike are found by call and leaf, from the state alone, and nothing else is."""
+"""`report`: a NaN, an inf and a spike are found by call and leaf, from the state alone, and nothing
+else is.
+"""
 
 import functools
 import pathlib
@@ -18,7 +20,10 @@ import warmclip_jax as wc
 from tests import quick
 
 PARAMS = {
-    "blocks": [{"kernel": jnp.ones((8, 3))}, {"kernel": jnp.full((16,), 0.2), "bias": jnp.full((8,), 0.1)}],
+    "blocks": [
+        {"kernel": jnp.ones((8, 3))},
+        {"kernel": jnp.full((16,), 0.2), "bias": jnp.full((8,), 0.1)},
+    ],
     "embed": {"table": jnp.full((8, 5), 2.0)},
     "head": jnp.full((8,), 0.5),
 }
@@ -27,20 +32,32 @@ CALLS = 150
 RECORDED: dict[str, Any] = {"record": CALLS, "record_leaves": True}
 SKIP = wc.running_bound(deviations=6.0)
 PIPELINE = wc.pipeline(optax.adam, 0.1, max_norm=wc.running_bound(), skip_above=SKIP, **RECORDED)
-ACCUMULATED: Any = wc.skip_nonfinite(optax.MultiSteps(wc.pipeline(optax.sgd, 0.1), 3), above=SKIP, **RECORDED)
+ACCUMULATED: Any = wc.skip_nonfinite(
+    optax.MultiSteps(wc.pipeline(optax.sgd, 0.1), 3), above=SKIP, **RECORDED
+)
 NOTHING = {"bad_call": -1, "bad_leaf": 0, "value": 0.0, "spike_call": -1, "spike_leaf": 0}
 
 
 def gradients(call: Any, injected: Any) -> Any:
-    """Noise around the parameters, with a value in one leaf at one call and one leaf multiplied at another."""
+    """Noise around the parameters, with a value in one leaf at one call and one leaf multiplied at
+    another.
+    """
     leaves, structure = jax.tree.flatten(PARAMS)
-    noise = jnp.exp(0.2 * jax.random.normal(jax.random.fold_in(jax.random.key(0), call), (len(leaves),)))
+    noise = jnp.exp(
+        0.2 * jax.random.normal(jax.random.fold_in(jax.random.key(0), call), (len(leaves),))
+    )
     made = []
     for place, leaf in enumerate(leaves):
         is_spike = (call == injected["spike_call"]) & (place == injected["spike_leaf"])
         is_bad = (call == injected["bad_call"]) & (place == injected["bad_leaf"])
         leaf = leaf * noise[place] * jnp.where(is_spike, 1e4, 1.0)
-        made.append(jnp.where(is_bad & (jnp.arange(leaf.size) == leaf.size // 2).reshape(leaf.shape), injected["value"], leaf))
+        made.append(
+            jnp.where(
+                is_bad & (jnp.arange(leaf.size) == leaf.size // 2).reshape(leaf.shape),
+                injected["value"],
+                leaf,
+            )
+        )
     return structure.unflatten(made)
 
 
@@ -58,7 +75,12 @@ def in_shards(injected: Any) -> Any:
     def body(state: Any, call: jax.Array) -> Any:
         shards = PartitionSpec("d")
 
-        @functools.partial(jax.shard_map, mesh=mesh, in_specs=(shards, PartitionSpec(), shards), out_specs=PartitionSpec())
+        @functools.partial(
+            jax.shard_map,
+            mesh=mesh,
+            in_specs=(shards, PartitionSpec(), shards),
+            out_specs=PartitionSpec(),
+        )
         def update(grads: Any, state: Any, params: Any) -> Any:
             return clip.update(grads, state, params)[1]
 
@@ -82,12 +104,22 @@ def test_what_was_injected_is_found_by_leaf_and_call_from_the_state_alone(name: 
     rng = np.random.default_rng(len(name))
     for value, kind in ((np.nan, "NaN"), (-np.inf, "inf")):
         # Among the last calls, which the ring has; and after a few, so that something is usual.
-        bad, spike = (int(call) for call in rng.choice(np.arange(20, CALLS), 2, replace=False) + calls - CALLS)
+        bad, spike = (
+            int(call) for call in rng.choice(np.arange(20, CALLS), 2, replace=False) + calls - CALLS
+        )
         bad_leaf, spike_leaf = (int(leaf) for leaf in rng.integers(len(NAMES), size=2))
-        injected = {"bad_call": bad, "bad_leaf": bad_leaf, "value": value, "spike_call": spike, "spike_leaf": spike_leaf}
+        injected = {
+            "bad_call": bad,
+            "bad_leaf": bad_leaf,
+            "value": value,
+            "spike_call": spike,
+            "spike_leaf": spike_leaf,
+        }
         state = run(injected)
         text = wc.report(state)
-        assert f"Last call with NaN or inf: call {bad}, step {bad - (spike < bad)}, skipped.\n" in text
+        assert (
+            f"Last call with NaN or inf: call {bad}, step {bad - (spike < bad)}, skipped.\n" in text
+        )
         assert f"\n  Leaves with {kind}, 1 of 5: {NAMES[bad_leaf]}\n  Finite leaves: 4.\n" in text
         assert f"\nLast spike: call {spike}, step {spike - (bad < spike)}, skipped. Norm " in text
         ranked = text.split("times usual       norm  leaf\n")[1].splitlines()
@@ -136,7 +168,10 @@ def test_a_spike_is_still_told_after_many_calls_that_were_clipped_as_usual():
 
 def test_a_clipped_call_without_a_leaf_that_stands_out_is_no_spike():
     text = told(wc.pipeline(optax.sgd, 0.1, max_norm=0.5, record=4, record_leaves=True), USUAL)
-    assert "Last call over a bound: call 9, step 10, multiplied by 0.408. Norm 1.22, over the bound of 0.5.\n" in text
+    assert (
+        "Last call over a bound: call 9, step 10, multiplied by 0.408. Norm 1.22, over the bound "
+        "of 0.5.\n" in text
+    )
     assert "No leaf stood out" in text
     assert "spike" not in text
 
@@ -145,14 +180,23 @@ def test_runs_of_skips_and_a_run_that_stands_still_are_told():
     bad = grads_like(a=np.nan)
     stream = [*USUAL, bad, grads_like(), bad, bad, grads_like(), bad, bad, bad]
     text = told(wc.pipeline(optax.sgd, 0.1, record=64), stream)
-    assert text.startswith("Calls: 18, numbered from 0. Updates: 12. Skipped: 6, the last at call 17.\nAll of the last 3 calls")
-    assert "Last call with NaN or inf: call 17, step 12, skipped. There were 6 such calls in all." in text
+    assert text.startswith(
+        "Calls: 18, numbered from 0. Updates: 12. Skipped: 6, the last at call 17.\nAll of the "
+        "last 3 calls"
+    )
+    assert (
+        "Last call with NaN or inf: call 17, step 12, skipped. There were 6 such calls in all."
+        in text
+    )
     assert "\n  Skipped: 10, 12 to 13, 15 to 17. Longest run: 3 calls." in text
     assert "Record: calls 0 to 17." in text
 
 
 def test_all_leaves_that_are_not_finite_point_to_the_loss():
-    text = told(wc.clip_by_global_norm(1.0, record_leaves=True), [*USUAL, jax.tree.map(lambda x: x * jnp.nan, USUAL[0])])
+    text = told(
+        wc.clip_by_global_norm(1.0, record_leaves=True),
+        [*USUAL, jax.tree.map(lambda x: x * jnp.nan, USUAL[0])],
+    )
     assert "Leaves with NaN, 3 of 3: a, b, c\n  No leaf was finite: look at the loss" in text
 
 
@@ -165,10 +209,18 @@ def test_a_state_that_knows_little_says_what_it_would_need():
     skipping = told(wc.pipeline(optax.sgd, 0.1), [*USUAL, bad, *USUAL])
     assert "Last call with NaN or inf: call 10, step 10, skipped.\nClipped: 20 calls" in skipping
     assert skipping.endswith(wish)
-    assert "To know more" not in told(wc.pipeline(optax.sgd, 0.1, record=4, record_leaves=True), USUAL)
-    ringed = told(wc.pipeline(optax.sgd, 0.1, record=64, max_norm=2.0), [*USUAL, grads_like(b=100.0), bad, *USUAL])
+    assert "To know more" not in told(
+        wc.pipeline(optax.sgd, 0.1, record=4, record_leaves=True), USUAL
+    )
+    ringed = told(
+        wc.pipeline(optax.sgd, 0.1, record=64, max_norm=2.0),
+        [*USUAL, grads_like(b=100.0), bad, *USUAL],
+    )
     assert "Last call with NaN or inf: call 11, step 11, skipped.\n" in ringed
-    assert "Last call over a bound: call 10, step 11, multiplied by 0.0283. Norm 70.7, over the bound of 2.\n" in ringed
+    assert (
+        "Last call over a bound: call 10, step 11, multiplied by 0.0283. Norm 70.7, over the bound "
+        "of 2.\n" in ringed
+    )
 
 
 def test_a_state_before_its_first_call_says_so():
@@ -190,9 +242,14 @@ def test_groups_are_told_by_name_the_most_clipped_first():
 
 
 def test_several_states_have_a_section_each():
-    both = optax.named_chain(("first", wc.clip_by_global_norm(2.0)), ("second", wc.skip_nonfinite(optax.sgd(0.1))))
+    both = optax.named_chain(
+        ("first", wc.clip_by_global_norm(2.0)), ("second", wc.skip_nonfinite(optax.sgd(0.1)))
+    )
     lines = told(both, USUAL).splitlines()
-    assert [line for line in lines if line.endswith(":")] == ["ClipState at first:", "SkipState at second:"]
+    assert [line for line in lines if line.endswith(":")] == [
+        "ClipState at first:",
+        "SkipState at second:",
+    ]
     assert sum(line.startswith("Calls: 10") for line in lines) == 2
 
 
@@ -205,25 +262,38 @@ def test_an_ordinary_report_is_short():
 
 def test_under_nnx_the_leaves_have_the_names_of_the_model():
     model: Any = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
-    optimizer = nnx.Optimizer(model, wc.pipeline(optax.sgd, 0.1, record=4, record_leaves=True), wrt=nnx.Param)
+    optimizer = nnx.Optimizer(
+        model, wc.pipeline(optax.sgd, 0.1, record=4, record_leaves=True), wrt=nnx.Param
+    )
     grads = nnx.grad(lambda model: jnp.sum(model(jnp.ones((1, 2)))))(model)
     grads["bias"].set_value(grads["bias"].get_value().at[1].set(jnp.nan))
     optimizer.update(model, grads)
-    states: Any = (optimizer, optimizer.opt_state, nnx.state(optimizer), nnx.to_pure_dict(nnx.state(optimizer)))
+    states: Any = (
+        optimizer,
+        optimizer.opt_state,
+        nnx.state(optimizer),
+        nnx.to_pure_dict(nnx.state(optimizer)),
+    )
     for state in states:
         assert "Leaves with NaN, 1 of 2: bias\n  Finite leaves: 1." in wc.report(state)
 
 
 def test_a_checkpoint_is_read_without_the_optimizer(tmp_path: pathlib.Path):
     stream = [*USUAL, grads_like(a=np.nan), grads_like(b=1e4), grads_like()]
-    optimizer: Any = wc.skip_nonfinite(optax.MultiSteps(wc.pipeline(optax.adam, 0.1, groups=wc.label_by_path()), 2), **RECORDED)
+    optimizer: Any = wc.skip_nonfinite(
+        optax.MultiSteps(wc.pipeline(optax.adam, 0.1, groups=wc.label_by_path()), 2), **RECORDED
+    )
     state = after(optimizer, stream)
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(tmp_path / "state", {"params": stream[0], "opt_state": state})
         checkpointer.wait_until_finished()
         raw = checkpointer.restore(tmp_path / "state")
     here = "opt_state/inner_state/inner_opt_state"
-    told_of_raw = wc.report(raw).replace(here, "inner_state/inner_opt_state").replace("SkipState at opt_state:", "SkipState:")
+    told_of_raw = (
+        wc.report(raw)
+        .replace(here, "inner_state/inner_opt_state")
+        .replace("SkipState at opt_state:", "SkipState:")
+    )
     assert told_of_raw == wc.report(state)
     assert "Leaves with NaN, 1 of 3: a\n" in told_of_raw
     np.testing.assert_equal(wc.records(raw), wc.records(state))
@@ -232,7 +302,9 @@ def test_a_checkpoint_is_read_without_the_optimizer(tmp_path: pathlib.Path):
 def test_a_state_of_several_runs_or_in_a_trace_is_an_error_in_words():
     optimizer = wc.clip_by_global_norm(1.0)
     runs = jax.vmap(lambda scale: optimizer.init(scale * jnp.ones(2)))(jnp.ones(3))
-    with pytest.raises(ValueError, match=r"report: opt_state must be of one run; got .* axes \(3,\).*leaf\[0\]"):
+    with pytest.raises(
+        ValueError, match=r"report: opt_state must be of one run; got .* axes \(3,\).*leaf\[0\]"
+    ):
         wc.report(runs)
     assert wc.report(jax.tree.map(lambda leaf: leaf[0], runs)).startswith("Calls: 0")
     with pytest.raises(TypeError, match=r"report: opt_state must hold arrays.*traced"):

@@ -1,4 +1,6 @@
-"""A function of another library inside of a schedule: called in the caller's context, and neither kept nor compared."""
+"""A function of another library inside of a schedule: called in the caller's context, and neither
+kept nor compared.
+"""
 
 import dataclasses
 import gc
@@ -65,7 +67,10 @@ def test_it_may_be_any_function_of_a_scalar_and_is_given_each_count_of_an_array(
         seen.add((count.shape, count.dtype))
         return theirs(count)
 
-    schedule, expected = holder(function), meaning(lambda count: float(jnp.asarray(theirs(np.int32(count)))))
+    schedule, expected = (
+        holder(function),
+        meaning(lambda count: float(jnp.asarray(theirs(np.int32(count))))),
+    )
     values = [[expected(max(count, 0)) for count in row] for row in counts.tolist()]
     for evaluate in (schedule, jax.jit(jax.vmap(schedule))):
         np.testing.assert_allclose(evaluate(jnp.asarray(counts)), values, rtol=1e-5, atol=1e-6)
@@ -81,8 +86,14 @@ def test_the_derivative_by_a_number_that_it_closes_over_is_right_and_no_tracer_l
     assert float(holder(Rate(0.1))(5)) == pytest.approx(meaning(Rate(0.1))(5))
     expected = (meaning(Rate(0.1 + 1e-4))(5) - meaning(Rate(0.1 - 1e-4))(5)) / 2e-4
     with jax.check_tracer_leaks():
-        assert float(jax.grad(lambda rate: holder(Rate(rate))(5))(0.1)) == pytest.approx(expected, rel=1e-3)
-        derivative = jax.jit(jax.grad(lambda rate: holder(lambda count: rate / (1 + count / 10))(jnp.arange(5, 6))[0]))
+        assert float(jax.grad(lambda rate: holder(Rate(rate))(5))(0.1)) == pytest.approx(
+            expected, rel=1e-3
+        )
+        derivative = jax.jit(
+            jax.grad(
+                lambda rate: holder(lambda count: rate / (1 + count / 10))(jnp.arange(5, 6))[0]
+            )
+        )
         assert float(derivative(0.1)) == pytest.approx(expected, rel=1e-3)
 
 
@@ -101,7 +112,9 @@ def test_a_function_that_cannot_be_traced_takes_scalar_counts(name: str):
 
 
 def references_to_used(holder: Callable[[Function], wc.Schedule]) -> list[weakref.ref[Any]]:
-    """Of the method and of the callable object that two schedules held, which were called, hashed and printed."""
+    """Of the method and of the callable object that two schedules held, which were called, hashed
+    and printed.
+    """
 
     class Method:
         def rate(self, count: Any) -> Any:
@@ -120,16 +133,24 @@ def references_to_used(holder: Callable[[Function], wc.Schedule]) -> list[weakre
 def test_it_dies_with_the_schedule():
     references = {name: references_to_used(holder) for name, (holder, _) in HOLDERS.items()}
     gc.collect()  # once: it takes a second among all that JAX keeps
-    alive = [name for name, (method, rate) in references.items() if method() is not None or rate() is not None]
+    alive = [
+        name
+        for name, (method, rate) in references.items()
+        if method() is not None or rate() is not None
+    ]
     assert alive == []
 
 
 def test_nothing_is_compiled_for_another_function():
     compiled: list[str] = []
-    jax.monitoring.register_event_duration_secs_listener(lambda event, *_, **__: compiled.append(event))
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, *_, **__: compiled.append(event)
+    )
     for rate in (0.1, 0.2, 0.3):
         (0.5 * wc.shift(lambda count, rate=rate: rate, by=0))(2)
-        if rate == 0.1:  # The operations of the package are compiled, once, and here something that is new.
+        if (
+            rate == 0.1
+        ):  # The operations of the package are compiled, once, and here something that is new.
             jax.jit(lambda x: x * 3.25)(2)
             assert any("compile" in event for event in compiled)
             compiled.clear()
@@ -137,7 +158,9 @@ def test_nothing_is_compiled_for_another_function():
 
 
 @pytest.mark.parametrize("wrap", [lambda s: s, lambda s: 0.1 * s, lambda s: s / 2])
-def test_it_is_called_exactly_once_a_call_in_the_callers_trace(wrap: Callable[[wc.Schedule], wc.Schedule]):
+def test_it_is_called_exactly_once_a_call_in_the_callers_trace(
+    wrap: Callable[[wc.Schedule], wc.Schedule],
+):
     noted: list[Any] = []
 
     def noting(count: Any) -> Any:
@@ -221,6 +244,7 @@ def test_a_function_inside_never_sees_a_negative_or_fractional_count():
 
         return wc.with_warmup(square_root, warmup_steps=warmup)(4)
 
-    # The root of a negative number would be NaN: not in the value, which is not taken from it, but in the derivative.
+    # The root of a negative number would be NaN: not in the value, which is not taken from it, but
+    # in the derivative.
     assert float(jax.grad(value)(1.0, 10)) == pytest.approx(0.4)
     assert float(jax.jit(jax.grad(value))(1.0, 10.5)) == pytest.approx(4 / 10.5)

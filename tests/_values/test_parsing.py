@@ -17,7 +17,9 @@ from tests._schedules.nestings import nested
 
 @hypothesis.settings(max_examples=300, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 @hypothesis.given(nested(4))
-def test_what_a_schedule_prints_is_parsed_as_an_equal_one_also_after_its_numbers_were_arrays(schedule: wc.Schedule):
+def test_what_a_schedule_prints_is_parsed_as_an_equal_one_also_after_its_numbers_were_arrays(
+    schedule: wc.Schedule,
+):
     text = repr(schedule)
     again = wc.parse(text)
     assert (again, hash(again), repr(again)) == (schedule, hash(schedule), text)
@@ -31,10 +33,13 @@ def test_a_trip_through_jit_changes_neither_text_nor_equality_nor_values():
         entry.schedule
         for entry in catalogue(210).values()
         if all(
-            isinstance(number, int) or float(str(np.float32(number))) == number for number in jax.tree.leaves(entry.schedule)
+            isinstance(number, int) or float(str(np.float32(number))) == number
+            for number in jax.tree.leaves(entry.schedule)
         )
     ]
-    assert {schedule.kind for schedule in schedules} == {entry.schedule.kind for entry in catalogue(210).values()}
+    assert {schedule.kind for schedule in schedules} == {
+        entry.schedule.kind for entry in catalogue(210).values()
+    }
     counts = jnp.arange(0, 120, 7)
     for there, back in zip(schedules, jax.jit(lambda schedules: schedules)(schedules), strict=True):
         assert (back, repr(back), hash(back)) == (there, repr(there), hash(there))
@@ -49,7 +54,11 @@ def test_pickles_and_hashes_hold_in_a_process_with_other_hash_seeds():
         "assert schedules == again and list(map(hash, schedules)) == list(map(hash, again)); "
         "sys.stdout.buffer.write(pickle.dumps(again))"
     )
-    run = subprocess.run([sys.executable, "-W", "error", "-c", code], input=pickle.dumps(schedules), capture_output=True)
+    run = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        input=pickle.dumps(schedules),
+        capture_output=True,
+    )
     assert run.returncode == 0, run.stderr.decode()
     back = pickle.loads(run.stdout)
     assert back == schedules
@@ -63,10 +72,16 @@ def test_pickles_and_hashes_hold_in_a_process_with_other_hash_seeds():
         ("constant(value=1) * 2", "must be the call of a factory"),
         ("product(constant(value=1), scale=2)", "product: there is no argument 'scale'"),
         ("cosine_decay(init_value=1, transition_steps=3)", "here it is 'decay_steps'"),
-        ("piecewise_constant(values=[1, 2], boundaries=3)", "boundaries must be a list, tuple or array"),
+        (
+            "piecewise_constant(values=[1, 2], boundaries=3)",
+            "boundaries must be a list, tuple or array",
+        ),
         ("piecewise_constant(values=[1, x], boundaries=[3])", "'x' is neither a number nor a call"),
         ("shift(<function f at 0x7f>, by=1)", "cannot rebuild <function f at 0x7f>"),
-        ("shift(<function a.<locals>.<lambda> at 0x7f>, by=1)", "cannot rebuild <function a.<locals>.<lambda> at 0x7f>"),
+        (
+            "shift(<function a.<locals>.<lambda> at 0x7f>, by=1)",
+            "cannot rebuild <function a.<locals>.<lambda> at 0x7f>",
+        ),
         ("shift(abs, by=1)", "'abs' is neither a number nor a call"),
         ("steps(fraction=0.1, total_steps=10)", "there is no 'steps' to call"),
     ],
@@ -79,5 +94,9 @@ def test_what_is_no_value_is_refused_with_the_part_that_is_wrong(text: str, word
 
 
 def test_lists_tuples_and_nested_calls_are_read():
-    text = "wc.join([wc.constant(value=1), wc.shift(constant(value=-2e-3), by=-3)], boundaries=(5,))"
-    assert wc.parse(text) == wc.join((wc.constant(value=1.0), wc.shift(wc.constant(value=-0.002), by=-3)), boundaries=[5])
+    text = (
+        "wc.join([wc.constant(value=1), wc.shift(constant(value=-2e-3), by=-3)], boundaries=(5,))"
+    )
+    assert wc.parse(text) == wc.join(
+        (wc.constant(value=1.0), wc.shift(wc.constant(value=-0.002), by=-3)), boundaries=[5]
+    )

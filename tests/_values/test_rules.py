@@ -28,7 +28,12 @@ GOOD: dict[Callable[..., wc.Schedule], dict[str, Any]] = {
     wc.inverse_sqrt_decay: {"init_value": 0.1, "timescale": 10.0},
     wc.warmup_polynomial_decay: {"peak_value": 0.1, "total_steps": 100, "warmup_steps": 10},
     wc.warmup_cosine_decay: {"peak_value": 0.1, "total_steps": 100, "warmup_steps": 10},
-    wc.warmup_stable_decay: {"peak_value": 0.1, "total_steps": 100, "warmup_steps": 10, "decay_steps": 20},
+    wc.warmup_stable_decay: {
+        "peak_value": 0.1,
+        "total_steps": 100,
+        "warmup_steps": 10,
+        "decay_steps": 20,
+    },
     wc.with_warmup: {"schedule": DECAY, "warmup_steps": 10},
     wc.join: {"schedules": [DECAY, DECAY, DECAY], "boundaries": [10, 20]},
     wc.repeat: {"schedule": DECAY, "period": 10},
@@ -37,7 +42,8 @@ GOOD: dict[Callable[..., wc.Schedule], dict[str, Any]] = {
     wc.piecewise_constant: {"values": [0.1, 0.2, 0.3], "boundaries": [10, 20]},
 }
 
-#: Factory, argument, bad value, error, and another word that the message needs: the rule or the remedy.
+#: Factory, argument, bad value, error, and another word that the message needs: the rule or the
+#: remedy.
 BAD: list[tuple[Callable[..., wc.Schedule], str, Any, type[Exception], str]] = [
     (wc.constant, "value", math.nan, ValueError, "finite"),
     (wc.constant, "value", math.inf, ValueError, "finite"),
@@ -138,16 +144,36 @@ def test_a_bad_argument_is_refused_by_name_and_value(
     assert message.startswith(f"{factory.__name__}: ")
     assert name in message
     assert word in message
-    shown = value.__name__ if callable(value) and not isinstance(value, (type, wc.Schedule)) else repr(value)
-    assert shown in message or str(value) in message or (isinstance(value, range) and str(list(value)) in message)
+    shown = (
+        value.__name__
+        if callable(value) and not isinstance(value, (type, wc.Schedule))
+        else repr(value)
+    )
+    assert (
+        shown in message
+        or str(value) in message
+        or (isinstance(value, range) and str(list(value)) in message)
+    )
 
 
 @pytest.mark.parametrize(
     ("factory", "arguments", "name"),
     [
-        (wc.warmup_polynomial_decay, {"warmup_steps": None, "warmup_fraction": 1.0}, "warmup_fraction"),
-        (wc.warmup_polynomial_decay, {"warmup_steps": None, "warmup_fraction": -0.1}, "warmup_fraction"),
-        (wc.warmup_polynomial_decay, {"warmup_steps": None, "warmup_fraction": 0.999}, "warmup_fraction"),
+        (
+            wc.warmup_polynomial_decay,
+            {"warmup_steps": None, "warmup_fraction": 1.0},
+            "warmup_fraction",
+        ),
+        (
+            wc.warmup_polynomial_decay,
+            {"warmup_steps": None, "warmup_fraction": -0.1},
+            "warmup_fraction",
+        ),
+        (
+            wc.warmup_polynomial_decay,
+            {"warmup_steps": None, "warmup_fraction": 0.999},
+            "warmup_fraction",
+        ),
         (wc.warmup_stable_decay, {"decay_steps": None, "decay_fraction": 0.95}, "decay_fraction"),
         (wc.warmup_stable_decay, {"decay_steps": None, "decay_fraction": 0.001}, "decay_fraction"),
         (wc.join, {"boundaries": [10, -20]}, "boundaries[1]"),
@@ -158,10 +184,16 @@ def test_a_bad_argument_is_refused_by_name_and_value(
         (wc.piecewise_constant, {"values": np.array([0.1, np.nan, 0.3])}, "values[1]"),
         (wc.piecewise_constant, {"values": [0.1, 0.2, DECAY]}, "values[2]"),
         (wc.exponential_decay, {"decay_rate": 2.0}, "end_value"),
-        (wc.exponential_decay, {"decay_rate": 2.0, "init_value": 0.0, "end_value": 1.0}, "init_value"),
+        (
+            wc.exponential_decay,
+            {"decay_rate": 2.0, "init_value": 0.0, "end_value": 1.0},
+            "init_value",
+        ),
     ],
 )
-def test_what_was_said_is_what_the_message_names(factory: Callable[..., wc.Schedule], arguments: dict[str, Any], name: str):
+def test_what_was_said_is_what_the_message_names(
+    factory: Callable[..., wc.Schedule], arguments: dict[str, Any], name: str
+):
     with pytest.raises((ValueError, TypeError)) as caught:
         of(factory, **arguments)
     assert str(caught.value).startswith(f"{factory.__name__}: {name}")
@@ -178,42 +210,99 @@ def test_numbers_are_keyword_only_and_names_are_checked(factory: Callable[..., w
 #: The package and a schedule as no type checker sees them.
 loose: Any = wc
 DECAY_: Any = DECAY
-#: A call, and what its message needs: the name of the function, what is wrong, and what to write instead.
+#: A call, and what its message needs: the name of the function, what is wrong, and what to write
+#: instead.
 BAD_CALLS: list[tuple[Callable[[], Any], type[Exception], tuple[str, ...]]] = [
     # A name that no argument has.
-    (lambda: loose.linear_warmup(peak=1.0, warmup_steps=10), TypeError, ("linear_warmup", "'peak'", "'peak_value'")),
-    (lambda: loose.cosine_decay(init=1.0, decay_steps=10), TypeError, ("cosine_decay", "'init'", "'init_value'")),
+    (
+        lambda: loose.linear_warmup(peak=1.0, warmup_steps=10),
+        TypeError,
+        ("linear_warmup", "'peak'", "'peak_value'"),
+    ),
+    (
+        lambda: loose.cosine_decay(init=1.0, decay_steps=10),
+        TypeError,
+        ("cosine_decay", "'init'", "'init_value'"),
+    ),
     (lambda: loose.repeat(DECAY, periods=3), TypeError, ("repeat", "'periods'", "'period'")),
     (lambda: loose.join([DECAY], boundary=[]), TypeError, ("join", "'boundary'", "'boundaries'")),
     (lambda: loose.shift(DECAY, qqq=3), TypeError, ("shift", "'qqq'", "there are by, schedule")),
-    (lambda: loose.product(DECAY, operands=3), TypeError, ("product", "is called as product(*operands)")),
+    (
+        lambda: loose.product(DECAY, operands=3),
+        TypeError,
+        ("product", "is called as product(*operands)"),
+    ),
     (lambda: loose.minimum(a=3), TypeError, ("minimum", "'a'", "operands")),
     # A name that it has in another library.
-    (lambda: loose.linear_warmup(peak_value=1.0, transition_steps=9), TypeError, ("linear_warmup", "'warmup_steps'")),
-    (lambda: loose.polynomial_decay(init_value=1.0, transition_steps=9), TypeError, ("polynomial_decay", "'decay_steps'")),
+    (
+        lambda: loose.linear_warmup(peak_value=1.0, transition_steps=9),
+        TypeError,
+        ("linear_warmup", "'warmup_steps'"),
+    ),
+    (
+        lambda: loose.polynomial_decay(init_value=1.0, transition_steps=9),
+        TypeError,
+        ("polynomial_decay", "'decay_steps'"),
+    ),
     (
         lambda: loose.warmup_cosine_decay(peak_value=1.0, warmup_steps=1, decay_steps=9),
         TypeError,
         ("warmup_cosine_decay", "'total_steps', which includes the warm-up"),
     ),
-    (lambda: loose.exponential_warmup(init_value=1.0, timescale=9), TypeError, ("exponential_warmup", "'peak_value'")),
-    (lambda: loose.warmup_polynomial_decay(peak_lr=1.0, total_steps=9), TypeError, ("warmup_polynomial_decay", "'peak_value'")),
+    (
+        lambda: loose.exponential_warmup(init_value=1.0, timescale=9),
+        TypeError,
+        ("exponential_warmup", "'peak_value'"),
+    ),
+    (
+        lambda: loose.warmup_polynomial_decay(peak_lr=1.0, total_steps=9),
+        TypeError,
+        ("warmup_polynomial_decay", "'peak_value'"),
+    ),
     (lambda: loose.constant(learning_rate=1.0), TypeError, ("constant", "'value'")),
-    (lambda: loose.cosine_decay(learning_rate=1.0, decay_steps=9), TypeError, ("cosine_decay", "'init_value'")),
+    (
+        lambda: loose.cosine_decay(learning_rate=1.0, decay_steps=9),
+        TypeError,
+        ("cosine_decay", "'init_value'"),
+    ),
     (
         lambda: loose.cosine_decay(init_value=1.0, decay_steps=9, alpha=0.1),
         TypeError,
         ("'end_value', a value and not a share",),
     ),
-    (lambda: loose.warmup_stable_decay(peak_value=1.0, end_lr=0.1), TypeError, ("warmup_stable_decay", "'end_value'")),
+    (
+        lambda: loose.warmup_stable_decay(peak_value=1.0, end_lr=0.1),
+        TypeError,
+        ("warmup_stable_decay", "'end_value'"),
+    ),
     # Too few, too many, in the wrong place.
-    (lambda: loose.linear_warmup(peak_value=1.0), TypeError, ("linear_warmup", "'warmup_steps'", "is called as")),
-    (lambda: loose.cosine_decay(1.0, 10), TypeError, ("cosine_decay", "positional", "(*, init_value, decay_steps")),
+    (
+        lambda: loose.linear_warmup(peak_value=1.0),
+        TypeError,
+        ("linear_warmup", "'warmup_steps'", "is called as"),
+    ),
+    (
+        lambda: loose.cosine_decay(1.0, 10),
+        TypeError,
+        ("cosine_decay", "positional", "(*, init_value, decay_steps"),
+    ),
     (lambda: loose.with_warmup(10, DECAY), TypeError, ("with_warmup", "positional")),
-    (lambda: loose.with_warmup(10, warmup_steps=DECAY), TypeError, ("with_warmup", "schedule", "10")),
+    (
+        lambda: loose.with_warmup(10, warmup_steps=DECAY),
+        TypeError,
+        ("with_warmup", "schedule", "10"),
+    ),
     # A function where what it returns belongs.
-    (lambda: loose.with_warmup(loose.cosine_decay, warmup_steps=3), TypeError, ("with_warmup", "cosine_decay(...)")),
-    (lambda: loose.join([DECAY, loose.constant], boundaries=[3]), TypeError, ("schedules[1]", "constant(...)")),
+    (
+        lambda: loose.with_warmup(loose.cosine_decay, warmup_steps=3),
+        TypeError,
+        ("with_warmup", "cosine_decay(...)"),
+    ),
+    (
+        lambda: loose.join([DECAY, loose.constant], boundaries=[3]),
+        TypeError,
+        ("schedules[1]", "constant(...)"),
+    ),
     (lambda: loose.product(loose.constant, DECAY), TypeError, ("operands[0]", "constant(...)")),
     (lambda: 2 * DECAY_ * loose.linear_warmup, TypeError, ("operands[1]", "linear_warmup(...)")),
     (
@@ -250,22 +339,47 @@ def test_a_bad_call_is_refused_with_what_to_write_instead(
 
 @pytest.mark.parametrize(
     "name",
-    ["transition_steps", "decay_steps", "init_value", "peak_lr", "learning_rate", "alpha", "end_lr"],
+    [
+        "transition_steps",
+        "decay_steps",
+        "init_value",
+        "peak_lr",
+        "learning_rate",
+        "alpha",
+        "end_lr",
+    ],
 )
 def test_a_name_of_another_library_is_known_wherever_its_meaning_exists(name: str):
-    meanings = {"alpha": "end_value", "end_lr": "end_value", "decay_steps": "total_steps", "transition_steps": "_steps"}
+    meanings = {
+        "alpha": "end_value",
+        "end_lr": "end_value",
+        "decay_steps": "total_steps",
+        "transition_steps": "_steps",
+    }
     for factory in GOOD:
         arguments = inspect.signature(factory).parameters
         if name in arguments:
             continue
         with pytest.raises(TypeError) as caught:
             of(factory, **{name: 1.0})
-        meant = [argument for argument in arguments if meanings.get(name, "value") in argument and "period" not in argument]
+        meant = [
+            argument
+            for argument in arguments
+            if meanings.get(name, "value") in argument and "period" not in argument
+        ]
         if name in ("init_value", "peak_lr", "learning_rate"):
-            meant = [argument for argument in ("peak_value", "init_value", "value") if argument in arguments]
+            meant = [
+                argument
+                for argument in ("peak_value", "init_value", "value")
+                if argument in arguments
+            ]
             meant = meant[:1] if name != "init_value" or meant == ["peak_value"] else []
         elif name == "transition_steps":
-            meant = [argument for argument in ("decay_steps", "warmup_steps", "total_steps") if argument in arguments][:1]
+            meant = [
+                argument
+                for argument in ("decay_steps", "warmup_steps", "total_steps")
+                if argument in arguments
+            ][:1]
         if meant:
             assert f"here it is {meant[0]!r}" in str(caught.value), factory
 
@@ -301,14 +415,28 @@ NUMERIC = (int, float)
 TRACEABLE = [
     (factory, name, value)
     for factory, name, value, _, _ in BAD
-    if isinstance(value, NUMERIC) and not isinstance(value, bool) and "schedule" not in name and abs(value) < 2**31
-    if name not in ("cycle", "staircase", "decay_from", "boundaries", "values", "warmup_fraction", "decay_fraction")
+    if isinstance(value, NUMERIC)
+    and not isinstance(value, bool)
+    and "schedule" not in name
+    and abs(value) < 2**31
+    if name
+    not in (
+        "cycle",
+        "staircase",
+        "decay_from",
+        "boundaries",
+        "values",
+        "warmup_fraction",
+        "decay_fraction",
+    )
 ]
 
 
 @pytest.mark.usefixtures("strict_dtypes")
 @pytest.mark.parametrize(("factory", "name", "value"), TRACEABLE)
-def test_the_same_value_traced_passes_through_without_a_branch(factory: Callable[..., wc.Schedule], name: str, value: Any):
+def test_the_same_value_traced_passes_through_without_a_branch(
+    factory: Callable[..., wc.Schedule], name: str, value: Any
+):
     traced = jax.jit(lambda number, count: of(factory, **{name: number})(count))
     assert traced(value, jnp.arange(200)).shape == (200,)
 
@@ -320,7 +448,11 @@ def test_every_number_of_every_factory_can_be_traced_and_gives_the_same_values()
         schedule = of(factory)
         # Through the constructor, so that each check sees a tracer.
         rebuild = jax.jit(lambda arguments, factory=factory: factory(**arguments)(counts))
-        arguments = {name: value for name, value in schedule.arguments.items() if not isinstance(value, (str, bool))}
+        arguments = {
+            name: value
+            for name, value in schedule.arguments.items()
+            if not isinstance(value, (str, bool))
+        }
         np.testing.assert_allclose(rebuild(arguments), schedule(counts), rtol=1e-6, atol=1e-8)
 
 
@@ -346,14 +478,22 @@ def test_a_rule_holds_up_to_its_limits(annotation: Any, inside: list[float], out
 
 def test_a_rule_between_arguments_waits_for_those_that_are_traced():
     def rate(total: Any) -> Any:
-        return wc.warmup_stable_decay(peak_value=1.0, total_steps=total, warmup_steps=2, decay_steps=4)(3)
+        return wc.warmup_stable_decay(
+            peak_value=1.0, total_steps=total, warmup_steps=2, decay_steps=4
+        )(3)
 
     assert float(jax.jit(rate)(10)) == float(rate(10)) == 1.0
-    steps = jax.jit(lambda boundaries: wc.piecewise_constant(values=[1.0, 2.0, 3.0], boundaries=boundaries)(4))
+    steps = jax.jit(
+        lambda boundaries: wc.piecewise_constant(values=[1.0, 2.0, 3.0], boundaries=boundaries)(4)
+    )
     assert [float(steps(boundaries)) for boundaries in ([2, 5], [2, 3], [5, 7])] == [2.0, 3.0, 1.0]
-    half = jax.jit(lambda last: wc.piecewise_constant(values=[1.0, 2.0, 3.0], boundaries=[2, last])(4))
+    half = jax.jit(
+        lambda last: wc.piecewise_constant(values=[1.0, 2.0, 3.0], boundaries=[2, last])(4)
+    )
     assert [float(half(last)) for last in (5, 3)] == [2.0, 3.0]
-    with pytest.raises(ValueError, match="decay_steps must be at most what warmup_steps=2 leaves of total_steps=5"):
+    with pytest.raises(
+        ValueError, match="decay_steps must be at most what warmup_steps=2 leaves of total_steps=5"
+    ):
         rate(5)
 
 
@@ -365,7 +505,8 @@ def test_a_traced_array_is_refused_like_any_other():
 
 
 @pytest.mark.parametrize(
-    "number", [3, 3.0, np.int8(3), np.uint64(3), np.float16(3), jnp.int32(3), jnp.bfloat16(3), np.array(3)]
+    "number",
+    [3, 3.0, np.int8(3), np.uint64(3), np.float16(3), jnp.int32(3), jnp.bfloat16(3), np.array(3)],
 )
 def test_a_number_of_any_dtype_is_kept_as_a_python_number(number: Any):
     assert repr(wc.linear_warmup(peak_value=number, warmup_steps=number)) == (
@@ -377,7 +518,9 @@ def test_a_number_of_any_dtype_is_kept_as_a_python_number(number: Any):
 def test_a_number_is_the_shortest_decimal_of_its_dtype(dtype: Any):
     for decimal in (0.1, 0.3, 1e-4, 0.9, 5.0, 60000.0):
         for number in (dtype(decimal), np.asarray(dtype(decimal)), jnp.asarray(dtype(decimal))):
-            assert checks.as_number(number) == float(dtype(decimal) if number.dtype.itemsize == 8 else decimal)
+            assert checks.as_number(number) == float(
+                dtype(decimal) if number.dtype.itemsize == 8 else decimal
+            )
     for number in np.random.default_rng(0).uniform(1e-4, 10, 300).astype(dtype):
         decimal = checks.as_number(number)
         digits = len(np.format_float_scientific(decimal, trim="-").split("e")[0].replace(".", ""))
@@ -386,9 +529,16 @@ def test_a_number_is_the_shortest_decimal_of_its_dtype(dtype: Any):
 
 
 def test_a_length_past_int32_is_kept_as_a_float():
-    assert wc.linear_warmup(peak_value=1.0, warmup_steps=5_000_000_000).arguments["warmup_steps"] == 5e9
-    assert isinstance(wc.linear_warmup(peak_value=1.0, warmup_steps=2**31).arguments["warmup_steps"], float)
-    assert isinstance(wc.linear_warmup(peak_value=1.0, warmup_steps=2.0**31 - 1).arguments["warmup_steps"], int)
+    assert (
+        wc.linear_warmup(peak_value=1.0, warmup_steps=5_000_000_000).arguments["warmup_steps"]
+        == 5e9
+    )
+    assert isinstance(
+        wc.linear_warmup(peak_value=1.0, warmup_steps=2**31).arguments["warmup_steps"], float
+    )
+    assert isinstance(
+        wc.linear_warmup(peak_value=1.0, warmup_steps=2.0**31 - 1).arguments["warmup_steps"], int
+    )
 
 
 def test_a_traced_length_past_int32_does_not_wrap_around():

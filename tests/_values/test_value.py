@@ -39,28 +39,46 @@ def test_repr_is_the_call_that_rebuilds_it(name: str):
 
 def test_repr_shows_what_was_said_with_fractions_resolved():
     schedule = wc.shift(
-        wc.warmup_cosine_decay(peak_value=np.float32(0.5), total_steps=jnp.int32(25), warmup_fraction=0.1), by=1
+        wc.warmup_cosine_decay(
+            peak_value=np.float32(0.5), total_steps=jnp.int32(25), warmup_fraction=0.1
+        ),
+        by=1,
     )
     assert repr(schedule) == (
-        "shift(warmup_cosine_decay(peak_value=0.5, total_steps=25, warmup_steps=3, init_value=0.0, end_value=0.0, "
-        "decay_from='warmup_end'), by=1)"
+        "shift(warmup_cosine_decay(peak_value=0.5, total_steps=25, warmup_steps=3, init_value=0.0, "
+        "end_value=0.0, decay_from='warmup_end'), by=1)"
     )
 
 
 @pytest.mark.parametrize(
     ("fraction", "total", "steps"),
-    [(0.0, 25, 0), (0.1, 25, 3), (0.1 - 1e-9, 25, 2), (0.5, 25, 13), (0.3, 10, 3), (0.06, 2_000_000_000, 120_000_000)],
+    [
+        (0.0, 25, 0),
+        (0.1, 25, 3),
+        (0.1 - 1e-9, 25, 2),
+        (0.5, 25, 13),
+        (0.3, 10, 3),
+        (0.06, 2_000_000_000, 120_000_000),
+    ],
 )
-def test_a_fraction_is_rounded_to_the_nearest_step_with_halves_up(fraction: float, total: int, steps: int):
-    schedule = wc.warmup_polynomial_decay(peak_value=1.0, total_steps=total, warmup_fraction=fraction)
+def test_a_fraction_is_rounded_to_the_nearest_step_with_halves_up(
+    fraction: float, total: int, steps: int
+):
+    schedule = wc.warmup_polynomial_decay(
+        peak_value=1.0, total_steps=total, warmup_fraction=fraction
+    )
     assert schedule.arguments["warmup_steps"] == steps
 
 
 def test_a_traced_fraction_is_rounded_likewise():
     def steps(fraction: Any, total: Any) -> Any:
-        return wc.warmup_polynomial_decay(peak_value=1.0, total_steps=total, warmup_fraction=fraction).arguments["warmup_steps"]
+        return wc.warmup_polynomial_decay(
+            peak_value=1.0, total_steps=total, warmup_fraction=fraction
+        ).arguments["warmup_steps"]
 
-    rounded = jax.jit(jax.vmap(steps))(jnp.array([0.0, 0.1, 0.5, 0.25]), jnp.array([25, 25, 25, 2_000_000_000]))
+    rounded = jax.jit(jax.vmap(steps))(
+        jnp.array([0.0, 0.1, 0.5, 0.25]), jnp.array([25, 25, 25, 2_000_000_000])
+    )
     assert (rounded.dtype, rounded.tolist()) == (jnp.int32, [0, 3, 13, 500_000_000])
 
 
@@ -68,22 +86,32 @@ def test_a_traced_fraction_is_rounded_likewise():
 def test_pickle_and_copies_are_equal_and_give_the_same_values(name: str):
     schedule = SCHEDULES[name]
     counts = jnp.arange(0, 120, 7)
-    for same in (pickle.loads(pickle.dumps(schedule)), copy.copy(schedule), copy.deepcopy(schedule)):
+    for same in (
+        pickle.loads(pickle.dumps(schedule)),
+        copy.copy(schedule),
+        copy.deepcopy(schedule),
+    ):
         assert same == schedule
         assert hash(same) == hash(schedule)
         np.testing.assert_array_equal(same(counts), schedule(counts))
 
 
 def test_equality_goes_by_kind_and_numbers_and_not_by_how_they_were_said():
-    assert linear(1, 4) == linear(np.float64(1.0), jnp.int32(4)) == linear(jnp.float32(1), np.int8(4))
+    assert (
+        linear(1, 4) == linear(np.float64(1.0), jnp.int32(4)) == linear(jnp.float32(1), np.int8(4))
+    )
     assert hash(linear(1, 4)) == hash(linear(np.float64(1.0), jnp.int32(4)))
-    assert len({repr(schedule): schedule for schedule in SCHEDULES.values()}) == len(set(SCHEDULES.values()))
+    assert len({repr(schedule): schedule for schedule in SCHEDULES.values()}) == len(
+        set(SCHEDULES.values())
+    )
     assert linear() != wc.polynomial_warmup(peak_value=1.0, warmup_steps=4)
     assert linear() != linear(init_value=0.1)
     assert linear() != "linear_warmup(peak_value=1.0, warmup_steps=4, init_value=0.0)"
     run: Any = {"peak_value": 1.0, "total_steps": 10, "warmup_steps": 2}
     assert wc.warmup_cosine_decay(**run) != wc.warmup_cosine_decay(**run, decay_from="zero")
-    assert wc.join([linear(), linear()], boundaries=[4]) != wc.join([linear(), linear()], boundaries=[5])
+    assert wc.join([linear(), linear()], boundaries=[4]) != wc.join(
+        [linear(), linear()], boundaries=[5]
+    )
     theirs = optax.constant_schedule(0.1)
     assert wc.shift(theirs, by=1) == wc.shift(theirs, by=1)
     assert wc.shift(theirs, by=1) != wc.shift(optax.constant_schedule(0.1), by=1)
@@ -129,7 +157,10 @@ def test_its_leaves_are_its_numbers_and_rebuild_it(name: str):
 
 
 def test_tree_map_works_on_its_numbers_and_paths_name_them():
-    doubled = jax.tree.map(lambda number: 2 * number, wc.with_warmup(wc.constant(value=0.5), warmup_steps=4, init_value=0.1))
+    doubled = jax.tree.map(
+        lambda number: 2 * number,
+        wc.with_warmup(wc.constant(value=0.5), warmup_steps=4, init_value=0.1),
+    )
     assert doubled == wc.with_warmup(wc.constant(value=1.0), warmup_steps=8, init_value=0.2)
     paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(doubled)]
     assert paths == [".schedule.value", ".warmup_steps", ".init_value"]
@@ -160,7 +191,12 @@ def test_as_a_static_argument_equal_ones_do_not_retrace():
         return schedule(count)
 
     compiled = jax.jit(value, static_argnums=0)
-    for schedule in (linear(), linear(1, 4), pickle.loads(pickle.dumps(linear())), linear(np.float32(1))):
+    for schedule in (
+        linear(),
+        linear(1, 4),
+        pickle.loads(pickle.dumps(linear())),
+        linear(np.float32(1)),
+    ):
         assert float(compiled(schedule, 3)) == 0.75
     assert traces == 1
     compiled(linear(2.0), 3)
@@ -171,7 +207,9 @@ def test_an_eager_call_is_compiled_once_for_all_numbers_and_counts():
     traces = 0
 
     @makes(wc.Schedule)
-    def counted(*, height: Annotated[float, Number("a number", "Pass 1.", lambda _: True)]) -> wc.Schedule:
+    def counted(
+        *, height: Annotated[float, Number("a number", "Pass 1.", lambda _: True)]
+    ) -> wc.Schedule:
         nonlocal traces
         traces += 1
         return curve(lambda count: jnp.full(count.shape, height))
@@ -185,7 +223,9 @@ def test_an_eager_call_is_compiled_once_for_all_numbers_and_counts():
 def test_it_can_be_jitted_differentiated_and_mapped_itself():
     assert float(jax.jit(linear())(3)) == 0.75
     assert jax.vmap(linear())(jnp.arange(3)).tolist() == [0.0, 0.25, 0.5]
-    slopes = jax.grad(lambda schedule: schedule(1000))(wc.exponential_warmup(peak_value=2.0, timescale=1000))
+    slopes = jax.grad(lambda schedule: schedule(1000))(
+        wc.exponential_warmup(peak_value=2.0, timescale=1000)
+    )
     assert slopes.arguments["peak_value"] == pytest.approx(1 - np.exp(-1), rel=1e-6)
 
 
@@ -196,7 +236,9 @@ def test_a_new_curve_needs_its_function_and_nothing_else():
     rule = Number("a number above 0", "Pass 1.", lambda number: number > 0)
 
     @makes(wc.Schedule)
-    def sawtooth(*, height: Annotated[float | jax.Array, rule], is_down: bool = False) -> wc.Schedule:
+    def sawtooth(
+        *, height: Annotated[float | jax.Array, rule], is_down: bool = False
+    ) -> wc.Schedule:
         """Up and down."""
         return curve(lambda count: jnp.where(count % 2 == int(is_down), 0.0, height))
 
@@ -205,7 +247,9 @@ def test_a_new_curve_needs_its_function_and_nothing_else():
     assert pickle.loads(pickle.dumps(schedule)) == schedule
     assert schedule(jnp.arange(3)).tolist() == [0.0, 2.0, 0.0]
     assert schedule.arguments == {"height": 2.0, "is_down": False}
-    with pytest.raises(ValueError, match=r"sawtooth: height must be a number above 0; got -1\. Pass 1\."):
+    with pytest.raises(
+        ValueError, match=r"sawtooth: height must be a number above 0; got -1\. Pass 1\."
+    ):
         sawtooth(height=-1)
 
 
@@ -217,7 +261,9 @@ def test_a_value_need_not_be_a_schedule():
     rule = Function("a number, a function or None", "Pass 1.", number)
 
     @makes(Limit)
-    def limit(*, ceiling: Annotated[Any, rule] = None, strength: Annotated[float, number] = 2.0) -> Limit: ...
+    def limit(
+        *, ceiling: Annotated[Any, rule] = None, strength: Annotated[float, number] = 2.0
+    ) -> Limit: ...
 
     plain, scheduled, foreign = limit(), limit(ceiling=linear()), limit(ceiling=abs)
     assert [repr(value) for value in (plain, scheduled)] == [
@@ -231,7 +277,9 @@ def test_a_value_need_not_be_a_schedule():
     assert wc.parse(repr(scheduled)) == scheduled
     assert jax.tree.leaves(jax.tree.map(lambda leaf: 2 * leaf, limit(ceiling=3.0))) == [6.0, 4.0]
     assert float(foreign._arguments["ceiling"](jnp.int32(-3))) == 3.0
-    with pytest.raises(TypeError, match=r"limit: ceiling must be .* Call it with its arguments: constant"):
+    with pytest.raises(
+        TypeError, match=r"limit: ceiling must be .* Call it with its arguments: constant"
+    ):
         limit(ceiling=wc.constant)
     with pytest.raises(TypeError, match="a Limit is made by calling one of limit"):
         Limit()
@@ -245,10 +293,14 @@ def test_an_argument_without_a_rule_is_refused_when_the_curve_is_written():
 
 
 @pytest.mark.parametrize("factory", factories().values(), ids=list(factories()))
-def test_help_shows_the_names_of_the_arguments_without_their_rules(factory: Callable[..., wc.Schedule]):
+def test_help_shows_the_names_of_the_arguments_without_their_rules(
+    factory: Callable[..., wc.Schedule],
+):
     signature = inspect.signature(factory)
     assert "count" not in signature.parameters
-    assert all(parameter.annotation is parameter.empty for parameter in signature.parameters.values())
+    assert all(
+        parameter.annotation is parameter.empty for parameter in signature.parameters.values()
+    )
     assert issubclass(signature.return_annotation, Value)
 
 
@@ -265,7 +317,9 @@ def test_a_docstring_says_what_comes_in_and_out_and_runs(name: str):
 
 
 def test_ours_goes_wherever_optax_takes_a_schedule():
-    optimizer = optax.chain(optax.scale_by_adam(), optax.scale_by_schedule(linear()), optax.scale(-1.0))
+    optimizer = optax.chain(
+        optax.scale_by_adam(), optax.scale_by_schedule(linear()), optax.scale(-1.0)
+    )
     injected = optax.inject_hyperparams(optax.sgd)(learning_rate=linear())
     updates = jnp.zeros(2)
     for transformation in (

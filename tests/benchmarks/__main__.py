@@ -1,7 +1,7 @@
 """`python -m tests.benchmarks`: measures what clipping costs on this machine, prints tables and writes the numbers as JSON.
 
-Compare ratios within one run, never times of two: machines differ and are shared. README.md beside this file says what each
-number means and what bounds it.
+Compare ratios within one run, never times of two: machines differ and are shared. README.md beside
+this file says what each number means and what bounds it.
 """
 
 import argparse
@@ -32,13 +32,21 @@ class Sizes(NamedTuple):
 PIECES = ("norm", "clip", "schedules")
 
 
-def measured(sizes: Sizes, rounds: int, chosen: Iterable[str], growing: bool, progress: tqdm.tqdm) -> dict[str, Any]:
-    """The results of the chosen workloads and pieces: all that is written. Each frees its arrays before the next."""
+def measured(
+    sizes: Sizes, rounds: int, chosen: Iterable[str], growing: bool, progress: tqdm.tqdm
+) -> dict[str, Any]:
+    """The results of the chosen workloads and pieces: all that is written. Each frees its arrays
+    before the next.
+    """
     doing: dict[str, Callable[[Progress], Any]] = {
         "norm": functools.partial(reading.measured, sizes.tree, rounds),
         "clip": functools.partial(clip_alone.measured, sizes.tree, rounds),
-        "schedules": functools.partial(schedules.measured, sizes.schedule_calls, sizes.counts, rounds),
-        "growth": functools.partial(growth.measured, sizes.growing_leaves, sizes.growing_parameters, rounds),
+        "schedules": functools.partial(
+            schedules.measured, sizes.schedule_calls, sizes.counts, rounds
+        ),
+        "growth": functools.partial(
+            growth.measured, sizes.growing_leaves, sizes.growing_parameters, rounds
+        ),
     }
     names = [name for name in (*sizes.workloads, *PIECES) if name in chosen] + ["growth"] * growing
     progress.reset(len(names))
@@ -47,7 +55,10 @@ def measured(sizes: Sizes, rounds: int, chosen: Iterable[str], growing: bool, pr
         say = functools.partial(_say, progress, name)
         if name in sizes.workloads:
             workload = sizes.workloads[name]
-            results["steps"][name] = {"limit": workload.limit, "rows": steps.measured(workload, rounds, say)}
+            results["steps"][name] = {
+                "limit": workload.limit,
+                "rows": steps.measured(workload, rounds, say),
+            }
         else:
             results[name] = doing[name](say)
         progress.update()
@@ -62,14 +73,32 @@ def main(arguments: list[str] | None = None, sizes: Sizes | None = None) -> None
     sizes = sizes or Sizes()
     names = [*sizes.workloads, *PIECES]
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
-    parser.add_argument("--only", action="append", choices=names, help="one workload or piece; may be repeated")
-    parser.add_argument("--growth", action="store_true", help="also how the price grows with leaves and parameters (slow)")
-    parser.add_argument("--rounds", type=int, default=7, help="counted turns of each contender (default: %(default)s)")
-    parser.add_argument("--json", type=pathlib.Path, default=pathlib.Path("runs/benchmarks.json"), help="where to write")
+    parser.add_argument(
+        "--only", action="append", choices=names, help="one workload or piece; may be repeated"
+    )
+    parser.add_argument(
+        "--growth",
+        action="store_true",
+        help="also how the price grows with leaves and parameters (slow)",
+    )
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        default=7,
+        help="counted turns of each contender (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--json",
+        type=pathlib.Path,
+        default=pathlib.Path("runs/benchmarks.json"),
+        help="where to write",
+    )
     parser.add_argument("--plot", type=pathlib.Path, help="draw the ratios into this file")
     options = parser.parse_args(arguments)
     for module in steps.missing():
-        print(f"{module} is not installed: left out (pip install {module}, or the extra named bench)")
+        print(
+            f"{module} is not installed: left out (pip install {module}, or the extra named bench)"
+        )
     with tqdm.tqdm(bar_format="{n_fmt}/{total_fmt} in {elapsed}, {desc}") as progress:
         results = measured(sizes, options.rounds, options.only or names, options.growth, progress)
     print(report.markdown(results))

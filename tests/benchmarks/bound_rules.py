@@ -1,7 +1,8 @@
 """Published and deployed rules that bound a gradient norm, each as a function from a stream of norms to what it lets through.
 
-Norms have the shape `(calls, streams)`. A clip lets its bound through instead of a larger norm, a skip 0. Written from what
-each project's source does, with that project's defaults; what a rule needs besides the norm (a loss, tensors) is left out.
+Norms have the shape `(calls, streams)`. A clip lets its bound through instead of a larger norm, a
+skip 0. Written from what each project's source does, with that project's defaults; what a rule
+needs besides the norm (a loss, tensors) is left out.
 """
 
 import bisect
@@ -22,11 +23,15 @@ def fixed(norms: np.ndarray) -> np.ndarray:
 
 
 def autoclip(norms: np.ndarray) -> np.ndarray:
-    """Clip at the 10th percentile of all norms, this one included (Seetharaman et al. 2020; pseeth/autoclip)."""
+    """Clip at the 10th percentile of all norms, this one included (Seetharaman et al. 2020;
+    pseeth/autoclip).
+    """
     passed = np.empty_like(norms)
     for stream in range(norms.shape[1]):
         seen: list[float] = []
-        poisoned = False  # np.percentile of anything with a NaN is NaN, and so is every later gradient
+        poisoned = (
+            False  # np.percentile of anything with a NaN is NaN, and so is every later gradient
+        )
         for call, norm in enumerate(norms[:, stream]):
             poisoned |= math.isnan(norm)
             bisect.insort(seen, norm)
@@ -40,7 +45,8 @@ def autoclip(norms: np.ndarray) -> np.ndarray:
 def zclip(norms: np.ndarray) -> np.ndarray:
     """Past 2.5 deviations, clip to the mean plus 2.5 deviations divided by z / 2.5 (Kumar et al. 2025; bluorion-com/ZClip).
 
-    Its further fixed bound of 1.0 is left out: the rule alone is compared. It teaches itself what it let through.
+    Its further fixed bound of 1.0 is left out: the rule alone is compared. It teaches itself what
+    it let through.
     """
     passed = norms.copy()
     mean, variance = norms[:25].mean(axis=0), norms[:25].var(axis=0)
@@ -74,12 +80,16 @@ def levanter(norms: np.ndarray) -> np.ndarray:
     passed = norms.copy()
     for call in range(64, len(norms)):
         window = norms[max(0, call - 128) : call]
-        passed[call] = _clipped(norms[call], window.mean(axis=0) + 3 * np.maximum(window.std(axis=0), 1e-6))
+        passed[call] = _clipped(
+            norms[call], window.mean(axis=0) + 3 * np.maximum(window.std(axis=0), 1e-6)
+        )
     return passed
 
 
 def axlearn(norms: np.ndarray) -> np.ndarray:
-    """Skip from 20 times the moving mean on; what was skipped teaches nothing (axlearn's `skip_and_clip_by_global_norm`)."""
+    """Skip from 20 times the moving mean on; what was skipped teaches nothing (axlearn's
+    `skip_and_clip_by_global_norm`).
+    """
     passed = np.empty_like(norms)
     mean, taught = np.ones(norms.shape[1]), np.zeros(norms.shape[1])
     for call, norm in enumerate(norms):
@@ -100,7 +110,9 @@ def adagc(norms: np.ndarray) -> np.ndarray:
     usual = np.full(norms.shape[1], np.inf)
     for call, norm in enumerate(norms):
         passed[call] = _clipped(norm, 1.0 if call < 100 else 1.05 * usual)
-        usual = np.minimum(usual, passed[call]) if call < 100 else 0.98 * usual + 0.02 * passed[call]
+        usual = (
+            np.minimum(usual, passed[call]) if call < 100 else 0.98 * usual + 0.02 * passed[call]
+        )
     return passed
 
 

@@ -1,9 +1,10 @@
 """Bounds in training: a student network learns a teacher, and one batch in a hundred is junk.
 
-Regression without noise, so that gradient norms fall by 100 and more while the loss does; a junk batch has random targets.
-Every bound sees the same data at every seed. Adam with two b2 and SGD; a grid of learning rates, each with a cosine to 0; for
-each bound the rate that is best on average over seeds. Reported is the base-10 logarithm of the final loss on clean data, and
-its difference to `max_norm=1.0`, paired by seed, with the standard error of the mean: negative is better.
+Regression without noise, so that gradient norms fall by 100 and more while the loss does; a junk
+batch has random targets. Every bound sees the same data at every seed. Adam with two b2 and SGD; a
+grid of learning rates, each with a cosine to 0; for each bound the rate that is best on average
+over seeds. Reported is the base-10 logarithm of the final loss on clean data, and its difference to
+`max_norm=1.0`, paired by seed, with the standard error of the mean: negative is better.
 """
 
 from collections.abc import Callable
@@ -58,28 +59,47 @@ class Result(NamedTuple):
 
 
 class Data(NamedTuple):
-    """All that depends on the seed: where a student begins, its batches, and clean data to test it on."""
+    """All that depends on the seed: where a student begins, its batches, and clean data to test it
+    on.
+    """
 
     start: Any
     inputs: np.ndarray  # (steps, batch, inputs)
     targets: np.ndarray  # (steps, batch): of the teacher
     junk_targets: np.ndarray
-    lots: np.ndarray  # (steps,), in [0, 1): a batch is junk where its lot is below the share of junk
+    lots: (
+        np.ndarray
+    )  # (steps,), in [0, 1): a batch is junk where its lot is below the share of junk
     test_inputs: np.ndarray
     test_targets: np.ndarray
 
     @classmethod
     def of(cls, seed: int) -> "Data":
         rng = np.random.default_rng(seed)
-        teacher, start = ([part.astype(np.float32) for part in new_network(rng, width)] for width in (TEACHER, STUDENT))
-        inputs, test_inputs = (rng.standard_normal((*shape, INPUTS), np.float32) for shape in ((STEPS, BATCH), (1_000,)))
-        targets, test_targets = (np.asarray(network([2 * part for part in teacher], batch)) for batch in (inputs, test_inputs))
-        junk_targets, lots = 10 * rng.standard_normal((STEPS, BATCH), np.float32), rng.random(STEPS, np.float32)
+        teacher, start = (
+            [part.astype(np.float32) for part in new_network(rng, width)]
+            for width in (TEACHER, STUDENT)
+        )
+        inputs, test_inputs = (
+            rng.standard_normal((*shape, INPUTS), np.float32)
+            for shape in ((STEPS, BATCH), (1_000,))
+        )
+        targets, test_targets = (
+            np.asarray(network([2 * part for part in teacher], batch))
+            for batch in (inputs, test_inputs)
+        )
+        junk_targets, lots = (
+            10 * rng.standard_normal((STEPS, BATCH), np.float32),
+            rng.random(STEPS, np.float32),
+        )
         return cls(start, inputs, targets, junk_targets, lots, test_inputs, test_targets)
 
 
 def new_network(rng: np.random.Generator, width: int) -> list[np.ndarray]:
-    hidden, out = rng.standard_normal((INPUTS, width)) / INPUTS**0.5, rng.standard_normal(width) / width**0.5
+    hidden, out = (
+        rng.standard_normal((INPUTS, width)) / INPUTS**0.5,
+        rng.standard_normal(width) / width**0.5,
+    )
     return [hidden, np.zeros(width), out]
 
 
@@ -89,7 +109,9 @@ def network(params: Any, inputs: Any) -> jax.Array:
     return jnp.tanh(before + jnp.broadcast_to(bias, before.shape)) @ out
 
 
-def train(make: Callable[[Any], optax.GradientTransformation], data: Data, rate: Any, setting: Setting) -> Result:
+def train(
+    make: Callable[[Any], optax.GradientTransformation], data: Data, rate: Any, setting: Setting
+) -> Result:
     """One run, compiled once for every seed, learning rate and setting."""
     optimizer = make(wc.cosine_decay(init_value=rate, decay_steps=STEPS))
     clip = Rule(setting.clip_deviations, RATE, lambda count: setting.max_norm)
@@ -108,7 +130,9 @@ def train(make: Callable[[Any], optax.GradientTransformation], data: Data, rate:
         clipped, _ = wc.clip_tree(gradients, bound, norm=norm.value)
         updates, new_state = optimizer.update(clipped, state, params)
         new = (optax.apply_updates(params, updates), new_state)
-        params, state = jax.tree.map(lambda old, new: jnp.where(skipped, old, new), (params, state), new)
+        params, state = jax.tree.map(
+            lambda old, new: jnp.where(skipped, old, new), (params, state), new
+        )
         acted = skipped | (norm.value > bound)
         return (params, state, taught(history, *log_of(norm), skip)), (norm.value, acted, is_junk)
 
@@ -131,7 +155,9 @@ def sweep(name: str) -> Result:
     def one(data: Data, rate: Any, setting: Setting) -> Result:
         return train(make, data, rate, setting)
 
-    over_settings = jax.vmap(jax.vmap(jax.vmap(one, (0, None, None)), (None, 0, None)), (None, None, 0))
+    over_settings = jax.vmap(
+        jax.vmap(jax.vmap(one, (0, None, None)), (None, 0, None)), (None, None, 0)
+    )
     data = jax.tree.map(lambda *arrays: jnp.stack(arrays), *map(Data.of, range(SEEDS)))
     settings = jax.tree.map(lambda *numbers: jnp.asarray(numbers, jnp.float32), *SETTINGS.values())
     return jax.device_get(jax.jit(over_settings)(data, jnp.asarray(rates, jnp.float32), settings))
@@ -145,14 +171,32 @@ def table(name: str, result: Result) -> str:
     at_best = logs[np.arange(len(best)), best]
     reference = at_best[list(SETTINGS).index("max_norm=1")]
     heads = ["bound", "best rate", "log10 loss", "against max_norm=1", "norms, first and last"]
-    lines = [f"\n{name}:\n", _cells([*heads, "ordinary acted on, %", "junk acted on, %"]), "|---" * 7 + "|"]
+    lines = [
+        f"\n{name}:\n",
+        _cells([*heads, "ordinary acted on, %", "junk acted on, %"]),
+        "|---" * 7 + "|",
+    ]
     for index, setting in enumerate(SETTINGS):
         rate, difference = best[index], at_best[index] - reference
         edge = " (edge)" if rate in (0, len(rates) - 1) else ""
-        against = f"{difference.mean():+.2f} ± {difference.std(ddof=1) / len(difference) ** 0.5:.2f}"
-        norms, acted = (values[index, rate].mean(axis=0) for values in (result.norms, 100 * result.acted))
+        against = (
+            f"{difference.mean():+.2f} ± {difference.std(ddof=1) / len(difference) ** 0.5:.2f}"
+        )
+        norms, acted = (
+            values[index, rate].mean(axis=0) for values in (result.norms, 100 * result.acted)
+        )
         numbers = [f"{rates[rate]:.2g}{edge}", f"{at_best[index].mean():.2f}", against]
-        lines.append(_cells([setting, *numbers, f"{norms[0]:.2g}, {norms[1]:.2g}", f"{acted[0]:.2f}", f"{acted[1]:.0f}"]))
+        lines.append(
+            _cells(
+                [
+                    setting,
+                    *numbers,
+                    f"{norms[0]:.2g}, {norms[1]:.2g}",
+                    f"{acted[0]:.2f}",
+                    f"{acted[1]:.0f}",
+                ]
+            )
+        )
     return "\n".join(lines)
 
 

@@ -1,17 +1,23 @@
 """What each rule does to the same streams of norms: `python -m tests.benchmarks.bounds [--seeds N]`; `--train`: to training.
 
-A stream is 6,000 norms, lognormal around a level of 1. In some, 0.3 % are spikes: 10 to 100 times as large, log-uniform. The
-columns:
+A stream is 6,000 norms, lognormal around a level of 1. In some, 0.3 % are spikes: 10 to 100 times
+as large, log-uniform. The columns:
 
-- ordinary, %: of the norms that are no spike, the share that is clipped or skipped, for three deviations of the logarithm.
+- ordinary, %: of the norms that are no spike, the share that is clipped or skipped, for three
+deviations of the logarithm.
 - spike x: what a spike becomes on average, in units of the level. A skipped one is 0.
-- to follow: calls until half of the next 20 pass untouched, after all norms have become 5, 10 and 1,000 times as large in the
-  middle (deviation 0.2); "never": not within 3,000 calls; "always": 40 % and more are acted on before it too.
-- cold start, %: of the spikes at call 2, 3, 5, 10, 20, 50, 100 and 200, each the first of a stream of its own, those acted on.
-- after NaN: both of the first numbers, after a NaN at call 1,000 (deviation 0.2); "poisoned": every later gradient is NaN.
+- to follow: calls until half of the next 20 pass untouched, after all norms have become 5, 10 and
+  1,000 times as large in the middle (deviation 0.2); "never": not within 3,000 calls; "always": 40
+  % and more are acted on before it too.
+- cold start, %: of the spikes at call 2, 3, 5, 10, 20, 50, 100 and 200, each the first of a stream
+of its own, those acted on.
+- after NaN: both of the first numbers, after a NaN at call 1,000 (deviation 0.2); "poisoned": every
+later gradient is NaN.
 - equal, %: of calls acted on where all norms are equal and, from the middle on, 0.1 % larger.
-- zeros, %: of the norms that are not 0, those acted on where every second one is 0, the first too (an idle expert).
-- falling: both of the first numbers where the level falls from 10 to 0.1 (deviation 0.2), spikes in units of the level.
+- zeros, %: of the norms that are not 0, those acted on where every second one is 0, the first too
+(an idle expert).
+- falling: both of the first numbers where the level falls from 10 to 0.1 (deviation 0.2), spikes in
+units of the level.
 - burst x: the mean of what 10 and 40 norms of 30 times the level in a row become.
 """
 
@@ -59,7 +65,9 @@ class Streams:
             self._add(f"burst {length}")
             self.norms[f"burst {length}"][HALF : HALF + length] = 30
 
-    def _add(self, name: str, *, deviation: float = 0.2, level: Any = 1.0, spikes: float = 0.0) -> None:
+    def _add(
+        self, name: str, *, deviation: float = 0.2, level: Any = 1.0, spikes: float = 0.0
+    ) -> None:
         shape = (CALLS, self.seeds)
         self.level[name] = np.broadcast_to(level, shape)
         self.norms[name] = level * np.exp(deviation * self._rng.standard_normal(shape))
@@ -105,7 +113,9 @@ def row(streams: Streams, passed: dict[str, np.ndarray]) -> list[str]:
         _percent(acted("equal")),
         _percent(acted("zeros")[1::2]),
         f"{ordinary('falling')}, {spike('falling')}",
-        " / ".join(_number(passed[f"burst {length}"][HALF : HALF + length].mean()) for length in BURSTS),
+        " / ".join(
+            _number(passed[f"burst {length}"][HALF : HALF + length].mean()) for length in BURSTS
+        ),
     ]
 
 
@@ -129,7 +139,9 @@ def in_jax(rule: Rule) -> Callable[[np.ndarray], np.ndarray]:
     """The bounds that the library's own rule sets on streams of norms, in float32."""
 
     def at_call(history: History, norm: jax.Array) -> tuple[History, jax.Array]:
-        return taught(history, *log_of(ScaledNorm.of(norm)), rule), bound_from(history, rule, jnp.int32(0))
+        return taught(history, *log_of(ScaledNorm.of(norm)), rule), bound_from(
+            history, rule, jnp.int32(0)
+        )
 
     scan = jax.jit(lambda norms: jax.lax.scan(at_call, init_history(norms.shape[1:]), norms)[1])
     return lambda norms: np.asarray(scan(jnp.asarray(norms, jnp.float32)))
@@ -164,7 +176,9 @@ HEADS = (
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--seeds", type=int, default=10, help="streams of each kind")
-    parser.add_argument("--train", action="store_true", help="the teacher-student experiment instead")
+    parser.add_argument(
+        "--train", action="store_true", help="the teacher-student experiment instead"
+    )
     arguments = parser.parse_args()
     if arguments.train:
         from tests.benchmarks import bound_training
@@ -178,9 +192,14 @@ def main() -> None:
         passed = streams.through(rule)
         print(f"| {name} | {' | '.join(row(streams, passed))} | {size} |", flush=True)
         if name.startswith("running bound"):
-            agreement.append(disagreements(streams, passed, Rule(3.0 if "clip" in name else 6.0, 1 - 0.99, None)))
+            agreement.append(
+                disagreements(streams, passed, Rule(3.0 if "clip" in name else 6.0, 1 - 0.99, None))
+            )
     differ, calls = map(sum, zip(*agreement, strict=True))
-    print(f"\nThe library in float32 decides otherwise than the formula in float64 at {differ} of {calls:,} calls.")
+    print(
+        f"\nThe library in float32 decides otherwise than the formula in float64 at {differ} of "
+        f"{calls:,} calls."
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""A clip without an optimizer: the tree is donated, comes back in its place, and is scaled back after the clock has stopped."""
+"""A clip without an optimizer: the tree is donated, comes back in its place, and is scaled back
+after the clock has stopped.
+"""
 
 import math
 import statistics
@@ -23,11 +25,17 @@ def measured(shapes: tuple[Shape, ...], rounds: int, progress: Progress) -> list
     }
     tree = jax_filled(shapes, SCALE)
     entries = sum(map(math.prod, shapes))
-    back = jax.jit(lambda tree, factor: jax.tree.map(lambda leaf: leaf * factor, tree), donate_argnums=0)
+    back = jax.jit(
+        lambda tree, factor: jax.tree.map(lambda leaf: leaf * factor, tree), donate_argnums=0
+    )
     factor = float(wc.global_norm(tree)) / MAX_NORM
 
     def turn_of(clip: Any) -> Callable[[], float]:
-        compiled = jax.jit(lambda tree: clip.update(tree, clip.init(tree))[0], donate_argnums=0).lower(tree).compile()
+        compiled = (
+            jax.jit(lambda tree: clip.update(tree, clip.init(tree))[0], donate_argnums=0)
+            .lower(tree)
+            .compile()
+        )
 
         def turn() -> float:
             nonlocal tree
@@ -42,7 +50,11 @@ def measured(shapes: tuple[Shape, ...], rounds: int, progress: Progress) -> list
         {
             "contender": name,
             "ratio": median_ratio(own, seconds[BARE]),
-            "gigabytes_per_second": 3 * 4 * entries / statistics.median(own) / 1e9,  # read twice, written once
+            "gigabytes_per_second": 3
+            * 4
+            * entries
+            / statistics.median(own)
+            / 1e9,  # read twice, written once
             "milliseconds": 1e3 * statistics.median(own),
             "seconds": own,
         }

@@ -1,4 +1,6 @@
-"""One optimizer step in JAX with each clip: compiled, donated, and lent the same parameters and moments as all others."""
+"""One optimizer step in JAX with each clip: compiled, donated, and lent the same parameters and
+moments as all others.
+"""
 
 import functools
 import resource
@@ -42,11 +44,15 @@ Step = Callable[[Any, Any, Any], tuple[Any, Any]]
 
 
 def scaled_by_one_coefficient(max_norm: float) -> optax.GradientTransformation:
-    """The least that a clip can be: a plain sum of squares and one product a leaf, right only for well-behaved numbers."""
+    """The least that a clip can be: a plain sum of squares and one product a leaf, right only for
+    well-behaved numbers.
+    """
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         del params
-        squares = [jnp.sum(jnp.square(leaf.astype(jnp.float32))) for leaf in jax.tree.leaves(updates)]
+        squares = [
+            jnp.sum(jnp.square(leaf.astype(jnp.float32))) for leaf in jax.tree.leaves(updates)
+        ]
         coef = jnp.minimum(1, max_norm / jnp.sqrt(sum(squares)))
         return jax.tree.map(lambda leaf: (leaf * coef).astype(leaf.dtype), updates), state
 
@@ -64,7 +70,9 @@ def scaled_by_a_number() -> optax.GradientTransformation:
 
 
 def sum_of_squares_together() -> optax.GradientTransformation:
-    """The norm without a product, in as few kernels as ours reads small leaves in; right only for well-behaved numbers."""
+    """The norm without a product, in as few kernels as ours reads small leaves in; right only for
+    well-behaved numbers.
+    """
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         del state, params
@@ -84,7 +92,9 @@ def _update_then_apply(optimizer: Any) -> Step:
 
 
 def _apply_gradients(optimizer: Any) -> Step:
-    return lambda params, opt_state, grads: wc.apply_gradients(optimizer, params, opt_state, grads=grads)
+    return lambda params, opt_state, grads: wc.apply_gradients(
+        optimizer, params, opt_state, grads=grads
+    )
 
 
 def optimizers(kind: str) -> dict[str, tuple[Any, Step]]:
@@ -119,7 +129,9 @@ def optimizers(kind: str) -> dict[str, tuple[Any, Step]]:
 
 
 def _in_eight(params: list[Any]) -> list[str]:
-    """Labels of eight groups, of leaves that stand one after the other: as stages or kinds of layers would be."""
+    """Labels of eight groups, of leaves that stand one after the other: as stages or kinds of
+    layers would be.
+    """
     return [f"group {8 * place // len(params)}" for place in range(len(params))]
 
 
@@ -134,17 +146,23 @@ def traced_lowered_compiled(step: Step, *arguments: Any) -> tuple[Any, dict[str,
     compiled = lowered.compile()
     times.append(time.perf_counter())
     names = ("trace_seconds", "lower_seconds", "compile_seconds")
-    return compiled, {name: end - start for name, start, end in zip(names, times[:-1], times[1:], strict=True)}
+    return compiled, {
+        name: end - start for name, start, end in zip(names, times[:-1], times[1:], strict=True)
+    }
 
 
 class _Lent:
-    """The arrays that contenders hand on. Copies for each would be 1.5 GB a contender, and no two in the same place."""
+    """The arrays that contenders hand on. Copies for each would be 1.5 GB a contender, and no two
+    in the same place.
+    """
 
     def __init__(self, arrays: list[jax.Array]):
         self.arrays = arrays
 
 
-def contenders(workload: Workload, progress: Progress, names: Iterable[str] | None = None) -> dict[str, Contender]:
+def contenders(
+    workload: Workload, progress: Progress, names: Iterable[str] | None = None
+) -> dict[str, Contender]:
     """Each of `names` (None: all), ready to take its turns."""
     params = jax_filled(workload.shapes, seed=1)
     grads = jax_filled(workload.shapes, SCALE, dtype=workload.gradient_dtype)
@@ -156,7 +174,9 @@ def contenders(workload: Workload, progress: Progress, names: Iterable[str] | No
         if names is None and name in (*PARTS, *(SLOW if workload.slow_to_build else ())):
             continue
         if name == OPTAX_SKIP and workload.gradient_dtype != "float32":
-            continue  # an error: a step it leaves out has zeros of the gradients' dtype, one it takes has the parameters'
+            # An error: a step it leaves out has zeros of the gradients' dtype, one it takes has the
+            # parameters'.
+            continue
         progress(f"compiling {name}")
         opt_state = optimizer.init(params)
         leaves, structure = jax.tree.flatten((params, opt_state))
@@ -165,12 +185,16 @@ def contenders(workload: Workload, progress: Progress, names: Iterable[str] | No
             lent = _Lent([leaf for leaf, which in zip(leaves, is_lent, strict=True) if which])
         compiled, facts = traced_lowered_compiled(step, params, opt_state, grads)
         facts["temporary_megabytes"] = compiled.memory_analysis().temp_size_in_bytes / 1e6
-        ready[name] = Contender(REFERENCE, _turn(compiled, lent, leaves, is_lent, structure, grads, facts), facts)
+        ready[name] = Contender(
+            REFERENCE, _turn(compiled, lent, leaves, is_lent, structure, grads, facts), facts
+        )
     return ready
 
 
 def _is_kept(node: Any) -> bool:
-    """Whether a part of a state holds vectors over groups, leaves or calls, which other contenders have not."""
+    """Whether a part of a state holds vectors over groups, leaves or calls, which other contenders
+    have not.
+    """
     return isinstance(node, wc.ClipState) or hasattr(node, "ring_counts")
 
 
@@ -192,7 +216,9 @@ def _turn(
 
     def parted(flat: list[jax.Array]) -> tuple[list[jax.Array], list[jax.Array]]:
         pairs = list(zip(flat, is_lent, strict=True))
-        return [leaf for leaf, which in pairs if which], [leaf for leaf, which in pairs if not which]
+        return [leaf for leaf, which in pairs if which], [
+            leaf for leaf, which in pairs if not which
+        ]
 
     arrays, own = parted(leaves)
     assert [leaf.shape for leaf in arrays] == [leaf.shape for leaf in lent.arrays]
@@ -201,7 +227,9 @@ def _turn(
     def turn() -> float:
         nonlocal kept
         arrays, own = iter(lent.arrays), iter(kept)
-        before = jax.tree.unflatten(structure, [next(arrays if which else own) for which in is_lent])
+        before = jax.tree.unflatten(
+            structure, [next(arrays if which else own) for which in is_lent]
+        )
         lent.arrays = []  # the step may then take their place
         faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         seconds, after = seconds_of(compiled, *before, grads)

@@ -1,6 +1,7 @@
 """The same step in TensorFlow: `tf.clip_by_global_norm` and a Keras optimizer in one `tf.function`, a thread for each CPU.
 
-Variables and moments are shared by both contenders; gradients are arguments, which a step cannot change.
+Variables and moments are shared by both contenders; gradients are arguments, which a step cannot
+change.
 """
 
 import importlib
@@ -38,7 +39,8 @@ def contenders(workload: Workload) -> dict[str, Contender]:
         optimizer.apply(tensorflow.clip_by_global_norm(grads, MAX_NORM)[0], params)
 
     def free() -> None:
-        # A traced function keeps its variables for good, by references that Python's collector does not see: 1.5 GB a workload.
+        # A traced function keeps its variables for good, by references that Python's collector does
+        # not see: 1.5 GB a workload.
         for variable in (*params, *optimizer.variables):
             empty = tensorflow.zeros([0], variable.dtype)
             tensorflow.raw_ops.AssignVariableOp(resource=variable.value.handle, value=empty)
@@ -53,12 +55,16 @@ def contenders(workload: Workload) -> dict[str, Contender]:
 
 def _set_threads(tensorflow: Any) -> None:
     threading = tensorflow.config.threading
-    if threading.get_intra_op_parallelism_threads() != machine.cpus():  # it cannot be set after the first operation
+    if (
+        threading.get_intra_op_parallelism_threads() != machine.cpus()
+    ):  # it cannot be set after the first operation
         threading.set_intra_op_parallelism_threads(machine.cpus())
         threading.set_inter_op_parallelism_threads(machine.cpus())
 
 
-def _contender(tensorflow: Any, reference: str, step: Callable[[list[Any]], Any], grads: list[Any]) -> Contender:
+def _contender(
+    tensorflow: Any, reference: str, step: Callable[[list[Any]], Any], grads: list[Any]
+) -> Contender:
     def returning(grads: list[Any]) -> Any:
         step(grads)
         return tensorflow.constant(0)  # to wait for

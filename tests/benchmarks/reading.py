@@ -1,8 +1,8 @@
 """The norm alone, as a share of how fast this machine reads memory.
 
-That speed is what the fastest of several plain sums over one array of the same size reaches, in the same rounds: XLA's,
-PyTorch's, NumPy's in a thread for each CPU, and the dot product of NumPy's BLAS. Each reads every entry once and writes
-nothing.
+That speed is what the fastest of several plain sums over one array of the same size reaches, in the
+same rounds: XLA's, PyTorch's, NumPy's in a thread for each CPU, and the dot product of NumPy's
+BLAS. Each reads every entry once and writes nothing.
 """
 
 import concurrent.futures
@@ -33,7 +33,9 @@ def measured(shapes: tuple[Shape, ...], rounds: int, progress: Progress) -> list
     turns = sums | {
         "wc.global_norm": _jax(wc.global_norm, leaves),
         "optax.tree.norm": _jax(optax.tree.norm, leaves),
-        "sqrt of the sum of squares": _jax(lambda leaves: jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in leaves)), leaves),
+        "sqrt of the sum of squares": _jax(
+            lambda leaves: jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in leaves)), leaves
+        ),
     }
     seconds = in_turns(turns, rounds, progress)
     fastest = min(sums, key=lambda name: statistics.median(seconds[name]))
@@ -67,7 +69,10 @@ def _sums(array: jax.Array) -> dict[str, Callable[[], float]]:
         torch.set_num_threads(machine.cpus())
         tensor = torch.from_dlpack(array)
         sums["torch.sum, one array"] = lambda: torch.sum(tensor).item()
-    return {"jnp.sum, one array": _jax(jnp.sum, array), **{name: _timed(function) for name, function in sums.items()}}
+    return {
+        "jnp.sum, one array": _jax(jnp.sum, array),
+        **{name: _timed(function) for name, function in sums.items()},
+    }
 
 
 def _timed(function: Callable[[], Any]) -> Callable[[], float]:

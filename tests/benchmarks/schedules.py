@@ -1,4 +1,6 @@
-"""What it costs to ask a schedule outside of `jit`: at one step, as a loop that logs does, and at a million in one call."""
+"""What it costs to ask a schedule outside of `jit`: at one step, as a loop that logs does, and at a
+million in one call.
+"""
 
 import statistics
 import time
@@ -23,8 +25,12 @@ def measured(calls: int, counts: int, rounds: int, progress: Progress) -> list[d
         "the same in jax.jit": jax.jit(by_optax),
     }
     steps = jnp.arange(counts)
-    singly = in_turns({name: _calls(schedule, calls) for name, schedule in schedules.items()}, rounds, progress)
-    at_once = in_turns({name: _call(schedule, steps) for name, schedule in schedules.items()}, rounds, progress)
+    singly = in_turns(
+        {name: _calls(schedule, calls) for name, schedule in schedules.items()}, rounds, progress
+    )
+    at_once = in_turns(
+        {name: _call(schedule, steps) for name, schedule in schedules.items()}, rounds, progress
+    )
     return [
         {
             "contender": name,

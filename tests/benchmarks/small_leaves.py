@@ -1,7 +1,8 @@
 """What bounds a clip of many small leaves: `python -m tests.benchmarks.small_leaves [--rounds 60]`.
 
-Such a step fits into a cache: no traffic bounds it. So the parts of a clip are timed by themselves, in turns with the whole:
-the product of each leaf with a number that is known before; the norm without a product, ours, and the least that one can be.
+Such a step fits into a cache: no traffic bounds it. So the parts of a clip are timed by themselves,
+in turns with the whole: the product of each leaf with a number that is known before; the norm
+without a product, ours, and the least that one can be.
 """
 
 import argparse
@@ -23,7 +24,12 @@ def ratios(workload: Workload, rounds: int) -> dict[str, np.ndarray]:
         print(what, flush=True)
 
     contenders = jax_steps.contenders(workload, say, NAMES)
-    taken = in_turns({name: contender.turn for name, contender in contenders.items()}, rounds, say, patience=np.inf)
+    taken = in_turns(
+        {name: contender.turn for name, contender in contenders.items()},
+        rounds,
+        say,
+        patience=np.inf,
+    )
     return {name: np.array(taken[name]) / np.array(taken[REFERENCE]) for name in NAMES}
 
 
@@ -34,11 +40,17 @@ def table(title: str, found: dict[str, np.ndarray]) -> str:
         return "{1:.3f} ({0:.3f} to {2:.3f})".format(*np.quantile(values, [0.25, 0.5, 0.75]))
 
     rows = [f"| {name} | {cell(values)} |" for name, values in found.items()]
-    return "\n".join([f"{title}: step by the step without a clip\n", "| | ratio |", "|---|---:|", *rows])
+    return "\n".join(
+        [f"{title}: step by the step without a clip\n", "| | ratio |", "|---|---:|", *rows]
+    )
 
 
-def main(arguments: list[str] | None = None, workload: Workload = WORKLOADS["small_leaves"]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(
+    arguments: list[str] | None = None, workload: Workload = WORKLOADS["small_leaves"]
+) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=60)
     print(table(workload.title, ratios(workload, parser.parse_args(arguments).rounds)))
 

@@ -1,16 +1,20 @@
 """Which learning rates train: `python -m tests.benchmarks.stability [--quick] [--json FILE] [--plot FILE]`.
 
-Two models, each at two depths, are trained with every recipe made of warm-up, clip and decay, at learning rates over three
-decades, with several seeds. All recipes of a model see the same start and the same batches, and all of a model's runs are one
-compiled program: schedules and bounds are data to it. Only the running bound, which keeps a history, is a program of its own.
+Two models, each at two depths, are trained with every recipe made of warm-up, clip and decay, at
+learning rates over three decades, with several seeds. All recipes of a model see the same start and
+the same batches, and all of a model's runs are one compiled program: schedules and bounds are data
+to it. Only the running bound, which keeps a history, is a program of its own.
 
-- A recipe is measured by the loss on held-out data after the last step, by the peak of its learning rate.
-- Its width is how many decades of peaks come within 5 % of its own best loss, and of the best of all recipes, seed by seed:
-  the mean, and the standard error of the mean. The first alone says how carefully a rate has to be chosen (the learning-rate
-  sensitivity of Wortsman et al. 2023, arXiv 2309.14322, section 2), the second also how good the result is.
-- The norms are those of the gradients of the first and of the last layer, with and without warm-up: Gilmer et al. 2021 (arXiv
-  2110.04369) say of warm-up that it keeps early steps small where the curvature is large; Zhang et al. 2020 (arXiv 1905.11881)
-  of clipping that it allows larger rates where the curvature grows with the gradient.
+- A recipe is measured by the loss on held-out data after the last step, by the peak of its learning
+rate.
+- Its width is how many decades of peaks come within 5 % of its own best loss, and of the best of
+  all recipes, seed by seed: the mean, and the standard error of the mean. The first alone says how
+  carefully a rate has to be chosen (the learning-rate sensitivity of Wortsman et al. 2023, arXiv
+  2309.14322, section 2), the second also how good the result is.
+- The norms are those of the gradients of the first and of the last layer, with and without warm-up:
+  Gilmer et al. 2021 (arXiv 2110.04369) say of warm-up that it keeps early steps small where the
+  curvature is large; Zhang et al. 2020 (arXiv 1905.11881) of clipping that it allows larger rates
+  where the curvature grows with the gradient.
 """
 
 import argparse
@@ -62,13 +66,19 @@ class Result(NamedTuple):
 def schedule(peak: Any, recipe: Recipe, steps: int) -> wc.Schedule:
     """The learning rate of a recipe: the same kind for all, so that recipes are data."""
     # From 1/W to the peak. A warm-up of one step is none.
-    rise = wc.shift(wc.linear_warmup(peak_value=1.0, warmup_steps=jnp.maximum(recipe.warmup * steps, 1.0)), by=1)
+    rise = wc.shift(
+        wc.linear_warmup(peak_value=1.0, warmup_steps=jnp.maximum(recipe.warmup * steps, 1.0)), by=1
+    )
     return peak * rise * wc.cosine_decay(init_value=1.0, decay_steps=steps, end_value=recipe.end)
 
 
-def trained(task: Task, depth: int, data: Any, peak: Any, recipe: Recipe, steps: int, *, running: bool) -> Result:
+def trained(
+    task: Task, depth: int, data: Any, peak: Any, recipe: Recipe, steps: int, *, running: bool
+) -> Result:
     bound = wc.running_bound(ceiling=recipe.max_norm) if running else recipe.max_norm
-    optimizer = optax.chain(wc.clip_by_global_norm(bound), task.optimizer(schedule(peak, recipe, steps)))
+    optimizer = optax.chain(
+        wc.clip_by_global_norm(bound), task.optimizer(schedule(peak, recipe, steps))
+    )
 
     def step(carry: Any, batch: Any) -> Any:
         params, state = carry
@@ -89,9 +99,14 @@ def sweep(task: Task, depth: int, *, steps: int, seeds: int, every: int) -> Resu
     everything = jax.tree.map(lambda number: number[-1:], recipes)
 
     def runs(data: Any, recipes: Recipe, running: bool) -> Result:
-        pairs = jax.tree.map(lambda number: jnp.repeat(number, len(peaks)), recipes), jnp.tile(peaks, len(recipes.end))
+        pairs = (
+            jax.tree.map(lambda number: jnp.repeat(number, len(peaks)), recipes),
+            jnp.tile(peaks, len(recipes.end)),
+        )
         # One after the other: these matrices are faster alone than in a batch of runs.
-        results = lax.map(lambda pair: trained(task, depth, data, pair[1], pair[0], steps, running=running), pairs)
+        results = lax.map(
+            lambda pair: trained(task, depth, data, pair[1], pair[0], steps, running=running), pairs
+        )
         return jax.tree.map(lambda leaf: leaf.reshape(-1, len(peaks), *leaf.shape[1:]), results)
 
     compiled = jax.jit(runs, static_argnums=2)
@@ -126,24 +141,45 @@ def table(name: str, losses: np.ndarray, peaks: np.ndarray) -> str:
 
     for index, recipe in enumerate([*RECIPES, RUNNING]):
         best, cells = mean[index].argmin(), [cell(width[index]) for width in decades]
-        lines.append(f"| {recipe} | {mean[index, best]:.3g} | {peaks[best]:.2g} | {' | '.join(cells)} |")
+        lines.append(
+            f"| {recipe} | {mean[index, best]:.3g} | {peaks[best]:.2g} | {' | '.join(cells)} |"
+        )
     return "\n".join(lines)
 
 
 def norms_table(name: str, norms: np.ndarray, peaks: np.ndarray) -> str:
-    """Norms `[recipes, peaks, seeds, layers, steps]` of the first tenth of the steps at the middle peak, by recipe."""
+    """Norms `[recipes, peaks, seeds, layers, steps]` of the first tenth of the steps at the middle
+    peak, by recipe.
+    """
     middle, early = len(peaks) // 2, slice(max(norms.shape[-1] // 10, 1))
-    lines = [f"\n{name}, norms of gradients in the first tenth of the steps, peak {peaks[middle]:.2g}:\n"]
-    lines += ["| recipe | first layer: median, largest | last layer: median, largest |", "|---|---|---|"]
+    lines = [
+        f"\n{name}, norms of gradients in the first tenth of the steps, peak {peaks[middle]:.2g}:\n"
+    ]
+    lines += [
+        "| recipe | first layer: median, largest | last layer: median, largest |",
+        "|---|---|---|",
+    ]
     for recipe in ("none", "warm-up", "clip", "all"):
-        of_layers = np.moveaxis(norms[list(RECIPES).index(recipe), middle][..., early], 1, 0).reshape(2, -1)
-        lines.append(f"| {recipe} | " + " | ".join(f"{np.median(of):.2g}, {of.max():.2g}" for of in of_layers) + " |")
+        of_layers = np.moveaxis(
+            norms[list(RECIPES).index(recipe), middle][..., early], 1, 0
+        ).reshape(2, -1)
+        lines.append(
+            f"| {recipe} | "
+            + " | ".join(f"{np.median(of):.2g}, {of.max():.2g}" for of in of_layers)
+            + " |"
+        )
     return "\n".join(lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer steps, peaks and seeds: two minutes, to see that it runs")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="fewer steps, peaks and seeds: two minutes, to see that it runs",
+    )
     parser.add_argument("--json", type=pathlib.Path, default=pathlib.Path("runs/stability.json"))
     parser.add_argument("--plot", type=pathlib.Path, default=pathlib.Path("runs/stability.png"))
     arguments = parser.parse_args()
@@ -155,10 +191,16 @@ def main() -> None:
             result = sweep(task, depth, **size)
             print(table(name, result.loss, peaks), flush=True)
             print(norms_table(name, result.norms, peaks), flush=True)
-            models[name] = {"peaks": peaks.tolist(), "recipes": [*RECIPES, RUNNING], "losses": result.loss.tolist()}
+            models[name] = {
+                "peaks": peaks.tolist(),
+                "recipes": [*RECIPES, RUNNING],
+                "losses": result.loss.tolist(),
+            }
     print(f"\n{time.monotonic() - began:.0f} seconds")
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
-    arguments.json.write_text(json.dumps({"size": size, "machine": machine.facts(), "models": models}))
+    arguments.json.write_text(
+        json.dumps({"size": size, "machine": machine.facts(), "models": models})
+    )
     stability_figure.draw(models, arguments.plot)
 
 

@@ -1,4 +1,6 @@
-"""The models that `stability` trains: a small transformer on real text, and a residual perceptron that learns a teacher."""
+"""The models that `stability` trains: a small transformer on real text, and a residual perceptron
+that learns a teacher.
+"""
 
 import pathlib
 import sysconfig
@@ -17,7 +19,9 @@ HELD_OUT = 512  # texts or rows
 
 
 class Data(NamedTuple):
-    """All that depends on the seed: the parameters to start from, the batches, and what the loss is taken on at the end."""
+    """All that depends on the seed: the parameters to start from, the batches, and what the loss is
+    taken on at the end.
+    """
 
     start: Any
     batches: Any  # arrays (steps, batch, ...)
@@ -37,9 +41,15 @@ class Task(NamedTuple):
 
 class Block(nnx.Module):
     def __init__(self, rngs: nnx.Rngs):
-        self.attention_norm, self.norm = nnx.LayerNorm(WIDTH, rngs=rngs), nnx.LayerNorm(WIDTH, rngs=rngs)
+        self.attention_norm, self.norm = (
+            nnx.LayerNorm(WIDTH, rngs=rngs),
+            nnx.LayerNorm(WIDTH, rngs=rngs),
+        )
         self.attention = nnx.MultiHeadAttention(HEADS, WIDTH, decode=False, rngs=rngs)
-        self.expand, self.contract = nnx.Linear(WIDTH, 4 * WIDTH, rngs=rngs), nnx.Linear(4 * WIDTH, WIDTH, rngs=rngs)
+        self.expand, self.contract = (
+            nnx.Linear(WIDTH, 4 * WIDTH, rngs=rngs),
+            nnx.Linear(4 * WIDTH, WIDTH, rngs=rngs),
+        )
 
     def __call__(self, stream: jax.Array) -> jax.Array:
         mask = jnp.tril(jnp.ones((LENGTH, LENGTH), bool))
@@ -51,7 +61,10 @@ class Transformer(nnx.Module):
     """ASCII in, the logits of each next character out."""
 
     def __init__(self, depth: int, rngs: nnx.Rngs):
-        self.embed, self.places = nnx.Embed(128, WIDTH, rngs=rngs), nnx.Embed(LENGTH, WIDTH, rngs=rngs)
+        self.embed, self.places = (
+            nnx.Embed(128, WIDTH, rngs=rngs),
+            nnx.Embed(LENGTH, WIDTH, rngs=rngs),
+        )
         self.blocks = nnx.List([Block(rngs) for _ in range(depth)])
         self.norm, self.unembed = nnx.LayerNorm(WIDTH, rngs=rngs), nnx.Linear(WIDTH, 128, rngs=rngs)
 
@@ -63,12 +76,16 @@ class Transformer(nnx.Module):
 
 
 class Perceptron(nnx.Module):
-    """Residual layers without normalisation, each begun small enough that the stream does not grow with their number."""
+    """Residual layers without normalisation, each begun small enough that the stream does not grow
+    with their number.
+    """
 
     def __init__(self, depth: int, rngs: nnx.Rngs):
         self.enter, self.leave = nnx.Linear(8, WIDTH, rngs=rngs), nnx.Linear(WIDTH, 1, rngs=rngs)
         begin = nnx.initializers.variance_scaling(2 / depth, "fan_in", "normal")
-        self.blocks = nnx.List([nnx.Linear(WIDTH, WIDTH, kernel_init=begin, rngs=rngs) for _ in range(depth)])
+        self.blocks = nnx.List(
+            [nnx.Linear(WIDTH, WIDTH, kernel_init=begin, rngs=rngs) for _ in range(depth)]
+        )
 
     def __call__(self, inputs: jax.Array) -> jax.Array:
         stream = self.enter(inputs)
@@ -78,7 +95,9 @@ class Perceptron(nnx.Module):
 
 
 def text() -> tuple[np.ndarray, np.ndarray]:
-    """The source of the standard library in ASCII, shuffled by file: for training, and a tenth of it held out."""
+    """The source of the standard library in ASCII, shuffled by file: for training, and a tenth of
+    it held out.
+    """
     folder = pathlib.Path(sysconfig.get_path("stdlib"))
     files = [path.read_bytes() for path in sorted(folder.glob("*.py"))]
     order = np.random.default_rng(0).permutation(len(files))
@@ -104,7 +123,9 @@ def text_data(depth: int, seed: int, steps: int) -> Data:
     train, held_out = text()
 
     def windows(of: np.ndarray, number: int) -> np.ndarray:
-        return of[rng.integers(len(of) - LENGTH, size=number)[:, None] + np.arange(LENGTH + 1)].astype(np.int32)
+        return of[
+            rng.integers(len(of) - LENGTH, size=number)[:, None] + np.arange(LENGTH + 1)
+        ].astype(np.int32)
 
     batches = windows(train, steps * TEXTS).reshape(steps, TEXTS, LENGTH + 1)
     return Data(begun(Transformer, depth, seed), batches, windows(held_out, HELD_OUT))
@@ -132,7 +153,14 @@ def teacher_loss(params: Any, batch: Any, depth: int) -> jax.Array:
 
 
 TASKS = (
-    Task("transformer, AdamW", optax.adamw, np.geomspace(3e-4, 3e-1, 13), (2, 6), text_data, text_loss),
+    Task(
+        "transformer, AdamW",
+        optax.adamw,
+        np.geomspace(3e-4, 3e-1, 13),
+        (2, 6),
+        text_data,
+        text_loss,
+    ),
     Task(
         "residual perceptron, SGD with momentum",
         lambda rate: optax.sgd(rate, momentum=0.9),

@@ -1,4 +1,6 @@
-"""What clipping adds to a whole optimizer step: each library's step with a clip by its own step without."""
+"""What clipping adds to a whole optimizer step: each library's step with a clip by its own step
+without.
+"""
 
 import statistics
 from collections.abc import Iterable
@@ -18,14 +20,20 @@ def missing() -> list[str]:
     return [library.MODULE for library in OTHERS if not machine.is_installed(library.MODULE)]
 
 
-def measured(workload: Workload, rounds: int, progress: Progress, names: Iterable[str] | None = None) -> list[dict[str, Any]]:
+def measured(
+    workload: Workload, rounds: int, progress: Progress, names: Iterable[str] | None = None
+) -> list[dict[str, Any]]:
     """A row for each contender; with `names`, for these of JAX alone."""
     contenders = jax_steps.contenders(workload, progress, names)
     for library in OTHERS if names is None else ():
-        if machine.is_installed(library.MODULE) and not (workload.slow_to_build and library is keras_steps):
+        if machine.is_installed(library.MODULE) and not (
+            workload.slow_to_build and library is keras_steps
+        ):
             progress(f"setting up {library.MODULE}")
             contenders |= library.contenders(workload)
-    seconds = in_turns({name: contender.turn for name, contender in contenders.items()}, rounds, progress)
+    seconds = in_turns(
+        {name: contender.turn for name, contender in contenders.items()}, rounds, progress
+    )
     for contender in contenders.values():
         contender.free()
     return [_row(name, contender, seconds) for name, contender in contenders.items()]

@@ -1,4 +1,6 @@
-"""The benchmarks at a tiny size: that they measure what they say, and write it. What they find is for a quiet machine."""
+"""The benchmarks at a tiny size: that they measure what they say, and write it. What they find is
+for a quiet machine.
+"""
 
 import itertools
 import json
@@ -16,12 +18,22 @@ from matplotlib.figure import Figure
 from tests.benchmarks import __main__ as command
 from tests.benchmarks import compiling, figure, growth, jax_steps, machine, report, small_leaves
 from tests.benchmarks.turns import in_turns, median_ratio
-from tests.benchmarks.workloads import LEARNING_RATE, MAX_NORM, SCALE, WORKLOADS, Workload, filled, jax_filled
+from tests.benchmarks.workloads import (
+    LEARNING_RATE,
+    MAX_NORM,
+    SCALE,
+    WORKLOADS,
+    Workload,
+    filled,
+    jax_filled,
+)
 
 SHAPES = ((3, 5), (7,))
 TINY = {
     "adamw": Workload("tiny, AdamW", SHAPES),
-    "sgd_bf16": Workload("tiny, SGD, bfloat16 gradients", SHAPES, optimizer="SGD", gradient_dtype="bfloat16"),
+    "sgd_bf16": Workload(
+        "tiny, SGD, bfloat16 gradients", SHAPES, optimizer="SGD", gradient_dtype="bfloat16"
+    ),
 }
 SIZES = command.Sizes(TINY, SHAPES, schedule_calls=2, counts=20, growing_leaves=(2,))
 PNG = b"\x89PNG"
@@ -55,7 +67,9 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], pathl
 
 
 def taking_part(workload: str) -> set[str]:
-    """The JAX contenders of a workload: `optax.apply_if_finite` cannot be traced with gradients in bfloat16."""
+    """The JAX contenders of a workload: `optax.apply_if_finite` cannot be traced with gradients in
+    bfloat16.
+    """
     return JAX if workload == "adamw" else {*FEW} - {jax_steps.OPTAX_SKIP}
 
 
@@ -80,35 +94,61 @@ def test_every_contender_of_a_workload_has_a_positive_ratio_and_the_references_h
                 assert row["ratio"] == 1.0
         assert rows[jax_steps.OURS]["ratio_to_ours"] == 1.0
         for name in taking_part(workload):
-            assert all(is_positive(rows[name][f"{stage}_seconds"]) for stage in ("trace", "lower", "compile"))
+            assert all(
+                is_positive(rows[name][f"{stage}_seconds"])
+                for stage in ("trace", "lower", "compile")
+            )
             assert rows[name]["temporary_megabytes"] >= 0
             assert rows[name]["page_faults"] >= 0
 
 
 @pytest.mark.parametrize(("library", "count"), [("torch", 4), ("tensorflow", 2)])
-def test_an_installed_library_takes_part_where_it_has_such_a_step(ran: Any, library: str, count: int):
+def test_an_installed_library_takes_part_where_it_has_such_a_step(
+    ran: Any, library: str, count: int
+):
     if not machine.is_installed(library):
         pytest.skip(f"{library} is not installed")
     prefix = {"torch": "PyTorch", "tensorflow": "Keras"}[library]
-    of = {name: [row for row in step["rows"] if row["contender"].startswith(prefix)] for name, step in ran[0]["steps"].items()}
-    assert [len(rows) for rows in of.values()] == [count, 0]  # no gradients of another dtype than the parameters
+    of = {
+        name: [row for row in step["rows"] if row["contender"].startswith(prefix)]
+        for name, step in ran[0]["steps"].items()
+    }
+    assert [len(rows) for rows in of.values()] == [
+        count,
+        0,
+    ]  # no gradients of another dtype than the parameters
 
 
 def test_the_other_pieces_have_positive_numbers_for_each_contender(ran: Any):
     results, _ = ran
-    assert {row["contender"] for row in results["norm"]} >= {"wc.global_norm", "optax.tree.norm", "jnp.sum, one array"}
-    assert {row["contender"] for row in results["clip"]} == {jax_steps.BARE, jax_steps.OPTAX, jax_steps.OURS}
+    assert {row["contender"] for row in results["norm"]} >= {
+        "wc.global_norm",
+        "optax.tree.norm",
+        "jnp.sum, one array",
+    }
+    assert {row["contender"] for row in results["clip"]} == {
+        jax_steps.BARE,
+        jax_steps.OPTAX,
+        jax_steps.OURS,
+    }
     assert len(results["schedules"]) == 3
     for piece in ("norm", "clip", "schedules"):
         for row in results[piece]:
             numbers = {name: value for name, value in row.items() if isinstance(value, float)}
             assert numbers
             assert all(map(is_positive, numbers.values())), row
-    assert max(row["share"] for row in results["norm"] if row["contender"].endswith("one array")) == 1.0
-    assert next(row["ratio"] for row in results["clip"] if row["contender"] == jax_steps.BARE) == 1.0
+    assert (
+        max(row["share"] for row in results["norm"] if row["contender"].endswith("one array"))
+        == 1.0
+    )
+    assert (
+        next(row["ratio"] for row in results["clip"] if row["contender"] == jax_steps.BARE) == 1.0
+    )
 
 
-def test_what_is_written_says_what_it_was_measured_on_and_gives_the_tables_again(ran: Any, tmp_path: pathlib.Path):
+def test_what_is_written_says_what_it_was_measured_on_and_gives_the_tables_again(
+    ran: Any, tmp_path: pathlib.Path
+):
     results, _ = ran
     assert results["machine"]["cpus"] >= 1
     assert results["machine"]["versions"]["jax"]
@@ -116,7 +156,9 @@ def test_what_is_written_says_what_it_was_measured_on_and_gives_the_tables_again
     again.write_text(json.dumps(results))
     assert report.markdown(json.loads(again.read_text())) == report.markdown(results)
     rows = [line for line in report.markdown(results).splitlines() if line.startswith("|")]
-    assert sum(line.startswith("| wc.clip_by_global_norm |") for line in rows) == 2 + len(TINY) + 1  # summary, compiling, clip
+    assert (
+        sum(line.startswith("| wc.clip_by_global_norm |") for line in rows) == 2 + len(TINY) + 1
+    )  # summary, compiling, clip
     assert not any(f" {word} " in line for line in rows for word in ("nan", "inf", "None"))
 
 
@@ -130,18 +172,26 @@ def test_the_figure_is_drawn(ran: Any):
     assert ran[1].read_bytes().startswith(PNG)
 
 
-def test_the_parts_of_a_clip_of_small_leaves_are_timed_beside_the_whole(monkeypatch: pytest.MonkeyPatch, capsys: Any):
+def test_the_parts_of_a_clip_of_small_leaves_are_timed_beside_the_whole(
+    monkeypatch: pytest.MonkeyPatch, capsys: Any
+):
     monkeypatch.setattr(small_leaves, "NAMES", (jax_steps.REFERENCE, *jax_steps.PARTS))
     small_leaves.main(["--rounds", "2"], TINY["adamw"])
-    title, *rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("tiny", "| "))]
+    title, *rows = [
+        line for line in capsys.readouterr().out.splitlines() if line.startswith(("tiny", "| "))
+    ]
     assert title == "tiny, AdamW: step by the step without a clip"
-    medians = {row.split(" | ")[0].strip("| "): float(row.split(" | ")[1].split()[0]) for row in rows[1:]}
+    medians = {
+        row.split(" | ")[0].strip("| "): float(row.split(" | ")[1].split()[0]) for row in rows[1:]
+    }
     assert medians[jax_steps.REFERENCE] == 1.0
     assert all(map(is_positive, medians.values()))
     assert medians.keys() == {jax_steps.REFERENCE, *jax_steps.PARTS}
 
 
-def test_growth_is_measured_on_both_axes_and_drawn(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path):
+def test_growth_is_measured_on_both_axes_and_drawn(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+):
     monkeypatch.setattr(growth, "NAMES", TWO)
     grown = growth.measured((2,), (40,), 1, quiet)
     assert [row["leaves"] for row in grown["leaves"]] == [2] * 2
@@ -158,7 +208,10 @@ def test_growth_leaves_out_what_would_compile_for_too_long(monkeypatch: pytest.M
     monkeypatch.setattr(growth, "PATIENCE", 0)
     grown = growth.measured((2, 3), (), 1, quiet)
     assert [row["leaves"] for row in grown["leaves"] if row["contender"] == jax_steps.OPTAX] == [2]
-    assert [row["leaves"] for row in grown["leaves"] if row["contender"] == jax_steps.OURS] == [2, 3]
+    assert [row["leaves"] for row in grown["leaves"] if row["contender"] == jax_steps.OURS] == [
+        2,
+        3,
+    ]
     ax = Figure().subplots()
     figure.draw_growth(ax, "leaves", grown["leaves"])
     assert [text.get_text() for text in ax.texts] == ["3 left out: compiles\nfor over 0 minutes"]
@@ -169,8 +222,12 @@ def test_a_library_that_is_not_installed_is_left_out_and_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: pathlib.Path
 ):
     all_of_them = jax_steps.optimizers
-    monkeypatch.setattr(jax_steps, "optimizers", lambda kind: {name: all_of_them(kind)[name] for name in TWO})
-    command.main(["--only", "adamw", "--rounds", "1", "--json", str(tmp_path / "results.json")], SIZES)
+    monkeypatch.setattr(
+        jax_steps, "optimizers", lambda kind: {name: all_of_them(kind)[name] for name in TWO}
+    )
+    command.main(
+        ["--only", "adamw", "--rounds", "1", "--json", str(tmp_path / "results.json")], SIZES
+    )
     said = capsys.readouterr().out
     assert "torch is not installed: left out (pip install torch" in said
     assert "tensorflow is not installed: left out (pip install tensorflow" in said
@@ -186,7 +243,8 @@ def test_a_clip_has_to_act_in_every_workload():
 
 
 @pytest.mark.parametrize(
-    ("name", "limit"), [("gpt2", 8 / 7), ("gpt2_sgd", 6 / 5), ("gpt2_bf16", 14 / 13), ("middle_leaves", 8 / 7)]
+    ("name", "limit"),
+    [("gpt2", 8 / 7), ("gpt2_sgd", 6 / 5), ("gpt2_bf16", 14 / 13), ("middle_leaves", 8 / 7)],
 )
 def test_the_limit_is_the_words_moved_with_the_norm_by_those_moved_without(name: str, limit: float):
     assert WORKLOADS[name].limit == pytest.approx(limit, rel=1e-12)
@@ -225,12 +283,20 @@ def test_a_slow_contender_takes_part_in_the_first_rounds_alone(monkeypatch: pyte
     assert {name: len(values) for name, values in taken.items()} == {"slow": 3, "fast": 6}
 
 
-def test_seconds_of_compiling_are_compared_round_by_round(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+def test_seconds_of_compiling_are_compared_round_by_round(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
     monkeypatch.setattr(compiling, "WORKLOADS", TINY)
     monkeypatch.setattr(compiling, "NAMES", (jax_steps.REFERENCE, jax_steps.SKIP))
     compiling.main(["--workload", "adamw", "--rounds", "2"])
     assert "tiny, AdamW, seconds:" in capsys.readouterr().out
-    told = compiling.table("", {jax_steps.REFERENCE: np.array([1.0, 2.0, 9.0]), jax_steps.SKIP: np.array([2.0, 4.0, 12.0])})
+    told = compiling.table(
+        "",
+        {
+            jax_steps.REFERENCE: np.array([1.0, 2.0, 9.0]),
+            jax_steps.SKIP: np.array([2.0, 4.0, 12.0]),
+        },
+    )
     last = told.splitlines()[-1]
     assert last == f"| {jax_steps.SKIP} | 4.0 (3.0 to 8.0) | 2.0 (1.5 to 2.5) | 0.0 (0.0 to 0.0) |"
 
@@ -240,12 +306,16 @@ def test_a_ratio_is_the_median_of_ratios_and_not_of_times():
     assert median_ratio([2.0, 6.0], [1.0, 2.0, 100.0]) == 2.5  # the slow one left after two rounds
 
 
-@pytest.mark.parametrize("name", sorted(JAX - {jax_steps.REFERENCE, "wc.clip_by_global_norm(None)"}))
+@pytest.mark.parametrize(
+    "name", sorted(JAX - {jax_steps.REFERENCE, "wc.clip_by_global_norm(None)"})
+)
 def test_every_clip_of_a_step_makes_it_as_long_as_the_bound_says(name: str):
     grads, params = jax_filled(SHAPES, SCALE), jax_filled(SHAPES, seed=1)
     optimizer, step = jax_steps.optimizers("SGD")[name]
     after, _ = jax.jit(step)(params, optimizer.init(params), grads)
-    moved = math.sqrt(sum(float(jnp.sum((new - old) ** 2)) for new, old in zip(after, params, strict=True)))
+    moved = math.sqrt(
+        sum(float(jnp.sum((new - old) ** 2)) for new, old in zip(after, params, strict=True))
+    )
     # Each group of leaves moves as far as the bound says.
     groups = {jax_steps.GROUPS: min(8, len(SHAPES)), jax_steps.EACH: len(SHAPES)}.get(name, 1)
     # Differences of parameters of 1, which are rounded to 6e-8, make up a step of 1e-6.

@@ -1,4 +1,6 @@
-"""The rules that the running bound is compared with, on streams small enough to follow, and both commands at a tiny size."""
+"""The rules that the running bound is compared with, on streams small enough to follow, and both
+commands at a tiny size.
+"""
 
 import sys
 from typing import Any
@@ -16,9 +18,15 @@ def through(rule: bound_rules.BoundRule, norms: Any) -> list[float]:
 
 def test_autoclip_clips_at_numpys_percentile_and_is_poisoned_by_a_nan():
     norms = np.random.default_rng(0).lognormal(size=50)
-    expected = np.array([min(norm, np.percentile(norms[: call + 1], 10)) for call, norm in enumerate(norms)])
+    expected = np.array(
+        [min(norm, np.percentile(norms[: call + 1], 10)) for call, norm in enumerate(norms)]
+    )
     np.testing.assert_allclose(through(bound_rules.autoclip, norms), expected)
-    assert np.isnan(through(bound_rules.autoclip, [1.0, np.nan, 1.0])).tolist() == [False, True, True]
+    assert np.isnan(through(bound_rules.autoclip, [1.0, np.nan, 1.0])).tolist() == [
+        False,
+        True,
+        True,
+    ]
 
 
 def test_zclip_clips_a_larger_spike_to_less():
@@ -29,7 +37,9 @@ def test_zclip_clips_a_larger_spike_to_less():
     np.testing.assert_allclose(passed, 1 + deviation * np.array([2, 1.25, 0.0125]), rtol=1e-5)
 
 
-@pytest.mark.parametrize(("rule", "after"), [(bound_rules.maxtext, 0.0), (bound_rules.levanter, 1.0 + 3 * 0.1)])
+@pytest.mark.parametrize(
+    ("rule", "after"), [(bound_rules.maxtext, 0.0), (bound_rules.levanter, 1.0 + 3 * 0.1)]
+)
 def test_a_window_acts_from_64_norms_on(rule: bound_rules.BoundRule, after: float):
     ordinary = [0.9, 1.1] * 32
     assert through(rule, [*ordinary[:62], 9.0])[-1] == 9.0
@@ -52,20 +62,28 @@ def streams() -> bounds.Streams:
     return bounds.Streams(seeds=1)
 
 
-@pytest.mark.parametrize(("name", "deviations"), [("running bound, clip at 3", 3.0), ("running bound, skip at 6", 6.0)])
-def test_the_library_decides_as_its_formula_on_every_stream(streams: bounds.Streams, name: str, deviations: float):
+@pytest.mark.parametrize(
+    ("name", "deviations"), [("running bound, clip at 3", 3.0), ("running bound, skip at 6", 6.0)]
+)
+def test_the_library_decides_as_its_formula_on_every_stream(
+    streams: bounds.Streams, name: str, deviations: float
+):
     passed = streams.through(bound_rules.RULES[name][0])
     differ, calls = bounds.disagreements(streams, passed, Rule(deviations, 1 - 0.99, None))
     assert calls == bounds.CALLS * len(streams.norms)
     assert differ <= 1e-5 * calls  # ties
 
 
-def test_the_table_has_a_row_for_each_rule(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+def test_the_table_has_a_row_for_each_rule(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
     rules = {name: bound_rules.RULES[name] for name in ("fixed 1.0", "running bound, clip at 3")}
     monkeypatch.setattr(bounds, "RULES", rules)
     monkeypatch.setattr(sys, "argv", ["bounds", "--seeds", "1"])
     bounds.main()
-    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    rows = [
+        line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("|")
+    ]
     assert {len(row) for row in rows if "---" not in row[0]} == {len(bounds.HEADS)}
     fixed, running = rows[-2:]
     assert (fixed[3], running[3].split(" / ")[0].isdigit()) == ("always / always / always", True)
@@ -73,14 +91,18 @@ def test_the_table_has_a_row_for_each_rule(monkeypatch: pytest.MonkeyPatch, caps
     assert [float(share) < 1 for share in running[1].split(" / ")] == [True] * 3
 
 
-def test_the_experiment_reports_every_bound(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+def test_the_experiment_reports_every_bound(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
     make, _ = bound_training.OPTIMIZERS["SGD"]
     monkeypatch.setattr(bound_training, "OPTIMIZERS", {"SGD": (make, np.array([1e-3, 0.1, 1e3]))})
     monkeypatch.setattr(bound_training, "STEPS", 40)
     monkeypatch.setattr(bound_training, "SEEDS", 2)
     monkeypatch.setattr(sys, "argv", ["bounds", "--train"])
     bounds.main()
-    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("|")][2:]
+    rows = [
+        line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("|")
+    ][2:]
     assert [row[0].removeprefix("| ") for row in rows] == list(bound_training.SETTINGS)
     by_name = {row[0].removeprefix("| "): row for row in rows}
     assert by_name["no bound"][1] == "0.1"  # a rate of 1000 diverges, one of 0.001 is too slow

@@ -1,4 +1,6 @@
-"""The experiment on learning rates that train: its recipes, how a width is counted, and a run at a tiny size."""
+"""The experiment on learning rates that train: its recipes, how a width is counted, and a run at a
+tiny size.
+"""
 
 import functools
 import json
@@ -16,10 +18,19 @@ from tests.benchmarks.stability import RECIPES, RUNNING, Recipe
 def test_the_schedules_of_the_recipes_are_warm_up_and_cosine():
     counts = np.arange(100)
     rise, fall = np.minimum((counts + 1) / 10, 1), (1 + np.cos(np.pi * counts / 100)) / 2
-    expected = {"none": 1, "warm-up": rise, "decay": fall, "warm-up, decay": rise * fall, "clip": 1, "all": rise * fall}
+    expected = {
+        "none": 1,
+        "warm-up": rise,
+        "decay": fall,
+        "warm-up, decay": rise * fall,
+        "clip": 1,
+        "all": rise * fall,
+    }
     for name, factor in expected.items():
         values = stability.schedule(0.3, RECIPES[name], 100)(counts)
-        np.testing.assert_allclose(values, np.broadcast_to(0.3 * factor, 100), rtol=1e-5, atol=1e-8, err_msg=name)
+        np.testing.assert_allclose(
+            values, np.broadcast_to(0.3 * factor, 100), rtol=1e-5, atol=1e-8, err_msg=name
+        )
 
 
 def test_a_width_counts_the_decades_within_five_percent_of_the_best():
@@ -33,7 +44,11 @@ def test_a_recipe_bounds_what_it_says():
     task, rate, bound = stability_models.TASKS[1], 0.01, 1e-3
     data = task.data(2, 0, 5)
     start = float(task.loss(data.start, data.held_out, 2))
-    trained = jax.jit(functools.partial(stability.trained, task, 2), static_argnums=(3,), static_argnames="running")
+    trained = jax.jit(
+        functools.partial(stability.trained, task, 2),
+        static_argnums=(3,),
+        static_argnames="running",
+    )
 
     def moved(recipe: Recipe, *, running: bool = False) -> float:
         numbers = jax.tree.map(jnp.float32, recipe)

@@ -1,7 +1,8 @@
 """The same step in PyTorch: `clip_grad_norm_` and an optimizer, fused or foreach, with as many threads as there are CPUs.
 
-`clip_grad_norm_` scales the gradients in place. So that it has to act in every step, they are multiplied back by the norm it
-returned, after the clock has stopped. Parameters and gradients are shared by all contenders, moments by those of one optimizer.
+`clip_grad_norm_` scales the gradients in place. So that it has to act in every step, they are
+multiplied back by the norm it returned, after the clock has stopped. Parameters and gradients are
+shared by all contenders, moments by those of one optimizer.
 """
 
 import importlib
@@ -17,12 +18,16 @@ MODULE = "torch"
 
 
 def contenders(workload: Workload) -> dict[str, Contender]:
-    """With and without the clip, for each way to run the optimizer; nothing where PyTorch has no such step."""
+    """With and without the clip, for each way to run the optimizer; nothing where PyTorch has no
+    such step.
+    """
     if workload.gradient_dtype != "float32":
         return {}  # a gradient has the dtype of its parameter
     torch: Any = importlib.import_module(MODULE)
     torch.set_num_threads(machine.cpus())
-    params = [torch.nn.Parameter(torch.from_numpy(leaf)) for leaf in filled(workload.shapes, seed=1)]
+    params = [
+        torch.nn.Parameter(torch.from_numpy(leaf)) for leaf in filled(workload.shapes, seed=1)
+    ]
     for param, grad in zip(params, filled(workload.shapes, SCALE), strict=True):
         param.grad = torch.from_numpy(grad)
     ready: dict[str, Contender] = {}
@@ -30,7 +35,9 @@ def contenders(workload: Workload) -> dict[str, Contender]:
         if workload.optimizer == "AdamW":
             optimizer = torch.optim.AdamW(params, LEARNING_RATE, **{implementation: True})
         else:
-            optimizer = torch.optim.SGD(params, LEARNING_RATE, momentum=0.9, **{implementation: True})
+            optimizer = torch.optim.SGD(
+                params, LEARNING_RATE, momentum=0.9, **{implementation: True}
+            )
         plain = f"PyTorch, {implementation}"
         ready[plain] = Contender(plain, _plain(optimizer))
         ready[f"{plain}, clip_grad_norm_"] = Contender(plain, _clipped(torch, optimizer, params))

@@ -1,4 +1,6 @@
-"""Contenders that take turns, so that a slow moment of the machine hits all of them and drops out of their ratios."""
+"""Contenders that take turns, so that a slow moment of the machine hits all of them and drops out
+of their ratios.
+"""
 
 import random
 import statistics
@@ -13,7 +15,8 @@ Progress = Callable[[str], None]
 
 #: Seconds before each turn: threads of another library stop spinning for work within them.
 _PAUSE = 0.005
-#: Seconds a round that a contender may take in all, and counted rounds that it takes part in all the same.
+#: Seconds a round that a contender may take in all, and counted rounds that it takes part in all
+#: the same.
 _PATIENCE, _LEAST = 0.3, 3
 
 
@@ -21,17 +24,24 @@ class Contender(NamedTuple):
     """Something that is timed against a reference, in one process with it."""
 
     reference: str  # the name of the contender that does the same without clipping
-    turn: Callable[[], float]  # takes one step and returns its seconds; what else it does is not counted
+    turn: Callable[
+        [], float
+    ]  # takes one step and returns its seconds; what else it does is not counted
     facts: Mapping[str, float] = {}  # what is known of it beside its times
     free: Callable[[], None] = lambda: None  # gives its memory back, where dropping it would not
 
 
 def in_turns(
-    turns: Mapping[str, Callable[[], T]], rounds: int, progress: Progress, uncounted: int = 1, patience: float = _PATIENCE
+    turns: Mapping[str, Callable[[], T]],
+    rounds: int,
+    progress: Progress,
+    uncounted: int = 1,
+    patience: float = _PATIENCE,
 ) -> dict[str, list[T]]:
     """What each turn returned in each round, the first `uncounted` left out. Every round has an order of its own.
 
-    A contender that takes more than `patience` seconds a round takes part in the first rounds alone.
+    A contender that takes more than `patience` seconds a round takes part in the first rounds
+    alone.
     """
     rng = random.Random(0)
     taken: dict[str, list[T]] = {name: [] for name in turns}
@@ -50,8 +60,12 @@ def in_turns(
 
 
 def median_ratio(own: list[float], other: list[float]) -> float:
-    """The median, over the rounds in which both took part, of the ratio of two contenders' times in the same round."""
-    return statistics.median(a / b for a, b in zip(own, other, strict=False))  # both began with the first
+    """The median, over the rounds in which both took part, of the ratio of two contenders' times in
+    the same round.
+    """
+    return statistics.median(
+        a / b for a, b in zip(own, other, strict=False)
+    )  # both began with the first
 
 
 def seconds_of(function: Callable[..., Any], *arguments: Any) -> tuple[float, Any]:

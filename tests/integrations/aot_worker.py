@@ -2,8 +2,9 @@
 
 Run: `python -m tests.integrations.aot_worker PLATFORM TOPOLOGY FSDP TENSOR WIDTH CLIP...`.
 
-Prints a line of JSON for each CLIP, a name in `optimizers()`. No accelerator is needed, only its compiler. It runs in a process
-of its own, because the environment of a process decides which compilers it has.
+Prints a line of JSON for each CLIP, a name in `optimizers()`. No accelerator is needed, only its
+compiler. It runs in a process of its own, because the environment of a process decides which
+compilers it has.
 """
 
 import json
@@ -31,7 +32,9 @@ LAYERS = 2
 
 
 class Target(NamedTuple):
-    """Devices to compile for, and a width of the model that gives each of them about a gigabyte of gradients."""
+    """Devices to compile for, and a width of the model that gives each of them about a gigabyte of
+    gradients.
+    """
 
     platform: str
     topology: str
@@ -50,7 +53,10 @@ TARGETS = {
 #: What the process needs before it starts.
 ENVIRONMENT = {
     "tpu": {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "XLA_FLAGS": ""},
-    "cuda": {"CUDA_VISIBLE_DEVICES": "-1", "XLA_FLAGS": "--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false"},
+    "cuda": {
+        "CUDA_VISIBLE_DEVICES": "-1",
+        "XLA_FLAGS": "--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false",
+    },
     "cpu": {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"},
 }
 
@@ -58,7 +64,11 @@ ENVIRONMENT = {
 def gpt2_like(width):
     """Shapes and shardings of a decoder's parameters, by name."""
     column, row, whole, part = P("fsdp", "tp"), P("tp", "fsdp"), P(), P("tp")
-    tree = {"wte": ((50304, width), row), "wpe": ((1024, width), P(None, "fsdp")), "ln_f": ((width,), whole)}
+    tree = {
+        "wte": ((50304, width), row),
+        "wpe": ((1024, width), P(None, "fsdp")),
+        "ln_f": ((width,), whole),
+    }
     for layer in range(LAYERS):
         block = {
             "ln_1": ((width,), whole),
@@ -109,27 +119,43 @@ def lowered(clip, devices, shape, width):
     specs = {name: spec for name, (_, spec) in tree.items()}
     params = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, (shape, _) in tree.items()}
     state = jax.eval_shape(optimizer.init, params)
-    # Moments lie as their parameters do. `optax.tree.map_params` would not pass through the states of groups.
-    state_specs = jax.tree.map_with_path(lambda path, _: specs.get(getattr(path[-1], "key", ""), P()), state)
+    # Moments lie as their parameters do. `optax.tree.map_params` would not pass through the states
+    # of groups.
+    state_specs = jax.tree.map_with_path(
+        lambda path, _: specs.get(getattr(path[-1], "key", ""), P()), state
+    )
     shardings: Any = jax.tree.map(lambda spec: NamedSharding(mesh, spec), (specs, state_specs))
 
     def placed(shapes, shardings):
-        return jax.tree.map(lambda x, to: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=to), shapes, shardings)
+        return jax.tree.map(
+            lambda x, to: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=to), shapes, shardings
+        )
 
     def step(params, opt_state, grads):
         params, opt_state = wc.apply_gradients(optimizer, params, opt_state, grads=grads)
-        return params, opt_state, wc.metrics(opt_state) if clip in ("ours", "pipeline", "groups") else {}
+        return (
+            params,
+            opt_state,
+            wc.metrics(opt_state) if clip in ("ours", "pipeline", "groups") else {},
+        )
 
     jitted = jax.jit(step, donate_argnums=(0, 1), out_shardings=(*shardings, None))
-    return jitted.lower(placed(params, shardings[0]), placed(state, shardings[1]), placed(params, shardings[0]))
+    return jitted.lower(
+        placed(params, shardings[0]), placed(state, shardings[1]), placed(params, shardings[0])
+    )
 
 
 def communicated(text):
-    """`{operation: [numbers in each]}` for every operation of a compiled program that moves data between devices."""
+    """`{operation: [numbers in each]}` for every operation of a compiled program that moves data
+    between devices.
+    """
     found = {}
     pattern = r"= (.*?) (all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute|collective-broadcast)(?:-start)?\("
     for shapes, operation in re.findall(pattern, text):
-        sizes = [math.prod(map(int, filter(None, dims.split(",")))) for dims in re.findall(r"\w\[([\d,]*)\]", shapes)]
+        sizes = [
+            math.prod(map(int, filter(None, dims.split(","))))
+            for dims in re.findall(r"\w\[([\d,]*)\]", shapes)
+        ]
         found.setdefault(operation, []).append(max(sizes))
     return found
 
@@ -137,7 +163,8 @@ def communicated(text):
 def host_traffic(text):
     """What of a compiled program talks to the host: feeds, host memory, callbacks."""
     return re.findall(
-        r" (?:infeed|outfeed|send|recv)(?:-done)?\(|S\(5\)|custom_call_target=\"[^\"]*(?:[Cc]allback|[Hh]ost)[^\"]*\"", text
+        r" (?:infeed|outfeed|send|recv)(?:-done)?\(|S\(5\)|custom_call_target=\"[^\"]*(?:[Cc]allback|[Hh]ost)[^\"]*\"",
+        text,
     )
 
 
@@ -145,7 +172,8 @@ def bytes_accessed(compiled):
     """What XLA reckons that a program reads and writes."""
     analysis = compiled.cost_analysis()
     if analysis is None:
-        # The compiler of a GPU that is not there leaves it to us, and nothing public does it for what is compiled.
+        # The compiler of a GPU that is not there leaves it to us, and nothing public does it for
+        # what is compiled.
         from jaxlib import _jax  # pyright: ignore[reportAttributeAccessIssue]
 
         (module,) = compiled.runtime_executable().hlo_modules()
@@ -172,7 +200,11 @@ def facts(compiled, seconds):
 def devices_of(platform, topology):
     if platform == "cpu":
         return jax.devices()
-    options = {"target_config": H100.read_text(), "topology": topology} if platform == "cuda" else {"topology_name": topology}
+    options = (
+        {"target_config": H100.read_text(), "topology": topology}
+        if platform == "cuda"
+        else {"topology_name": topology}
+    )
     return topologies.get_topology_desc(platform=platform, **options).devices
 
 
@@ -188,7 +220,12 @@ def command(target, *clips):
     """Arguments and environment of the process that compiles for `target`."""
     arguments = [target.platform, target.topology, *target.mesh, target.width, *clips]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", **ENVIRONMENT[target.platform]}
-    return [sys.executable, "-m", "tests.integrations.aot_worker", *map(str, arguments)], environment
+    return [
+        sys.executable,
+        "-m",
+        "tests.integrations.aot_worker",
+        *map(str, arguments),
+    ], environment
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Who uses the package, and how: the rows of `test_clients.py`. A new client is one more line of `CLIENTS`.
 
-A host is a library's own way to hold parameters and optimizer. It has the same few functions for each, on a carry: a pytree
-with all that a training loop hands from step to step.
+A host is a library's own way to hold parameters and optimizer. It has the same few functions for
+each, on a carry: a pytree with all that a training loop hands from step to step.
 """
 
 import dataclasses
@@ -23,7 +23,9 @@ from flax.training.train_state import TrainState
 import warmclip_jax as wc
 from tests import quick
 
-WIDTH = 8  # of every leaf, so that it can be spread over devices, and operations compiled for one client serve the next
+# Of every leaf, so that it can be spread over devices, and operations compiled for one client serve
+# the next.
+WIDTH = 8
 ONLY_B, ONLY_W = {"w": False, "b": True}, {"w": True, "b": False}
 
 PEAK, WARMUP = 0.1, 4
@@ -44,7 +46,10 @@ class Optax:
         return quick.jit(step, donate_argnums=(0,) if donate else ())
 
     def make_params(self) -> Any:
-        return {"w": jnp.linspace(-1.0, 1.0, WIDTH**2).reshape(WIDTH, WIDTH), "b": jnp.linspace(0.5, -2.0, WIDTH)}
+        return {
+            "w": jnp.linspace(-1.0, 1.0, WIDTH**2).reshape(WIDTH, WIDTH),
+            "b": jnp.linspace(0.5, -2.0, WIDTH),
+        }
 
     def start(self, params: Any, optimizer: Any) -> Any:
         return params, optimizer.init(params)
@@ -62,7 +67,9 @@ class Optax:
         return carry[1]
 
     def on_flax_disk_and_back(self, carry: Any) -> Any:
-        return flax.serialization.from_bytes(jax.tree.map(jnp.zeros_like, carry), flax.serialization.to_bytes(carry))
+        return flax.serialization.from_bytes(
+            jax.tree.map(jnp.zeros_like, carry), flax.serialization.to_bytes(carry)
+        )
 
 
 OPTAX = Optax()
@@ -81,7 +88,9 @@ class Linen(Optax):
 
     def start(self, params: Any, optimizer: Any) -> Any:
         state = TrainState.create(apply_fn=nn.Dense(WIDTH).apply, params=params, tx=optimizer)
-        return state.replace(step=jnp.int32(state.step))  # a Python number would become an array, and a second trace
+        return state.replace(
+            step=jnp.int32(state.step)
+        )  # a Python number would become an array, and a second trace
 
     def step(self, optimizer: Any, carry: Any, grads: Any) -> tuple[Any, Any]:
         del optimizer
@@ -121,7 +130,9 @@ class Nnx(Optax):
         graph, state = carry
         saved = flax.serialization.to_bytes(nnx.to_pure_dict(state))
         state = jax.tree.map(jnp.zeros_like, state)  # which is replaced in place
-        nnx.replace_by_pure_dict(state, flax.serialization.from_bytes(nnx.to_pure_dict(state), saved))
+        nnx.replace_by_pure_dict(
+            state, flax.serialization.from_bytes(nnx.to_pure_dict(state), saved)
+        )
         return graph, state
 
 
@@ -129,7 +140,9 @@ class Equinox(Optax):
     """The whole module as parameters, functions and all; gradients and state of its arrays alone."""
 
     def jit(self, step: Any, *, donate: bool) -> Any:
-        jitted = eqx.filter_jit(lambda grads, carry: step(carry, grads), donate="all-except-first" if donate else "none")
+        jitted = eqx.filter_jit(
+            lambda grads, carry: step(carry, grads), donate="all-except-first" if donate else "none"
+        )
         return lambda carry, grads: jitted(grads, carry)
 
     def make_params(self) -> Any:
@@ -147,7 +160,9 @@ class Equinox(Optax):
         """Flax knows no modules of equinox: its arrays alone go through the file."""
         arrays, rest = eqx.partition(carry, eqx.is_array)
         leaves, structure = jax.tree.flatten(arrays)
-        leaves = flax.serialization.from_bytes([jnp.zeros_like(leaf) for leaf in leaves], flax.serialization.to_bytes(leaves))
+        leaves = flax.serialization.from_bytes(
+            [jnp.zeros_like(leaf) for leaf in leaves], flax.serialization.to_bytes(leaves)
+        )
         return eqx.combine(structure.unflatten(map(jnp.asarray, leaves)), rest)
 
 
@@ -163,7 +178,9 @@ class Client:
 
     optimizer: Any
     host: Any = OPTAX
-    rate: Callable[[int], float] | None = rate_at  # of an update, numbered from 0; None where no pipeline knows it
+    rate: Callable[[int], float] | None = (
+        rate_at  # of an update, numbered from 0; None where no pipeline knows it
+    )
     max_norm: float | None = 1.0
     calls_per_update: int = 1
     sees_bad_steps: bool = True  # not where someone outside keeps them from it
@@ -180,22 +197,32 @@ def injected(learning_rate: Any) -> Any:
 
 
 def partitioned(learning_rate: Any) -> Any:
-    return optax.partition({"w": momentum(learning_rate), "b": optax.adamw(learning_rate)}, {"w": "w", "b": "b"})
+    return optax.partition(
+        {"w": momentum(learning_rate), "b": optax.adamw(learning_rate)}, {"w": "w", "b": "b"}
+    )
 
 
 PIPELINE = wc.pipeline(momentum, SCHEDULE)
 #: The bad entry is the first of the first leaf in the order of a pytree: of "b", not of "w".
 CLIENTS = {
-    "chain": Client(optax.chain(wc.clip_by_global_norm(1.0), wc.skip_nonfinite(optax.adam(0.1))), rate=None),
+    "chain": Client(
+        optax.chain(wc.clip_by_global_norm(1.0), wc.skip_nonfinite(optax.adam(0.1))), rate=None
+    ),
     "skip_nonfinite": Client(wc.skip_nonfinite(optax.adam(0.1)), rate=None, max_norm=None),
     "pipeline": Client(wc.pipeline(optax.adamw, SCHEDULE)),
-    "pipeline, a function": Client(wc.pipeline(momentum, lambda count: PEAK * (count + 1) / WARMUP)),
+    "pipeline, a function": Client(
+        wc.pipeline(momentum, lambda count: PEAK * (count + 1) / WARMUP)
+    ),
     "apply_gradients": Client(PIPELINE, host=Ours()),
     "MultiSteps": Client(wc.skip_nonfinite(optax.MultiSteps(PIPELINE, 2)), calls_per_update=2),
     # Optax injects what a schedule returns in the dtype that it has, which is float64 there.
-    "inject_hyperparams inside": Client(wc.pipeline(injected, SCHEDULE), keeps_float32_under_x64=False),
+    "inject_hyperparams inside": Client(
+        wc.pipeline(injected, SCHEDULE), keeps_float32_under_x64=False
+    ),
     "inject_hyperparams outside": Client(
-        optax.inject_hyperparams(lambda learning_rate: wc.pipeline(momentum, learning_rate))(learning_rate=0.1),
+        optax.inject_hyperparams(lambda learning_rate: wc.pipeline(momentum, learning_rate))(
+            learning_rate=0.1
+        ),
         rate=lambda update: 0.1,
     ),
     "partition": Client(wc.pipeline(partitioned, SCHEDULE)),
@@ -207,7 +234,9 @@ CLIENTS = {
     "flax linen": Client(PIPELINE, host=Linen()),
     "flax nnx": Client(PIPELINE, host=Nnx()),
     "equinox": Client(PIPELINE, host=Equinox()),
-    "equinox, guard": Client(wc.skip_nonfinite(optax.adamw(0.1)), host=Equinox(), rate=None, max_norm=None),
+    "equinox, guard": Client(
+        wc.skip_nonfinite(optax.adamw(0.1)), host=Equinox(), rate=None, max_norm=None
+    ),
     "haiku": Client(PIPELINE, host=Haiku()),
 }
 
@@ -216,14 +245,19 @@ STREAM = (0.3, None, None, 0.02, 0.1)
 
 
 def gradients(like: Any, call: int, size: float | None) -> Any:
-    """Gradients like some parameters, and lying as they do; other ones in each call. A bad call's first entry is NaN."""
+    """Gradients like some parameters, and lying as they do; other ones in each call. A bad call's
+    first entry is NaN.
+    """
     leaves, structure = jax.tree.flatten(like)
     grads = []
     for place, leaf in enumerate(leaves):
-        values = np.cos(np.arange(leaf.size) + 3 * place + call).astype(np.float32) * np.float32(size or 1.0)
+        values = np.cos(np.arange(leaf.size) + 3 * place + call).astype(np.float32) * np.float32(
+            size or 1.0
+        )
         if size is None and place == 0:
             values[0] = np.nan
         values = jnp.asarray(values.reshape(leaf.shape))
-        # What is put somewhere explicitly would make the next state another input of the compiled program.
+        # What is put somewhere explicitly would make the next state another input of the compiled
+        # program.
         grads.append(jax.device_put(values, leaf.sharding) if leaf.committed else values)
     return structure.unflatten(grads)

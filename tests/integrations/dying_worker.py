@@ -44,21 +44,31 @@ def die() -> None:
 
 
 def die_in_checkpoint(moment: str, number: int) -> None:
-    """From now on, die when orbax opens the file that lists the arrays of a checkpoint, or renames its folder."""
+    """From now on, die when orbax opens the file that lists the arrays of a checkpoint, or renames
+    its folder.
+    """
 
     def hear(event: str, arguments: tuple[Any, ...]) -> None:
         if event == "open" and moment == "write":
             path = pathlib.Path(str(arguments[0]))
-            if path.name == "_METADATA" and any(part.startswith(f"{number}.orbax-checkpoint-tmp") for part in path.parts):
+            if path.name == "_METADATA" and any(
+                part.startswith(f"{number}.orbax-checkpoint-tmp") for part in path.parts
+            ):
                 die()
-        elif event == "os.rename" and moment == "commit" and pathlib.Path(str(arguments[1])).name == str(number):
+        elif (
+            event == "os.rename"
+            and moment == "commit"
+            and pathlib.Path(str(arguments[1])).name == str(number)
+        ):
             die()
 
     sys.addaudithook(hear)
 
 
 def trained(folder: pathlib.Path, fatal: int = -1) -> tuple[Any, int]:
-    """Parameters and state after all calls, and the call that this process began with. It dies in call `fatal`."""
+    """Parameters and state after all calls, and the call that this process began with. It dies in
+    call `fatal`.
+    """
 
     def in_call(call: np.ndarray) -> np.ndarray:
         if call == fatal:
@@ -67,11 +77,15 @@ def trained(folder: pathlib.Path, fatal: int = -1) -> tuple[Any, int]:
 
     def loss(params: Any, batch: jax.Array, call: jax.Array) -> jax.Array:
         alive = jax.pure_callback(in_call, jax.ShapeDtypeStruct((), jnp.float32), call)
-        return alive * jnp.mean(jnp.square(jnp.tanh(batch @ params["kernel"]) @ params["head"] - jnp.sum(batch, axis=1)))
+        return alive * jnp.mean(
+            jnp.square(jnp.tanh(batch @ params["kernel"]) @ params["head"] - jnp.sum(batch, axis=1))
+        )
 
     @jax.jit
     def step(params: Any, state: Any, batch: jax.Array, call: jax.Array) -> Any:
-        return wc.apply_gradients(OPTIMIZER, params, state, grads=jax.grad(loss)(params, batch, call))
+        return wc.apply_gradients(
+            OPTIMIZER, params, state, grads=jax.grad(loss)(params, batch, call)
+        )
 
     params = {"kernel": jnp.full((4, 3), 0.1), "head": jnp.ones(3)}
     now: Any = params, jax.jit(OPTIMIZER.init)(params)

@@ -1,10 +1,11 @@
 """Runs notebooks, and takes the curves out of their figures.
 
-`python -m tests.integrations.notebooks` runs all anew and writes them back, and README's picture. With
-`--repository OWNER/NAME` it gives them the badges that open them in Colab, which need that address.
+`python -m tests.integrations.notebooks` runs all anew and writes them back, and README's picture.
+With `--repository OWNER/NAME` it gives them the badges that open them in Colab, which need that
+address.
 
-A PNG is the same only under one version of matplotlib. So each cell with figures also keeps, in its metadata, some points of
-every line in them, in fractions of the axes: these hold for every version.
+A PNG is the same only under one version of matplotlib. So each cell with figures also keeps, in its
+metadata, some points of every line in them, in fractions of the axes: these hold for every version.
 """
 
 import argparse
@@ -62,48 +63,71 @@ def codes(notebook: Any) -> list[Any]:
 
 def pictures(cell: Any) -> list[str]:
     """The PNGs that a cell shows, in base64."""
-    return [output.data["image/png"] for output in cell.get("outputs", []) if "image/png" in output.get("data", {})]
+    return [
+        output.data["image/png"]
+        for output in cell.get("outputs", [])
+        if "image/png" in output.get("data", {})
+    ]
 
 
 def texts(cell: Any) -> str:
     """What a cell printed or returned as text; a figure's text is only its size."""
-    outputs = [output for output in cell.get("outputs", []) if "image/png" not in output.get("data", {})]
-    return "".join(output.get("text", "") + output.get("data", {}).get("text/plain", "") for output in outputs)
+    outputs = [
+        output for output in cell.get("outputs", []) if "image/png" not in output.get("data", {})
+    ]
+    return "".join(
+        output.get("text", "") + output.get("data", {}).get("text/plain", "") for output in outputs
+    )
 
 
 def says_the_same(before: str, after: str) -> bool:
-    """Whether two texts are equal; under an older XLA, but for the last place of a float32 and the spaces around it."""
+    """Whether two texts are equal; under an older XLA, but for the last place of a float32 and the
+    spaces around it.
+    """
     if jax.__version_info__ >= (0, 10, 2):
         return before == after
     number = r"(-?\d+\.?\d*(?:e[+-]?\d+)?)"
     (old, new) = (re.split(number, text) for text in (before, after))
     if [word.strip() for word in old[::2]] != [word.strip() for word in new[::2]]:
         return False
-    return np.allclose(np.array(old[1::2], float), np.array(new[1::2], float), rtol=2.0**-23, atol=0)
+    return np.allclose(
+        np.array(old[1::2], float), np.array(new[1::2], float), rtol=2.0**-23, atol=0
+    )
 
 
 def picture() -> bytes:
     """The PNG of the quickstart's cell with the tag "picture"."""
-    (cell,) = [cell for cell in codes(read(PICTURE.with_suffix(".ipynb"))) if "picture" in cell.metadata.get("tags", [])]
+    (cell,) = [
+        cell
+        for cell in codes(read(PICTURE.with_suffix(".ipynb")))
+        if "picture" in cell.metadata.get("tags", [])
+    ]
     (png,) = pictures(cell)
     return base64.b64decode(png)
 
 
 def curves(cell: Any) -> Any:
-    """Points of every line in every figure that a cell shows: figures, axes, lines, points, x and y."""
+    """Points of every line in every figure that a cell shows: figures, axes, lines, points, x and
+    y.
+    """
     return json.loads(cell.metadata.get("curves", "[]"))
 
 
 def executed(notebook: Any) -> Any:
-    """The notebook run from top to bottom in a fresh kernel, each cell with the curves of its figures in its metadata."""
+    """The notebook run from top to bottom in a fresh kernel, each cell with the curves of its
+    figures in its metadata.
+    """
     fresh = copy.deepcopy(notebook)
     for cell in codes(fresh):
         cell.outputs, cell.execution_count = [], None
         cell.metadata.pop("curves", None)
     first, last = nbformat.v4.new_code_cell(_RECORD), nbformat.v4.new_code_cell(_TELL)
     fresh.cells = [first, *fresh.cells, last]
-    client = nbclient.NotebookClient(fresh, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(COLABS)}})
-    # As a reader's: the eight devices of the tests would change roundings. And with the package of this checkout.
+    client = nbclient.NotebookClient(
+        fresh, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(COLABS)}}
+    )
+    # As a reader's: the eight devices of the tests would change roundings. And with the package of
+    # this checkout.
     env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     client.execute(env=env | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(COLABS.parent)})
     fresh.cells = fresh.cells[1:-1]
@@ -113,16 +137,24 @@ def executed(notebook: Any) -> Any:
         cell.metadata.pop("execution", None)
         shown = len(pictures(cell))
         if shown:
-            cell.metadata["curves"] = json.dumps(recorded[:shown])  # one line of the file, not thousands
+            cell.metadata["curves"] = json.dumps(
+                recorded[:shown]
+            )  # one line of the file, not thousands
         recorded = recorded[shown:]
     assert not recorded, "a figure was rendered that no cell shows"
     return fresh
 
 
 def with_badge(notebook: Any, name: str, repository: str) -> Any:
-    """The notebook, opened by a badge that starts it in Colab from a repository on GitHub; in the place of an earlier badge."""
-    address = f"https://colab.research.google.com/github/{repository}/blob/HEAD/{COLABS.name}/{name}"
-    text = f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({address})"
+    """The notebook, opened by a badge that starts it in Colab from a repository on GitHub; in the
+    place of an earlier badge.
+    """
+    address = (
+        f"https://colab.research.google.com/github/{repository}/blob/HEAD/{COLABS.name}/{name}"
+    )
+    text = (
+        f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({address})"
+    )
     badge = nbformat.v4.new_markdown_cell(text, id="badge")
     fresh = copy.deepcopy(notebook)
     fresh.cells = [badge, *(cell for cell in fresh.cells if cell.id != badge.id)]
@@ -130,12 +162,18 @@ def with_badge(notebook: Any, name: str, repository: str) -> Any:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repository", metavar="OWNER/NAME", help="give each notebook its badge, and run none")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--repository", metavar="OWNER/NAME", help="give each notebook its badge, and run none"
+    )
     repository = parser.parse_args(arguments).repository
     for path in sorted(COLABS.glob("*.ipynb")):
         notebook = read(path)
-        nbformat.write(with_badge(notebook, path.name, repository) if repository else executed(notebook), path)
+        nbformat.write(
+            with_badge(notebook, path.name, repository) if repository else executed(notebook), path
+        )
         print("wrote", path.name)
     if not repository:
         PICTURE.write_bytes(picture())

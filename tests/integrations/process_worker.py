@@ -27,7 +27,12 @@ PEAK = 0.05
 #: How long a process that has gone silent is waited for.
 HEARTBEAT_SECONDS = 5
 
-SPECS = {"embed": P("data"), "kernel": P(None, ("data", "model")), "bias": P(), "head": P("model", "data")}
+SPECS = {
+    "embed": P("data"),
+    "kernel": P(None, ("data", "model")),
+    "bias": P(),
+    "head": P("model", "data"),
+}
 SHAPES = {"embed": (8, 16), "kernel": (16, 32), "bias": (1, 32), "head": (32, 4)}
 
 
@@ -37,7 +42,9 @@ def loss(params, batch):
 
 
 def gathered(leaf, spec):
-    """The whole leaf, as FSDP wants it for the length of one use. Its derivative goes back to the shards."""
+    """The whole leaf, as FSDP wants it for the length of one use. Its derivative goes back to the
+    shards.
+    """
     for dimension, part in enumerate(spec):
         if part is not None:
             leaf = lax.all_gather(leaf, part, axis=dimension, tiled=True)
@@ -45,25 +52,38 @@ def gathered(leaf, spec):
 
 
 def loss_in_map(params, batch):
-    return lax.pmean(loss({name: gathered(leaf, SPECS[name]) for name, leaf in params.items()}, batch), ("data", "model"))
+    return lax.pmean(
+        loss({name: gathered(leaf, SPECS[name]) for name, leaf in params.items()}, batch),
+        ("data", "model"),
+    )
 
 
 def train(entry, steps=STEPS):
-    """What every step measured, and the parameters at the end, as NumPy arrays: the same in all processes."""
+    """What every step measured, and the parameters at the end, as NumPy arrays: the same in all
+    processes.
+    """
     mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
     rng = np.random.default_rng(0)
 
     def placed(value, spec):
         value = np.asarray(value, np.float32)
-        return jax.make_array_from_callback(value.shape, NamedSharding(mesh, spec), lambda index: value[index])
+        return jax.make_array_from_callback(
+            value.shape, NamedSharding(mesh, spec), lambda index: value[index]
+        )
 
-    params = {name: placed(rng.standard_normal(shape) / 4, SPECS[name]) for name, shape in SHAPES.items()}
+    params = {
+        name: placed(rng.standard_normal(shape) / 4, SPECS[name]) for name, shape in SHAPES.items()
+    }
     schedule = wc.shift(wc.linear_warmup(peak_value=PEAK, warmup_steps=3), by=1)
     optimizer = wc.pipeline(optax.adamw, schedule, max_norm=0.5, record=STEPS, record_leaves=True)
 
     # The moments lie as the parameters do, and every number that the pipeline keeps is everywhere.
     state_specs: Any = optax.tree.map_params(
-        optimizer, lambda _, spec: spec, jax.eval_shape(optimizer.init, params), SPECS, transform_non_params=lambda _: P()
+        optimizer,
+        lambda _, spec: spec,
+        jax.eval_shape(optimizer.init, params),
+        SPECS,
+        transform_non_params=lambda _: P(),
     )
     batch_spec = P(("data", "model"))
     specs = (SPECS, state_specs, P())
@@ -71,12 +91,16 @@ def train(entry, steps=STEPS):
     opt_state = jax.jit(optimizer.init, out_shardings=shardings[1])(params)
 
     def step(loss, params, opt_state, batch):
-        params, opt_state = wc.apply_gradients(optimizer, params, opt_state, grads=jax.grad(loss)(params, batch))
+        params, opt_state = wc.apply_gradients(
+            optimizer, params, opt_state, grads=jax.grad(loss)(params, batch)
+        )
         return params, opt_state, wc.metrics(opt_state)
 
     if entry == "shard_map":
         in_map = functools.partial(step, loss_in_map)
-        whole_step = jax.shard_map(in_map, mesh=mesh, in_specs=(SPECS, state_specs, batch_spec), out_specs=specs)
+        whole_step = jax.shard_map(
+            in_map, mesh=mesh, in_specs=(SPECS, state_specs, batch_spec), out_specs=specs
+        )
     else:
         whole_step = functools.partial(step, loss)
     whole_step = jax.jit(whole_step, donate_argnums=(0, 1), out_shardings=shardings)
@@ -90,13 +114,18 @@ def train(entry, steps=STEPS):
         history.append({name: np.asarray(value) for name, value in known.items()})
         print("step", index, flush=True)
     if jax.process_index() == 0:  # It asks alone: the others would not answer.
-        assert f"call {BAD_STEP}, step {BAD_STEP}, skipped.\n  Leaves with NaN, {len(SHAPES)} of" in wc.report(opt_state)
+        assert (
+            f"call {BAD_STEP}, step {BAD_STEP}, skipped.\n  Leaves with NaN, {len(SHAPES)} of"
+            in wc.report(opt_state)
+        )
         assert np.flatnonzero(wc.records(opt_state)["skipped"]).tolist() == [BAD_STEP]
         alone = wc.metrics(opt_state)
         assert set(alone) == set(history[-1])
         for name, value in alone.items():
             np.testing.assert_array_equal(value, history[-1][name], err_msg=name)
-            assert value.is_fully_addressable, name  # nothing that a later line has to ask the others for
+            assert value.is_fully_addressable, (
+                name
+            )  # nothing that a later line has to ask the others for
     metrics = {name: np.stack([known[name] for known in history]) for name in history[0]}
     return {**metrics, **multihost_utils.process_allgather(params, tiled=True)}
 
@@ -114,7 +143,11 @@ def main(address, processes, process, out, entries, steps):
     )
     assert jax.process_count() == int(processes)
     assert jax.device_count() == DEVICES
-    results = {f"{entry}/{name}": v for entry in entries.split(",") for name, v in train(entry, int(steps)).items()}
+    results = {
+        f"{entry}/{name}": v
+        for entry in entries.split(",")
+        for name, v in train(entry, int(steps)).items()
+    }
     np.savez(out, **results)
     jax.distributed.shutdown()
 

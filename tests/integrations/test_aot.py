@@ -2,8 +2,9 @@
 
 No accelerator is needed, only its compiler, in an environment of its own:
 
-    python3 -m venv .venv-tpu && .venv-tpu/bin/pip install 'jax[tpu]' '.[test]' && .venv-tpu/bin/python -m pytest -m aot
-    python3 -m venv .venv-gpu && .venv-gpu/bin/pip install 'jax[cuda12]' '.[test]' && .venv-gpu/bin/python -m pytest -m aot
+    python3 -m venv .venv-tpu && .venv-tpu/bin/pip install 'jax[tpu]' '.[test]' &&
+    .venv-tpu/bin/python -m pytest -m aot python3 -m venv .venv-gpu && .venv-gpu/bin/pip install
+    'jax[cuda12]' '.[test]' && .venv-gpu/bin/python -m pytest -m aot
 
 libtpu is 0.6 GB, the CUDA wheels are 3 GB. What is not installed is skipped.
 """
@@ -22,8 +23,8 @@ from jax.sharding import PartitionSpec as P
 from tests.integrations import aot_worker
 
 PLUGINS = {"tpu": ("libtpu",), "cuda": ("jax_plugins.xla_cuda12", "jax_plugins.xla_cuda13")}
-#: An all-reduce, whoever asks for it, has up to 6 MiB of its own on a TPU, 9 MiB where it is of the norms of all leaves; the
-#: smallest kernel has 32 MiB on each device.
+#: An all-reduce, whoever asks for it, has up to 6 MiB of its own on a TPU, 9 MiB where it is of the
+#: norms of all leaves; the smallest kernel has 32 MiB on each device.
 SCRATCH = {"tpu": 10 * 2**20, "cuda": 2**20}
 
 
@@ -36,10 +37,15 @@ def installed(module):
 
 @functools.cache
 def compiled(name):
-    """The facts of the programs without a clip, with optax's, with ours, and with ours by groups and all that it records."""
+    """The facts of the programs without a clip, with optax's, with ours, and with ours by groups
+    and all that it records.
+    """
     target = aot_worker.TARGETS[name]
     if not any(map(installed, PLUGINS[target.platform])):
-        pytest.skip(f"no compiler for {name}: pip install 'jax[{'tpu' if target.platform == 'tpu' else 'cuda12'}]'")
+        pytest.skip(
+            f"no compiler for {name}: pip install "
+            f"'jax[{'tpu' if target.platform == 'tpu' else 'cuda12'}]'"
+        )
     command, environment = aot_worker.command(target, "none", "optax", "pipeline", "groups")
     run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert run.returncode == 0, run.stderr
@@ -52,20 +58,26 @@ on_every_target = pytest.mark.parametrize("name", aot_worker.TARGETS)
 @pytest.mark.aot
 @on_every_target
 def test_the_devices_exchange_scalars_alone(name):
-    # At most the sums of all leaves at all scales, on GPUs of all shapes; the smallest leaf is a thousand times as large.
+    # At most the sums of all leaves at all scales, on GPUs of all shapes; the smallest leaf is a
+    # thousand times as large.
     leaves = aot_worker.gpt2_like(64).values()
-    different = {shape for shape, _ in leaves} if aot_worker.TARGETS[name].platform == "cuda" else leaves
+    different = (
+        {shape for shape, _ in leaves} if aot_worker.TARGETS[name].platform == "cuda" else leaves
+    )
     scalars = 3 * len(different)
     plain, _, *both = compiled(name)
     assert plain["communicated"] == {}
     for ours in both:
-        assert sum(sum(sizes) for sizes in ours["communicated"].values()) <= scalars, ours["communicated"]
+        assert sum(sum(sizes) for sizes in ours["communicated"].values()) <= scalars, ours[
+            "communicated"
+        ]
 
 
 @pytest.mark.aot
 @on_every_target
 def test_there_is_one_all_reduce_for_each_set_of_axes_and_nothing_else(name):
-    # Sharded over (fsdp, tp) and over (tp, fsdp) is the same set to us; the compiler numbers its devices differently.
+    # Sharded over (fsdp, tp) and over (tp, fsdp) is the same set to us; the compiler numbers its
+    # devices differently.
     ways = {spec for _, spec in aot_worker.gpt2_like(1).values()} - {P()}
     _, _, *both = compiled(name)
     for ours in both:
@@ -86,8 +98,12 @@ def test_nothing_goes_through_the_host_and_nothing_is_float64(name):
 def test_clip_skip_and_metrics_keep_no_second_gradient_alive(name):
     plain, _, *both = compiled(name)
     for ours, kibibytes in zip(both, (16, 32), strict=True):
-        assert ours["temporary_bytes"] <= plain["temporary_bytes"] + SCRATCH[aot_worker.TARGETS[name].platform]
-        # What is kept from step to step: the numbers of the state, each in a tile of its own; a row for each recorded call.
+        assert (
+            ours["temporary_bytes"]
+            <= plain["temporary_bytes"] + SCRATCH[aot_worker.TARGETS[name].platform]
+        )
+        # What is kept from step to step: the numbers of the state, each in a tile of its own; a row
+        # for each recorded call.
         assert ours["argument_bytes"] <= plain["argument_bytes"] + kibibytes * 1024
 
 
@@ -95,8 +111,11 @@ def test_clip_skip_and_metrics_keep_no_second_gradient_alive(name):
 @on_every_target
 def test_a_gradient_is_read_once_for_the_norm(name):
     plain, by_optax, *both = compiled(name)
-    added_by_optax, *each = (facts["bytes_accessed"] - plain["bytes_accessed"] for facts in (by_optax, *both))
-    # Copies into fast memory count as reads and writes too, and with a norm for each leaf TPUs make more of them.
+    added_by_optax, *each = (
+        facts["bytes_accessed"] - plain["bytes_accessed"] for facts in (by_optax, *both)
+    )
+    # Copies into fast memory count as reads and writes too, and with a norm for each leaf TPUs make
+    # more of them.
     for added, factor in zip(each, (1.35, 1.6), strict=True):
         assert 0 < added < factor * added_by_optax
 

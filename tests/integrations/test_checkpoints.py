@@ -1,7 +1,8 @@
 """States on disk: saved and restored by orbax, and those that an earlier version of this package wrote.
 
-`fixtures/states-<version>.json` holds the states of `EXACT` after `exact_run(optimizer, 3)`, leaf by leaf under its key path.
-In these every number is a sum of few powers of two, so that they are the same on every machine. A release adds its own.
+`fixtures/states-<version>.json` holds the states of `EXACT` after `exact_run(optimizer, 3)`, leaf
+by leaf under its key path. In these every number is a sum of few powers of two, so that they are
+the same on every machine. A release adds its own.
 """
 
 import functools
@@ -22,7 +23,9 @@ from tests.problem import FEATURES, PARAMS, loss_of
 
 FIXTURES = sorted((pathlib.Path(__file__).parent / "fixtures").glob("states-*.json"))
 SCHEDULE = wc.warmup_cosine_decay(peak_value=0.1, total_steps=40, warmup_steps=4)
-GROUPS: Any = {name: wc.pipeline(optax.adamw, SCHEDULE, max_norm=0.5) for name in ("matrix", "rest")}
+GROUPS: Any = {
+    name: wc.pipeline(optax.adamw, SCHEDULE, max_norm=0.5) for name in ("matrix", "rest")
+}
 TRAINED: dict[str, Any] = {
     "ClipState": optax.chain(wc.clip_by_global_norm(0.8), optax.adamw(SCHEDULE)),
     "SkipState": wc.skip_nonfinite(optax.adamw(SCHEDULE)),
@@ -38,17 +41,23 @@ TRAINED: dict[str, Any] = {
     ),
     "MultiSteps": wc.skip_nonfinite(optax.MultiSteps(wc.pipeline(optax.adamw, SCHEDULE), 2)),
     "partition": wc.skip_nonfinite(optax.partition(GROUPS, {"w": "matrix", "b": "rest"})),
-    "inject_hyperparams": optax.inject_hyperparams(lambda rate: wc.pipeline(optax.sgd, rate))(rate=0.1),
+    "inject_hyperparams": optax.inject_hyperparams(lambda rate: wc.pipeline(optax.sgd, rate))(
+        rate=0.1
+    ),
 }
 
 
 @pytest.mark.parametrize("name", TRAINED)
-def test_a_run_resumed_from_an_orbax_checkpoint_is_the_run_that_was_never_stopped(name: str, tmp_path: pathlib.Path):
+def test_a_run_resumed_from_an_orbax_checkpoint_is_the_run_that_was_never_stopped(
+    name: str, tmp_path: pathlib.Path
+):
     optimizer = TRAINED[name]
 
     @quick.jit
     def step(params: Any, state: Any, features: jax.Array) -> Any:
-        return wc.apply_gradients(optimizer, params, state, grads=jax.grad(loss_of)(params, features))
+        return wc.apply_gradients(
+            optimizer, params, state, grads=jax.grad(loss_of)(params, features)
+        )
 
     def advance(params_and_state: Any, steps: range) -> Any:
         params, state = params_and_state
@@ -76,9 +85,15 @@ EXACT: dict[str, Any] = {
     "clip": optax.chain(wc.clip_by_global_norm(2.5), MOMENTUM(EXACT_SCHEDULE)),
     "skip": wc.skip_nonfinite(MOMENTUM(EXACT_SCHEDULE)),
     "pipeline": wc.pipeline(MOMENTUM, EXACT_SCHEDULE, max_norm=2.5),
-    "pipeline that propagates": wc.pipeline(MOMENTUM, EXACT_SCHEDULE, max_norm=2.5, nonfinite="propagate"),
-    "skip around MultiSteps": wc.skip_nonfinite(optax.MultiSteps(wc.pipeline(MOMENTUM, EXACT_SCHEDULE, max_norm=2.5), 2)),
-    "partition": optax.partition({"all": wc.pipeline(MOMENTUM, EXACT_SCHEDULE, max_norm=2.5)}, {"x": "all", "y": "all"}),
+    "pipeline that propagates": wc.pipeline(
+        MOMENTUM, EXACT_SCHEDULE, max_norm=2.5, nonfinite="propagate"
+    ),
+    "skip around MultiSteps": wc.skip_nonfinite(
+        optax.MultiSteps(wc.pipeline(MOMENTUM, EXACT_SCHEDULE, max_norm=2.5), 2)
+    ),
+    "partition": optax.partition(
+        {"all": wc.pipeline(MOMENTUM, EXACT_SCHEDULE, max_norm=2.5)}, {"x": "all", "y": "all"}
+    ),
 }
 EXACT_PARAMS = {"x": jnp.array([8.0]), "y": jnp.array([4.0])}
 EXACT_GRADS = {"x": jnp.array([3.0]), "y": jnp.array([4.0])}
@@ -86,7 +101,9 @@ EXACT_GRADS = {"x": jnp.array([3.0]), "y": jnp.array([4.0])}
 
 @functools.cache
 def jitted_step(optimizer: Any) -> Any:
-    return quick.jit(lambda params, state, grads: wc.apply_gradients(optimizer, params, state, grads=grads))
+    return quick.jit(
+        lambda params, state, grads: wc.apply_gradients(optimizer, params, state, grads=grads)
+    )
 
 
 def exact_run(optimizer: Any, steps: int, params: Any = None, state: Any = None) -> tuple[Any, Any]:
@@ -105,7 +122,9 @@ def as_json(tree: Any) -> dict[str, Any]:
 def from_json(saved: dict[str, Any], like: Any) -> Any:
     leaves, structure = jax.tree_util.tree_flatten_with_path(like)
     names = [jax.tree_util.keystr(path) for path, _ in leaves]
-    assert sorted(names) == sorted(saved), "a state has another structure: its checkpoints can no longer be read"
+    assert sorted(names) == sorted(saved), (
+        "a state has another structure: its checkpoints can no longer be read"
+    )
     return structure.unflatten(jnp.asarray(saved[name][1], saved[name][0]) for name in names)
 
 
@@ -115,7 +134,9 @@ def test_there_is_a_fixture():
 
 @pytest.mark.parametrize("name", EXACT)
 @pytest.mark.parametrize("path", FIXTURES, ids=[path.stem for path in FIXTURES])
-def test_a_state_that_an_earlier_version_wrote_continues_to_the_last_bit(path: pathlib.Path, name: str):
+def test_a_state_that_an_earlier_version_wrote_continues_to_the_last_bit(
+    path: pathlib.Path, name: str
+):
     saved = json.loads(path.read_text(encoding="utf-8"))[name]
     params, state = from_json(saved, (EXACT_PARAMS, EXACT[name].init(EXACT_PARAMS)))
     chex.assert_trees_all_equal_shapes_and_dtypes(state, EXACT[name].init(EXACT_PARAMS))

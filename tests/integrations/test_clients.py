@@ -1,7 +1,8 @@
 """Every client in every situation: good and bad steps run, leave what they should, and are told as they were.
 
-Each cell trains on `STREAM`, whose bad calls hold a NaN. What it is compared with: the same run without those calls, to the
-last bit where the same program runs; and for its metrics a count of our own, NumPy's float64 and the schedule's formula.
+Each cell trains on `STREAM`, whose bad calls hold a NaN. What it is compared with: the same run
+without those calls, to the last bit where the same program runs; and for its metrics a count of our
+own, NumPy's float64 and the schedule's formula.
 """
 
 import dataclasses
@@ -37,7 +38,9 @@ def _their_layers_promote_ranks():
 
 @functools.cache
 def stepper(name: str, donate: bool | None) -> Callable[[Any, Any], tuple[Any, Any]]:
-    """The client's step: as it is for None, else compiled; one program for all cells that can share it."""
+    """The client's step: as it is for None, else compiled; one program for all cells that can share
+    it.
+    """
     client = CLIENTS[name]
     step = functools.partial(client.host.step, client.optimizer)
     return step if donate is None else client.host.jit(step, donate=donate)
@@ -49,7 +52,9 @@ def stream_like(params: Any, sizes: Any = STREAM) -> list[Any]:
 
 
 def train(name: str, start: Any, stream: list[Any], donate: bool | None) -> Any:
-    """The last carry, and after each call what metrics said and the updates, where the host shows them."""
+    """The last carry, and after each call what metrics said and the updates, where the host shows
+    them.
+    """
     host, step = CLIENTS[name].host, stepper(name, donate)
     carry, told, made = start, [], []
     for grads in stream:
@@ -80,13 +85,17 @@ def expected_metrics(client: Client, calls: list[Any]) -> dict[str, float]:
     if client.rate is not None:
         expected["learning_rate"] = client.rate(updates - 1) if updates else np.nan
     if client.max_norm is not None:
-        expected["max_norm"] = client.max_norm if updates or client.calls_per_update == 1 else np.nan
+        expected["max_norm"] = (
+            client.max_norm if updates or client.calls_per_update == 1 else np.nan
+        )
     return expected
 
 
 def assert_metrics(client: Client, known: Any, calls: list[Any], rtol: float = 1e-6) -> None:
     for name, value in expected_metrics(client, calls).items():
-        np.testing.assert_allclose(np.float64(known[name]), value, rtol=rtol, err_msg=f"{name} after {len(calls)} calls")
+        np.testing.assert_allclose(
+            np.float64(known[name]), value, rtol=rtol, err_msg=f"{name} after {len(calls)} calls"
+        )
     assert ("learning_rate" in known) == (client.rate is not None)
     assert ("max_norm" in known) == (client.max_norm is not None)
 
@@ -96,7 +105,9 @@ def described(tree: Any) -> list[Any]:
 
 
 def on_mesh(kind: AxisType) -> NamedSharding:
-    return NamedSharding(jax.make_mesh((2,), ("d",), axis_types=(kind,), devices=jax.devices()[:2]), P("d"))
+    return NamedSharding(
+        jax.make_mesh((2,), ("d",), axis_types=(kind,), devices=jax.devices()[:2]), P("d")
+    )
 
 
 def copied(tree: Any) -> Any:
@@ -104,7 +115,9 @@ def copied(tree: Any) -> Any:
 
 
 def spread(tree: Any, sharding: NamedSharding | None) -> Any:
-    """Every array over all devices by its first dimension, scalars on each; all where it is without a sharding."""
+    """Every array over all devices by its first dimension, scalars on each; all where it is without
+    a sharding.
+    """
 
     def place(leaf: Any) -> Any:
         if not eqx.is_array(leaf) or sharding is None:
@@ -145,12 +158,20 @@ def test_a_bad_step_never_came_looks_like_a_good_one_and_is_told(name: str, situ
 
     start = client.host.start(spread(client.host.make_params(), sharding), client.optimizer)
     if donate is not None:
-        # Outside of jit the state stays as `init` makes it, its counts on one device. A compiled step would be compiled twice.
+        # Outside of jit the state stays as `init` makes it, its counts on one device. A compiled
+        # step would be compiled twice.
         start = spread(start, sharding)
     stream = stream_like(client.host.params(start), sizes)
-    without, _, _ = train(name, copied(start), [grads for grads, size in zip(stream, sizes, strict=True) if size], donate)
+    without, _, _ = train(
+        name,
+        copied(start),
+        [grads for grads, size in zip(stream, sizes, strict=True) if size],
+        donate,
+    )
     carry, told, made = train(name, start, stream, donate)
-    chex.assert_trees_all_equal(*(eqx.filter(client.host.params(each), eqx.is_array) for each in (carry, without)))
+    chex.assert_trees_all_equal(
+        *(eqx.filter(client.host.params(each), eqx.is_array) for each in (carry, without))
+    )
     for call, known in enumerate(told):
         assert_metrics(client, known, stream[: call + 1])
     for call, size in enumerate(sizes):
@@ -170,16 +191,25 @@ def scanned(name: str, start: Any, stream: list[Any]) -> tuple[Any, list[dict[st
 
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *stream)
     arrays, told = quick.jit(functools.partial(jax.lax.scan, step))(arrays, stacked)
-    return eqx.combine(arrays, rest), [{key: values[call] for key, values in told.items()} for call in range(len(stream))]
+    return eqx.combine(arrays, rest), [
+        {key: values[call] for key, values in told.items()} for call in range(len(stream))
+    ]
 
 
 @functools.cache
 def as_jitted(name: str) -> tuple[Any, list[Any], Any]:
-    """A start, the stream for it, and the parameters after the compiled steps without the bad calls."""
+    """A start, the stream for it, and the parameters after the compiled steps without the bad
+    calls.
+    """
     client = CLIENTS[name]
     start = client.host.start(client.host.make_params(), client.optimizer)
     stream = stream_like(client.host.params(start))
-    carry, _, _ = train(name, start, [grads for grads, size in zip(stream, STREAM, strict=True) if size], donate=False)
+    carry, _, _ = train(
+        name,
+        start,
+        [grads for grads, size in zip(stream, STREAM, strict=True) if size],
+        donate=False,
+    )
     return start, stream, eqx.filter(client.host.params(carry), eqx.is_array)
 
 
@@ -195,13 +225,17 @@ def assert_params(name: str, carry: Any, rtol: float, atol: float) -> None:
     chex.assert_trees_all_close(params, as_jitted(name)[2], rtol=rtol, atol=atol)
 
 
-@pytest.mark.parametrize("name", [name for name, client in CLIENTS.items() if client.keeps_float32_under_x64])
+@pytest.mark.parametrize(
+    "name", [name for name, client in CLIENTS.items() if client.keeps_float32_under_x64]
+)
 def test_a_float32_run_goes_on_under_x64_in_a_scan(name: str):
     start, stream, _ = as_jitted(name)
     before = halfway(name)
     with jax.enable_x64(True):
         carry, told = scanned(name, before, stream[2:])
-    chex.assert_trees_all_equal_shapes_and_dtypes(*(eqx.filter(each, eqx.is_array) for each in (carry, start)))
+    chex.assert_trees_all_equal_shapes_and_dtypes(
+        *(eqx.filter(each, eqx.is_array) for each in (carry, start))
+    )
     # In float32 Adam's 1 - 0.999**t is off by up to 2**-24 / 0.001, and an update is a tenth.
     assert_params(name, carry, rtol=2e-6, atol=0.1 * 2**-24 / 1e-3)
     for call, known in enumerate(told):
@@ -209,16 +243,26 @@ def test_a_float32_run_goes_on_under_x64_in_a_scan(name: str):
 
 
 @every_client
-def test_a_scan_gives_the_numbers_of_single_steps_also_when_the_scalars_of_our_state_were_cast(name: str):
+def test_a_scan_gives_the_numbers_of_single_steps_also_when_the_scalars_of_our_state_were_cast(
+    name: str,
+):
     def cast(path: Any, leaf: Any) -> Any:
-        is_scalar = eqx.is_array(leaf) and leaf.ndim == 0 and jnp.issubdtype(leaf.dtype, jnp.floating)
+        is_scalar = (
+            eqx.is_array(leaf) and leaf.ndim == 0 and jnp.issubdtype(leaf.dtype, jnp.floating)
+        )
         # The hyper-parameters that optax injects are its own: it casts them back.
-        return leaf.astype(jnp.bfloat16) if is_scalar and "hyperparams" not in jax.tree_util.keystr(path) else leaf
+        return (
+            leaf.astype(jnp.bfloat16)
+            if is_scalar and "hyperparams" not in jax.tree_util.keystr(path)
+            else leaf
+        )
 
     start, stream, _ = as_jitted(name)
     start = jax.tree_util.tree_map_with_path(cast, start)
     carry, told = scanned(name, start, stream)
-    chex.assert_trees_all_equal_shapes_and_dtypes(*(eqx.filter(each, eqx.is_array) for each in (carry, start)))
+    chex.assert_trees_all_equal_shapes_and_dtypes(
+        *(eqx.filter(each, eqx.is_array) for each in (carry, start))
+    )
     assert_params(name, carry, rtol=2e-6, atol=2e-7)
     for call, known in enumerate(told):
         assert_metrics(CLIENTS[name], known, stream[: call + 1], rtol=2**-8)
@@ -228,7 +272,9 @@ def test_a_scan_gives_the_numbers_of_single_steps_also_when_the_scalars_of_our_s
 def restored_by_orbax(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The arrays of every client's carry, which went through one checkpoint."""
     path = tmp_path_factory.mktemp("orbax") / "state"
-    arrays = {str(place): eqx.filter(halfway(name), eqx.is_array) for place, name in enumerate(CLIENTS)}
+    arrays = {
+        str(place): eqx.filter(halfway(name), eqx.is_array) for place, name in enumerate(CLIENTS)
+    }
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(path, arrays)
         checkpointer.wait_until_finished()
@@ -237,10 +283,14 @@ def restored_by_orbax(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any
 
 
 def assert_goes_on(name: str, restored: Any) -> None:
-    """A run restored after the first bad call ends as one that saw none, and is told as one that never stopped."""
+    """A run restored after the first bad call ends as one that saw none, and is told as one that
+    never stopped.
+    """
     _, stream, expected = as_jitted(name)
     carry, told, _ = train(name, restored, stream[2:], donate=False)
-    chex.assert_trees_all_equal(eqx.filter(CLIENTS[name].host.params(carry), eqx.is_array), expected)
+    chex.assert_trees_all_equal(
+        eqx.filter(CLIENTS[name].host.params(carry), eqx.is_array), expected
+    )
     for call, known in enumerate(told):
         assert_metrics(CLIENTS[name], known, stream[: call + 3])
 
@@ -251,6 +301,8 @@ def test_a_run_that_was_saved_by_flax_after_a_bad_step_goes_on(name: str):
 
 
 @every_client
-def test_a_run_that_was_saved_by_orbax_after_a_bad_step_goes_on(name: str, restored_by_orbax: dict[str, Any]):
+def test_a_run_that_was_saved_by_orbax_after_a_bad_step_goes_on(
+    name: str, restored_by_orbax: dict[str, Any]
+):
     _, rest = eqx.partition(halfway(name), eqx.is_array)
     assert_goes_on(name, eqx.combine(restored_by_orbax[name], rest))

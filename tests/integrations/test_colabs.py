@@ -1,4 +1,6 @@
-"""Each notebook runs from top to bottom, and what it shows is what is committed: its text, its curves, its pictures."""
+"""Each notebook runs from top to bottom, and what it shows is what is committed: its text, its
+curves, its pictures.
+"""
 
 import base64
 import io
@@ -33,21 +35,33 @@ HERE = [path for path in NOTEBOOKS if path.stem != ELSEWHERE]
 
 
 def distances(before: Any, after: Any) -> list[float]:
-    """How far apart each number of two sets of curves is, in fractions of the axes; inf where only one has it."""
+    """How far apart each number of two sets of curves is, in fractions of the axes; inf where only
+    one has it.
+    """
     if isinstance(before, list) and isinstance(after, list):
         if len(before) != len(after):
             return [np.inf]
-        return [distance for pair in zip(before, after, strict=True) for distance in distances(*pair)]
-    return [0.0 if before is after else np.inf] if before is None or after is None else [abs(before - after)]
+        return [
+            distance for pair in zip(before, after, strict=True) for distance in distances(*pair)
+        ]
+    return (
+        [0.0 if before is after else np.inf]
+        if before is None or after is None
+        else [abs(before - after)]
+    )
 
 
 def moved(before: Any, after: Any) -> float:
-    """The share of numbers that changed by more than roundings do to a training run, and than an eye finds the same."""
+    """The share of numbers that changed by more than roundings do to a training run, and than an
+    eye finds the same.
+    """
     return float(np.mean(np.array([*distances(before, after), 0.0]) > 0.01))
 
 
 def is_chaotic(cell: Any) -> bool:
-    """Whether the cell is tagged as one with some runs, a quarter at most, that each rounding sends another way."""
+    """Whether the cell is tagged as one with some runs, a quarter at most, that each rounding sends
+    another way.
+    """
     return "chaotic" in cell.metadata.get("tags", [])
 
 
@@ -67,14 +81,20 @@ def repainted(before: np.ndarray, after: np.ndarray, reach: int = 2) -> float:
 
     def strangers(picture: np.ndarray, other: np.ndarray) -> np.ndarray:
         shifts = range(-reach, reach + 1)
-        near = np.stack([np.roll(other, (down, right), axis=(0, 1)) for down in shifts for right in shifts])
-        return np.any((picture < near.min(axis=0) - 0.1) | (picture > near.max(axis=0) + 0.1), axis=-1)
+        near = np.stack(
+            [np.roll(other, (down, right), axis=(0, 1)) for down in shifts for right in shifts]
+        )
+        return np.any(
+            (picture < near.min(axis=0) - 0.1) | (picture > near.max(axis=0) + 0.1), axis=-1
+        )
 
     return float(np.mean(strangers(before, after) | strangers(after, before)))
 
 
 def test_there_are_notebooks():
-    assert {"diagnosis", "frameworks", "quickstart", "scaling", "schedules"} <= {path.stem for path in NOTEBOOKS}
+    assert {"diagnosis", "frameworks", "quickstart", "scaling", "schedules"} <= {
+        path.stem for path in NOTEBOOKS
+    }
 
 
 @pytest.mark.parametrize("path", HERE, ids=[path.stem for path in HERE])
@@ -83,12 +103,16 @@ def test_a_notebook_runs_and_shows_what_is_committed(path: pathlib.Path):
     for before, after in zip(codes(committed), codes(executed(committed)), strict=True):
         assert says_the_same(texts(before), texts(after)), before.source
         assert len(pictures(after)) == len(pictures(before)), before.source
-        assert moved(curves(before), curves(after)) <= (0.25 if is_chaotic(before) else 0), before.source
+        assert moved(curves(before), curves(after)) <= (0.25 if is_chaotic(before) else 0), (
+            before.source
+        )
         for old, new in zip(pictures(before), pictures(after), strict=True):
             assert software(old).startswith("Matplotlib version")
             # Under another version fonts and layout differ; there the curves have to do.
             if software(old) == software(new):
-                assert repainted(pixels(old), pixels(new)) < (0.1 if is_chaotic(before) else 0.002), before.source
+                assert repainted(pixels(old), pixels(new)) < (
+                    0.1 if is_chaotic(before) else 0.002
+                ), before.source
 
 
 def drawn(power: float) -> np.ndarray:
@@ -117,12 +141,17 @@ def test_a_changed_number_or_word_is_seen_in_text():
 
 
 @every_notebook
-def test_a_notebook_is_committed_executed_and_every_cell_ends_in_something_to_see(path: pathlib.Path):
+def test_a_notebook_is_committed_executed_and_every_cell_ends_in_something_to_see(
+    path: pathlib.Path,
+):
     cells = codes(read(path))
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
     for cell in cells:
         assert cell.outputs, cell.source
-        assert not any(output.output_type == "error" or output.get("name") == "stderr" for output in cell.outputs), cell.source
+        assert not any(
+            output.output_type == "error" or output.get("name") == "stderr"
+            for output in cell.outputs
+        ), cell.source
 
 
 @every_notebook
@@ -130,7 +159,9 @@ def test_a_notebook_installs_the_package_where_it_is_missing(path: pathlib.Path)
     assert sum('%pip install -q "{source}' in cell.source for cell in codes(read(path))) == 1
 
 
-def test_badges_open_each_notebook_in_colab_and_make_way_for_those_of_another_address(tmp_path: pathlib.Path, monkeypatch: Any):
+def test_badges_open_each_notebook_in_colab_and_make_way_for_those_of_another_address(
+    tmp_path: pathlib.Path, monkeypatch: Any
+):
     folder = tmp_path / "colabs"
     folder.mkdir()
     (folder / "quickstart.ipynb").write_bytes((notebooks.COLABS / "quickstart.ipynb").read_bytes())
@@ -140,9 +171,15 @@ def test_badges_open_each_notebook_in_colab_and_make_way_for_those_of_another_ad
         notebooks.main(["--repository", repository])
     first, *others = read(folder / "quickstart.ipynb").cells
     assert others == before.cells
-    assert "](https://colab.research.google.com/github/owner/name/blob/HEAD/colabs/quickstart.ipynb)" in first.source
+    assert (
+        "](https://colab.research.google.com/github/owner/name/blob/HEAD/colabs/quickstart.ipynb)"
+        in first.source
+    )
 
 
 def test_readme_shows_the_quickstarts_figure():
     assert PICTURE.read_bytes() == picture()
-    assert f"({PICTURE.relative_to(PICTURE.parents[1])})" in (PICTURE.parents[1] / "README.md").read_text()
+    assert (
+        f"({PICTURE.relative_to(PICTURE.parents[1])})"
+        in (PICTURE.parents[1] / "README.md").read_text()
+    )

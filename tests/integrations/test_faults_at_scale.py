@@ -1,7 +1,8 @@
 """A hundred thousand steps with faults of every kind: counts, parameters, records and report against an independent account.
 
-The gradients are a table, so that NumPy can say of each call what has to be done about it: from norms in float64 and the
-textbook form of the running bound. The table has no decision so close that float32 may make it otherwise.
+The gradients are a table, so that NumPy can say of each call what has to be done about it: from
+norms in float64 and the textbook form of the running bound. The table has no decision so close that
+float32 may make it otherwise.
 """
 
 import dataclasses
@@ -23,23 +24,45 @@ from tests import quick, reference
 
 CALLS, PARTS, RECORD = 100_000, 4, 200
 PARAMS: Any = {
-    "blocks": [{"bias": jnp.full(2, 0.1), "kernel": jnp.ones((3, 2))}, {"bias": jnp.full(2, 0.1), "kernel": jnp.ones((3, 2))}],
+    "blocks": [
+        {"bias": jnp.full(2, 0.1), "kernel": jnp.ones((3, 2))},
+        {"bias": jnp.full(2, 0.1), "kernel": jnp.ones((3, 2))},
+    ],
     "embed": {"table": jnp.ones((4, 2))},
     "head": jnp.ones(4),
 }
-NAMES = ["blocks/0/bias", "blocks/0/kernel", "blocks/1/bias", "blocks/1/kernel", "embed/table", "head"]
+NAMES = [
+    "blocks/0/bias",
+    "blocks/0/kernel",
+    "blocks/1/bias",
+    "blocks/1/kernel",
+    "embed/table",
+    "head",
+]
 SIZES = [leaf.size for leaf in jax.tree.leaves(PARAMS)]
 STARTS = np.cumsum([0, *SIZES])
 #: The leaves of each group, by place; and what bounds it.
 GROUPS = {"blocks": [0, 1, 2, 3], "embed": [4], "rest": [5]}
 LABELS = wc.label_by_path({"blocks": "blocks/.*", "embed": "embed/.*"})
-BOUNDS = {"blocks": wc.running_bound(), "embed": wc.running_bound(deviations=2.0, ceiling=8.0), "rest": 2.5}
+BOUNDS = {
+    "blocks": wc.running_bound(),
+    "embed": wc.running_bound(deviations=2.0, ceiling=8.0),
+    "rest": 2.5,
+}
 RATE: Any = {"peak_value": 1e-3, "total_steps": CALLS, "warmup_steps": 1000}
 SCHEDULE = wc.warmup_cosine_decay(**RATE)
-#: What float32 may be off by in a logarithm near 1: that of a norm by a few roundings; that of a running bound by more, since
-#: an error of its mean is made at each step and lost at the rate 0.01.
+#: What float32 may be off by in a logarithm near 1: that of a norm by a few roundings; that of a
+#: running bound by more, since an error of its mean is made at each step and lost at the rate 0.01.
 NORM_ERROR, BOUND_ERROR = 2.0**-23 * 3, 2.0**-23 * 2 * (0.5 / 0.01 + 4)
-USUAL = {"ordinary": 0.95, "bad": 0.015, "spike": 0.01, "huge": 0.001, "zero": 0.006, "subnormal": 0.006, "idle": 0.012}
+USUAL = {
+    "ordinary": 0.95,
+    "bad": 0.015,
+    "spike": 0.01,
+    "huge": 0.001,
+    "zero": 0.006,
+    "subnormal": 0.006,
+    "idle": 0.012,
+}
 
 
 @dataclasses.dataclass
@@ -67,7 +90,9 @@ def stream() -> Stream:
             row[STARTS[4] : STARTS[5]] = 0  # all of "embed"
             continue
         chosen = rng.choice(len(NAMES), rng.integers(1, 4), replace=False)
-        values = {"bad": [np.nan, np.inf, -np.inf], "spike": [100.0, 1e4, 1e8], "huge": [3e38]}[kind]
+        values = {"bad": [np.nan, np.inf, -np.inf], "spike": [100.0, 1e4, 1e8], "huge": [3e38]}[
+            kind
+        ]
         injected[int(call)] = {NAMES[leaf]: float(rng.choice(values)) for leaf in sorted(chosen)}
         for leaf in chosen:
             part, value = slice(STARTS[leaf], STARTS[leaf + 1]), injected[int(call)][NAMES[leaf]]
@@ -83,7 +108,8 @@ def stream() -> Stream:
 def as_tree(row: Any) -> Any:
     leaves, structure = jax.tree.flatten(PARAMS)
     parts = [
-        row[start:stop].reshape(leaf.shape) for leaf, (start, stop) in zip(leaves, itertools.pairwise(STARTS), strict=True)
+        row[start:stop].reshape(leaf.shape)
+        for leaf, (start, stop) in zip(leaves, itertools.pairwise(STARTS), strict=True)
     ]
     return structure.unflatten(parts)
 
@@ -92,7 +118,9 @@ def optimizer(**options: Any) -> Any:
     return wc.pipeline(optax.adam, SCHEDULE, groups=LABELS, **options)
 
 
-GUARDED = optimizer(max_norm=BOUNDS, skip_above=wc.running_bound(deviations=6.0), record=RECORD, record_leaves=True)
+GUARDED = optimizer(
+    max_norm=BOUNDS, skip_above=wc.running_bound(deviations=6.0), record=RECORD, record_leaves=True
+)
 
 
 @functools.partial(quick.jit, static_argnums=0)
@@ -129,9 +157,17 @@ class Account:
         self.over = np.empty((calls, len(GROUPS)), bool)
         self.spiked, self.stands_out = np.empty(calls, bool), np.empty(calls, bool)
         with np.errstate(divide="ignore"):
-            logs, group_logs, leaf_logs = np.log(self.norms), np.log(self.group_norms), np.log(self.leaf_norms)
+            logs, group_logs, leaf_logs = (
+                np.log(self.norms),
+                np.log(self.group_norms),
+                np.log(self.leaf_norms),
+            )
         skip = reference.RunningBound(deviations=6.0)
-        groups = [reference.RunningBound(), reference.RunningBound(deviations=2.0, ceiling=8.0), None]
+        groups = [
+            reference.RunningBound(),
+            reference.RunningBound(deviations=2.0, ceiling=8.0),
+            None,
+        ]
         leaves = [reference.RunningBound() for _ in NAMES]
         for call, (log, of_groups, of_leaves) in enumerate(
             zip(logs.tolist(), group_logs.tolist(), leaf_logs.tolist(), strict=True)
@@ -141,17 +177,25 @@ class Account:
             for place, (history, group_log) in enumerate(zip(groups, of_groups, strict=True)):
                 bound = history.log_bound if history else math.log(2.5)
                 error = BOUND_ERROR if history else NORM_ERROR
-                self.bounds[call, place], self.over[call, place] = math.exp(bound), self._is_over(group_log, bound, error)
+                self.bounds[call, place], self.over[call, place] = (
+                    math.exp(bound),
+                    self._is_over(group_log, bound, error),
+                )
                 if history:
                     history.teach(group_log)
-            usual = [history.mean + 6 * history.deviation if history.count else math.inf for history in leaves]
+            usual = [
+                history.mean + 6 * history.deviation if history.count else math.inf
+                for history in leaves
+            ]
             self.stands_out[call] = any(map(self._is_over, of_leaves, usual))
             skip.teach(log)
             for history, leaf_log in zip(leaves, of_leaves, strict=True):
                 history.teach(leaf_log)
 
     def _is_over(self, log: float, bound: float, error: float = BOUND_ERROR) -> bool:
-        self.margin = min(self.margin, abs(log - bound) / error if math.isfinite(bound) else math.inf)
+        self.margin = min(
+            self.margin, abs(log - bound) / error if math.isfinite(bound) else math.inf
+        )
         return log > bound
 
     @functools.cached_property
@@ -253,14 +297,20 @@ def test_the_record_is_the_log_of_the_last_calls(part: int):
     assert known["skipped"].tolist() == skipped.tolist()
     assert skipped.any()
     finite = expected.is_finite[last]
-    np.testing.assert_array_equal(np.isfinite(known["grad_norm"]), finite & (expected.norms[last] < 2.0**128))
+    np.testing.assert_array_equal(
+        np.isfinite(known["grad_norm"]), finite & (expected.norms[last] < 2.0**128)
+    )
     seen = np.isfinite(known["grad_norm"])
-    np.testing.assert_allclose(known["grad_norm"][seen], expected.norms[last][seen], rtol=NORM_ERROR)
+    np.testing.assert_allclose(
+        known["grad_norm"][seen], expected.norms[last][seen], rtol=NORM_ERROR
+    )
     np.testing.assert_allclose(known["skip_bound"], expected.skip_bounds[last], rtol=BOUND_ERROR)
     np.testing.assert_allclose(known["clip_coef"], expected.coefs(last), rtol=2 * BOUND_ERROR)
     rates = reference.warmup_cosine_decay(steps - 1, **RATE)
     np.testing.assert_array_equal(np.isnan(known["learning_rate"]), skipped)
-    np.testing.assert_allclose(known["learning_rate"][~skipped], rates[~skipped], rtol=0, atol=1e-3 * 4 * 2.0**-24)
+    np.testing.assert_allclose(
+        known["learning_rate"][~skipped], rates[~skipped], rtol=0, atol=1e-3 * 4 * 2.0**-24
+    )
 
 
 @each_part
@@ -270,30 +320,44 @@ def test_the_report_names_exactly_the_leaves_that_something_was_put_into(part: i
     bad, spike = expected.last(~expected.is_finite, calls), expected.last(expected.is_spike, calls)
     assert f"\nLast call with NaN or inf: call {bad}" in text
     assert f"There were {calls - expected.is_finite[:calls].sum()} such calls in all." in text
-    told = {kind: names.split(", ") for kind, names in re.findall(r"Leaves with (NaN|inf), \d of 6: (.*)", text)}
+    told = {
+        kind: names.split(", ")
+        for kind, names in re.findall(r"Leaves with (NaN|inf), \d of 6: (.*)", text)
+    }
     injected = stream().injected[bad]
     kinds = {name: "NaN" if math.isnan(value) else "inf" for name, value in injected.items()}
-    assert told == {kind: [name for name in kinds if kinds[name] == kind] for kind in set(kinds.values())}
+    assert told == {
+        kind: [name for name in kinds if kinds[name] == kind] for kind in set(kinds.values())
+    }
     assert f"\n  Finite leaves: {6 - len(injected)}.\n" in text
 
     assert f"\nLast spike: call {spike}" in text
-    ranked = [line.split() for line in text.split("times usual       norm  leaf\n")[1].splitlines()[:5]]
+    ranked = [
+        line.split() for line in text.split("times usual       norm  leaf\n")[1].splitlines()[:5]
+    ]
     assert {name for ratio, _, name in ranked if float(ratio) > 20} == set(stream().injected[spike])
     for _, norm, name in ranked:
-        np.testing.assert_allclose(float(norm), expected.leaf_norms[spike, NAMES.index(name)], rtol=0.006)  # three digits
+        np.testing.assert_allclose(
+            float(norm), expected.leaf_norms[spike, NAMES.index(name)], rtol=0.006
+        )  # three digits
     assert f"Record: calls {calls - RECORD} to {calls - 1}.\n" in text
 
 
 def test_the_parameters_are_those_of_a_run_without_the_skipped_calls():
     taken = account().taken
     bounds = np.concatenate([bounds for _, _, bounds in run()])[taken]
-    # Skipped calls teach a running bound. So the other run is given the bounds of this one, as schedules of its updates.
+    # Skipped calls teach a running bound. So the other run is given the bounds of this one, as
+    # schedules of its updates.
     table = jnp.asarray(np.where(bounds < 0, np.inf, bounds))
     rules = {
-        label: functools.partial(lambda count, place: table[count, place], place=place) for place, label in enumerate(GROUPS)
+        label: functools.partial(lambda count, place: table[count, place], place=place)
+        for place, label in enumerate(GROUPS)
     }
     (params, state), _ = trained(
-        optimizer(max_norm=rules), PARAMS, optimizer(max_norm=rules).init(PARAMS), stream().grads[taken]
+        optimizer(max_norm=rules),
+        PARAMS,
+        optimizer(max_norm=rules).init(PARAMS),
+        stream().grads[taken],
     )
     got_params, got_state, _ = run()[-1]
     chex.assert_trees_all_equal(got_params, params)

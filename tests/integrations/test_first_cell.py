@@ -1,4 +1,6 @@
-"""The first cell of a notebook finds the package: installed, in a wheel that was uploaded, in a checkout around or below."""
+"""The first cell of a notebook finds the package: installed, in a wheel that was uploaded, in a
+checkout around or below.
+"""
 
 import json
 import os
@@ -12,10 +14,16 @@ import pytest
 
 from tests.integrations.notebooks import COLABS, NOTEBOOKS, codes, read
 
-(FINDING,) = {cell.source for path in NOTEBOOKS for cell in codes(read(path)) if "import pathlib" in cell.source}
+(FINDING,) = {
+    cell.source
+    for path in NOTEBOOKS
+    for cell in codes(read(path))
+    if "import pathlib" in cell.source
+}
 WHEEL = "warmclip_jax-0.1.0-py3-none-any.whl"
 
-# In a shell of IPython whose pip installs by putting the thing upon the path, and where the package is not there before.
+# In a shell of IPython whose pip installs by putting the thing upon the path, and where the package
+# is not there before.
 RUN = """
 import json, re, sys
 from IPython.core.interactiveshell import InteractiveShell
@@ -43,7 +51,9 @@ print("\\n" + json.dumps({"asked": asked, "error": str(error or ""), "from": get
 
 
 def run(folder: pathlib.Path, *, hidden: bool = True) -> dict[str, Any]:
-    """What the cell asked of pip, which package it then imported, and its error, when run in a folder."""
+    """What the cell asked of pip, which package it then imported, and its error, when run in a
+    folder.
+    """
     arguments = [sys.executable, "-c", RUN, FINDING, "hidden" if hidden else "installed"]
     env = os.environ | {"IPYTHONDIR": str(folder / ".ipython"), "PYTHONPATH": str(COLABS.parent)}
     ran = subprocess.run(arguments, cwd=folder, env=env, capture_output=True, text=True)
@@ -80,7 +90,9 @@ def test_a_checkout_is_installed_from(tmp_path: pathlib.Path, place: str):
     assert (ran["error"], ran["from"]) == ("", str(source / "warmclip_jax" / "__init__.py"))
 
 
-def test_of_several_wheels_the_newest_goes_before_older_ones_and_before_a_checkout(tmp_path: pathlib.Path):
+def test_of_several_wheels_the_newest_goes_before_older_ones_and_before_a_checkout(
+    tmp_path: pathlib.Path,
+):
     source = checkout(tmp_path / "checkout")
     wheel(source / "warmclip_jax-0.9.0-py3-none-any.whl", age=100)
     newest = wheel(source / "warmclip_jax-0.10.0-py3-none-any.whl")

@@ -1,6 +1,7 @@
 """The cells of `colabs/frameworks.ipynb`: each entry prints what is committed, and does what its sentence says.
 
-The training entries are held against plain optax without the bad batch, in each library's own terms.
+The training entries are held against plain optax without the bad batch, in each library's own
+terms.
 """
 
 import functools
@@ -63,7 +64,9 @@ def plain(optimizer: Any = optax.adamw, max_norm: float = 1.0) -> Any:
 
 
 def trained(params: Any, loss: Any, optimizer: Any = None, updates: int = 2) -> tuple[Any, Any]:
-    """Parameters after some updates by plain optax on the good batch, and the gradients of the last."""
+    """Parameters after some updates by plain optax on the good batch, and the gradients of the
+    last.
+    """
     optimizer = plain() if optimizer is None else optimizer
     state, grads = optimizer.init(params), None
 
@@ -81,14 +84,22 @@ def trained(params: Any, loss: Any, optimizer: Any = None, updates: int = 2) -> 
 def assert_two_updates_and_one_skip(ours: Any, theirs: Any, grads: Any, state: Any) -> None:
     chex.assert_trees_all_close(ours, theirs, rtol=2e-6, atol=2e-7)
     known = jax.device_get(wc.metrics(state))
-    assert (known["calls"], known["step"], known["skipped_count"], known["last_skipped_call"]) == (3, 2, 1, 1)
+    assert (known["calls"], known["step"], known["skipped_count"], known["last_skipped_call"]) == (
+        3,
+        2,
+        1,
+        1,
+    )
     np.testing.assert_allclose(known["grad_norm"], float64_norm(grads), rtol=2e-6)
     np.testing.assert_allclose(known["learning_rate"], shared()["schedule"](1), rtol=1e-6)
 
 
 def test_every_entry_has_a_test_here_and_says_something():
     tested = {
-        mark.args[1][0] for test in list(globals().values()) for mark in getattr(test, "pytestmark", []) if "after" in mark.args
+        mark.args[1][0]
+        for test in list(globals().values())
+        for mark in getattr(test, "pytestmark", [])
+        if "after" in mark.args
     }
     assert tested == set(CELLS) - set(SHARED)
 
@@ -96,7 +107,9 @@ def test_every_entry_has_a_test_here_and_says_something():
 @entry("linen")
 def test_linen_trains_as_plain_optax_without_the_bad_batch(after: dict[str, Any]):
     x, y, model = after["x"], after["y"], after["model"]
-    params, grads = trained(model.init(jax.random.key(0), x), lambda params: jnp.mean((model.apply(params, x) - y) ** 2))
+    params, grads = trained(
+        model.init(jax.random.key(0), x), lambda params: jnp.mean((model.apply(params, x) - y) ** 2)
+    )
     assert_two_updates_and_one_skip(after["state"].params, params, grads, after["state"])
     assert int(after["state"].step) == 3
 
@@ -110,14 +123,20 @@ def test_nnx_trains_as_plain_optax_without_the_bad_batch(after: dict[str, Any]):
         lambda params: jnp.mean((x @ params["kernel"] + params["bias"] - y) ** 2),
     )
     model = after["model"]
-    assert_two_updates_and_one_skip({"kernel": model.kernel[...], "bias": model.bias[...]}, params, grads, after["trainer"])
+    assert_two_updates_and_one_skip(
+        {"kernel": model.kernel[...], "bias": model.bias[...]}, params, grads, after["trainer"]
+    )
 
 
 @entry("equinox")
 def test_equinox_trains_as_plain_optax_without_the_bad_batch(after: dict[str, Any]):
     x, y = after["x"], after["y"]
-    arrays, rest = eqx.partition(eqx.nn.MLP(4, 1, 8, 1, key=jax.random.key(0)), eqx.is_inexact_array)
-    params, grads = trained(arrays, lambda arrays: jnp.mean((jax.vmap(eqx.combine(arrays, rest))(x) - y) ** 2))
+    arrays, rest = eqx.partition(
+        eqx.nn.MLP(4, 1, 8, 1, key=jax.random.key(0)), eqx.is_inexact_array
+    )
+    params, grads = trained(
+        arrays, lambda arrays: jnp.mean((jax.vmap(eqx.combine(arrays, rest))(x) - y) ** 2)
+    )
     ours = eqx.filter(after["model"], eqx.is_inexact_array)
     assert_two_updates_and_one_skip(ours, params, grads, after["opt_state"])
     assert after["model"].activation is not None
@@ -137,7 +156,9 @@ def test_pmap_trains_as_one_device_does_on_the_whole_batch(after: dict[str, Any]
     params, grads = trained(jnp.zeros((4, 1)), lambda params: jnp.mean((x @ params - y) ** 2))
     assert jax.device_count() > 1
     for device in range(jax.device_count()):
-        ours, state = jax.tree.map(lambda leaf, device=device: leaf[device], (after["params"], after["opt_state"]))
+        ours, state = jax.tree.map(
+            lambda leaf, device=device: leaf[device], (after["params"], after["opt_state"])
+        )
         assert_two_updates_and_one_skip(ours, params, grads, state)
 
 
@@ -145,7 +166,9 @@ def test_pmap_trains_as_one_device_does_on_the_whole_batch(after: dict[str, Any]
 def test_shard_map_trains_as_one_device_does_with_a_kernel_in_shards(after: dict[str, Any]):
     x, y = after["x"], after["y"]
     start = {"kernel": jnp.zeros((4, 1)), "bias": jnp.zeros(1)}
-    params, grads = trained(start, lambda params: jnp.mean((x @ params["kernel"] + params["bias"] - y) ** 2))
+    params, grads = trained(
+        start, lambda params: jnp.mean((x @ params["kernel"] + params["bias"] - y) ** 2)
+    )
     assert_two_updates_and_one_skip(after["params"], params, grads, after["opt_state"])
     assert after["params"]["kernel"].addressable_shards[0].data.shape == (2, 1)
 
@@ -155,7 +178,9 @@ def test_weights_of_kernels_decay_and_those_of_biases_do_not(after: dict[str, An
     start, x = after["start"], after["x"]
 
     def with_decay(rate: Any) -> Any:
-        return optax.adamw(rate, weight_decay=0.5, mask={name: {"kernel": True, "bias": False} for name in start})
+        return optax.adamw(
+            rate, weight_decay=0.5, mask={name: {"kernel": True, "bias": False} for name in start}
+        )
 
     params, grads = trained(start, lambda params: after["loss_of"](params, x), plain(with_decay))
     assert_two_updates_and_one_skip(after["params"], params, grads, after["opt_state"])
@@ -165,7 +190,9 @@ def test_weights_of_kernels_decay_and_those_of_biases_do_not(after: dict[str, An
 def test_frozen_parameters_stay_and_do_not_count_in_the_norm(after: dict[str, Any]):
     start, x = after["start"], after["x"]
     head, grads = trained(
-        start["head"], lambda head: after["loss_of"]({"backbone": start["backbone"], "head": head}, x), updates=1
+        start["head"],
+        lambda head: after["loss_of"]({"backbone": start["backbone"], "head": head}, x),
+        updates=1,
     )
     chex.assert_trees_all_equal(after["params"]["backbone"], start["backbone"])
     chex.assert_trees_all_close(after["params"]["head"], head, rtol=2e-6)
@@ -188,7 +215,8 @@ def test_each_group_has_its_rate_under_one_norm_and_one_decision(after: dict[str
     by_hand = optax.chain(
         optax.clip_by_global_norm(1.0),
         optax.partition(
-            {"a": optax.sgd(schedule), "b": optax.sgd(lambda count: 0.1 * schedule(count))}, {"head": "a", "backbone": "b"}
+            {"a": optax.sgd(schedule), "b": optax.sgd(lambda count: 0.1 * schedule(count))},
+            {"head": "a", "backbone": "b"},
         ),
     )
     params, grads = trained(start, lambda params: after["loss_of"](params, x), by_hand)
@@ -207,14 +235,18 @@ def test_a_bad_micro_batch_is_left_out_of_the_accumulated_update(after: dict[str
 
 
 @entry("scaling")
-def test_an_overflow_halves_the_scale_is_skipped_once_and_the_norm_is_the_unscaled_one(after: dict[str, Any]):
+def test_an_overflow_halves_the_scale_is_skipped_once_and_the_norm_is_the_unscaled_one(
+    after: dict[str, Any],
+):
     scale, known = float(after["scale"].scale), wc.metrics(after["opt_state"])
     skipped = int(known["skipped_count"])
     assert 0 < skipped < 6
     assert scale == 2.0 ** (18 - skipped)
     assert int(known["step"]) == 6 - skipped
     # In half precision the gradients are right to some 2**-11.
-    params, grads = trained(after["start"], lambda params: after["loss_of"](params, after["x"]), updates=6 - skipped)
+    params, grads = trained(
+        after["start"], lambda params: after["loss_of"](params, after["x"]), updates=6 - skipped
+    )
     np.testing.assert_allclose(known["grad_norm"], float64_norm(grads), rtol=2**-8)
     chex.assert_trees_all_close(after["params"], params, atol=2**-8)
 
@@ -223,7 +255,11 @@ def test_an_overflow_halves_the_scale_is_skipped_once_and_the_norm_is_the_unscal
 def test_norms_of_updates_and_parameters_are_those_of_float64(after: dict[str, Any]):
     start, known = after["start"], after["known"]
     grads = jax.grad(after["loss_of"])(start, after["x"])
-    moved = jax.tree.map(lambda new, old: np.asarray(new, np.float64) - np.asarray(old, np.float64), after["params"], start)
+    moved = jax.tree.map(
+        lambda new, old: np.asarray(new, np.float64) - np.asarray(old, np.float64),
+        after["params"],
+        start,
+    )
     np.testing.assert_allclose(known["param_norm"], float64_norm(start), rtol=1e-6)
     # The parameters have been rounded.
     np.testing.assert_allclose(known["update_norm"], float64_norm(moved), rtol=1e-5)
@@ -246,7 +282,11 @@ def test_a_line_of_the_log_is_strict_json_with_every_metric(after: dict[str, Any
 def test_the_run_stops_at_the_fifth_bad_step_in_a_row(after: dict[str, Any]):
     assert after["call"] == 3 + 5 - 1
     known = wc.metrics(after["opt_state"])
-    assert [int(known[name]) for name in ("step", "consecutive_skips", "last_skipped_call")] == [3, 5, 7]
+    assert [int(known[name]) for name in ("step", "consecutive_skips", "last_skipped_call")] == [
+        3,
+        5,
+        7,
+    ]
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(after["params"]))
 
 
@@ -255,10 +295,16 @@ def test_averages_and_batch_statistics_are_those_of_two_good_batches(after: dict
     x, state = after["x"], after["state"]
     # flax: a tenth of nothing, twice, and momentum 0.99.
     mean = np.mean(np.asarray(x, np.float64), axis=0)
-    np.testing.assert_allclose(state.batch_stats["BatchNorm_0"]["mean"], mean * (1 - 0.99**2), rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(
+        state.batch_stats["BatchNorm_0"]["mean"], mean * (1 - 0.99**2), rtol=1e-5, atol=1e-7
+    )
     start = after["variables"]["params"]
     once, twice = (
-        trained(start, functools.partial(normalized_loss, after["model"], after["variables"], x, after["y"]), updates=n)[0]
+        trained(
+            start,
+            functools.partial(normalized_loss, after["model"], after["variables"], x, after["y"]),
+            updates=n,
+        )[0]
         for n in (1, 2)
     )
     ema = jax.tree.map(lambda a, b, c: 0.9 * (0.9 * a + 0.1 * b) + 0.1 * c, start, once, twice)

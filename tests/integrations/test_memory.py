@@ -1,4 +1,6 @@
-"""How many copies of the gradients a donated step keeps, beyond those of the optimizer alone. README tells these."""
+"""How many copies of the gradients a donated step keeps, beyond those of the optimizer alone.
+README tells these.
+"""
 
 import functools
 from typing import Any
@@ -11,8 +13,9 @@ import pytest
 import warmclip_jax as wc
 from tests.compiled import WRITES_SQUARES
 
-#: Each optimizer of optax with the copies that a clip before it, and a pipeline of it, make XLA's CPU compiler keep. What it
-#: uses more than once it computes anew each time, but not where it chooses between two arrays, as the clip does for each leaf.
+#: Each optimizer of optax with the copies that a clip before it, and a pipeline of it, make XLA's
+#: CPU compiler keep. What it uses more than once it computes anew each time, but not where it
+#: chooses between two arrays, as the clip does for each leaf.
 COPIES: dict[str, tuple[Any, int, int]] = {
     "sgd": (optax.sgd, 0, 0),
     "momentum": (functools.partial(optax.sgd, momentum=0.9), 0, 0),
@@ -38,7 +41,12 @@ def temporaries(optimizer: Any) -> float:
         return wc.apply_gradients(optimizer, params, state, grads=grads)
 
     state = jax.eval_shape(optimizer.init, PARAMS)
-    memory: Any = jax.jit(step, donate_argnums=(0, 1)).lower(PARAMS, state, PARAMS).compile().memory_analysis()
+    memory: Any = (
+        jax.jit(step, donate_argnums=(0, 1))
+        .lower(PARAMS, state, PARAMS)
+        .compile()
+        .memory_analysis()
+    )
     return memory.temp_size_in_bytes / sum(leaf.nbytes for leaf in PARAMS.values())
 
 
@@ -46,8 +54,13 @@ def temporaries(optimizer: Any) -> float:
 def test_a_step_keeps_as_many_copies_of_the_gradients_as_the_table_says_and_no_more(name: str):
     build, by_clip, by_pipeline = COPIES[name]
     alone = temporaries(build(0.1))
-    squares = int(WRITES_SQUARES)  # as large as the gradients, and no longer there when the other copies are made
-    assert temporaries(optax.chain(wc.clip_by_global_norm(1.0), build(0.1))) < max(alone + by_clip, squares) + 0.25
+    squares = int(
+        WRITES_SQUARES
+    )  # as large as the gradients, and no longer there when the other copies are made
+    assert (
+        temporaries(optax.chain(wc.clip_by_global_norm(1.0), build(0.1)))
+        < max(alone + by_clip, squares) + 0.25
+    )
     # The bound on a skipped step is another scalar, and costs no more.
     pipeline = wc.pipeline(build, 0.1, skip_above=wc.running_bound(deviations=6.0))
     assert temporaries(pipeline) < max(alone + by_pipeline, squares) + 0.25

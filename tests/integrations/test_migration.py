@@ -1,4 +1,6 @@
-"""README's table for those who come from another system: its calls are run, and each difference that it tells of is there."""
+"""README's table for those who come from another system: its calls are run, and each difference
+that it tells of is there.
+"""
 
 import inspect
 import pathlib
@@ -16,14 +18,24 @@ from tests._schedules import elsewhere
 from tests._schedules.elsewhere import END, PEAK, T, W
 
 README = (pathlib.Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-NAMES: dict[str, Any] = {"wc": wc, "optax": optax, "lr": PEAK, "W": W, "T": T, "end": END, "power": 2.0}
+NAMES: dict[str, Any] = {
+    "wc": wc,
+    "optax": optax,
+    "lr": PEAK,
+    "W": W,
+    "T": T,
+    "end": END,
+    "power": 2.0,
+}
 STEPS = np.arange(2 * T)
 #: What the last place of float32 at the peak is worth, four times.
 CLOSE = 4 * float(np.spacing(np.float32(PEAK)))
 
 
 def cells(system: str) -> tuple[str, str, str]:
-    (row,) = [line for line in README.splitlines() if re.match(rf"\| {re.escape(system)}(: | \|)", line)]
+    (row,) = [
+        line for line in README.splitlines() if re.match(rf"\| {re.escape(system)}(: | \|)", line)
+    ]
     there, here, changes = row.strip("| ").split(" | ")
     return there, here.strip("`"), changes
 
@@ -65,7 +77,8 @@ def test_tensorflow_decays_the_same_but_to_another_default_and_changes_gradients
     assert schedule.arguments["end_value"] == END
     assert wc.polynomial_decay(init_value=PEAK, decay_steps=T).arguments["end_value"] == 0.0
     mine: Any = pipeline
-    # Above the bound the two agree; 49 * (1 / 49) is not 1, so below one of 49 theirs moves what ours leaves.
+    # Above the bound the two agree; 49 * (1 / 49) is not 1, so below one of 49 theirs moves what
+    # ours leaves.
     clipped, _ = mine.update(jnp.array([3.0, 4.0]), mine.init(jnp.zeros(2)))
     expected = -PEAK * np.array(elsewhere.tensorflow_clip([3.0, 4.0], 1.0))
     np.testing.assert_allclose(clipped, expected, rtol=1e-6)
@@ -85,7 +98,9 @@ def test_transformers_rises_again_after_the_end_and_ours_stays():
 
 def test_pytorch_has_the_same_rates_and_another_default_of_weight_decay():
     pytorch_power = {**NAMES, "power": 0.9}
-    schedule = eval(re.findall(r"wc\.pipeline\(optax\.adamw, (.*)\)", cells("PyTorch")[1])[0], pytorch_power)
+    schedule = eval(
+        re.findall(r"wc\.pipeline\(optax\.adamw, (.*)\)", cells("PyTorch")[1])[0], pytorch_power
+    )
     np.testing.assert_allclose(schedule(STEPS), rates(elsewhere.pytorch), rtol=0, atol=CLOSE)
     assert isinstance(ours("PyTorch")[0], optax.GradientTransformation)
     assert inspect.signature(optax.adamw).parameters["weight_decay"].default == 1e-4
@@ -106,7 +121,9 @@ def test_pytorch_itself_clips_so_and_decays_weights_so():
     parameter = torch.nn.Parameter(torch.zeros(2))
     parameter.grad = torch.tensor([3.0, 4.0])
     torch.nn.utils.clip_grad_norm_([parameter], 1.0)
-    np.testing.assert_allclose(parameter.grad.numpy(), elsewhere.pytorch_clip([3.0, 4.0], 1.0), rtol=3e-7)
+    np.testing.assert_allclose(
+        parameter.grad.numpy(), elsewhere.pytorch_clip([3.0, 4.0], 1.0), rtol=3e-7
+    )
     assert torch.optim.AdamW([parameter]).defaults["weight_decay"] == 1e-2
 
 

@@ -45,7 +45,9 @@ def eager_step(optimizer: Any, params: Any, state: Any, grads: Any) -> Any:
 jitted_step = quick.jit(eager_step, static_argnums=0)
 
 
-def train(optimizer: Any, stream: Any, params: Any = PARAMS, *, jit: bool = True) -> tuple[Any, Any]:
+def train(
+    optimizer: Any, stream: Any, params: Any = PARAMS, *, jit: bool = True
+) -> tuple[Any, Any]:
     step = functools.partial(jitted_step if jit else eager_step, optimizer)
     state = optimizer.init(params)
     for grads in stream:
@@ -64,7 +66,9 @@ def test_without_jit_the_numbers_are_those_of_jit():
 
 def test_checkify_finds_the_nan_in_the_users_own_arithmetic_and_none_in_ours():
     def step(params: Any, state: Any, features: jax.Array) -> Any:
-        return wc.apply_gradients(OPTIMIZER, params, state, grads=jax.grad(loss_of)(params, features))
+        return wc.apply_gradients(
+            OPTIMIZER, params, state, grads=jax.grad(loss_of)(params, features)
+        )
 
     state = OPTIMIZER.init(PARAMS)
     checked: Any = jax.jit(checkify.checkify(step, errors=checkify.all_checks))
@@ -75,8 +79,12 @@ def test_checkify_finds_the_nan_in_the_users_own_arithmetic_and_none_in_ours():
     assert "nan generated" in (error.get() or "")
 
 
-@pytest.mark.parametrize(("factor", "max_norm"), [(1.0, 0.8), (0.0, 0.0), (1e20, 0.8), (1e-30, 0.0), (1e20, None)])
-def test_debug_nans_finds_none_in_our_arithmetic_on_finite_gradients(factor: float, max_norm: float | None):
+@pytest.mark.parametrize(
+    ("factor", "max_norm"), [(1.0, 0.8), (0.0, 0.0), (1e20, 0.8), (1e-30, 0.0), (1e20, None)]
+)
+def test_debug_nans_finds_none_in_our_arithmetic_on_finite_gradients(
+    factor: float, max_norm: float | None
+):
     grads = jax.tree.map(lambda g: factor * g, GRADS)
     with jax.debug_nans(True):
         params, state = train(sgd(max_norm), [grads], jit=False)
@@ -91,12 +99,16 @@ def test_debug_nans_stops_where_we_pass_a_nan_on():
 
 
 @pytest.mark.parametrize("max_norm", [0.8, None])
-def test_debug_infs_finds_none_in_a_jitted_step_on_gradients_whose_squares_overflow(max_norm: float | None):
+def test_debug_infs_finds_none_in_a_jitted_step_on_gradients_whose_squares_overflow(
+    max_norm: float | None,
+):
     grads = jax.tree.map(lambda g: 1e20 * g, GRADS)
     optimizer: Any = wc.pipeline(optax.sgd, wc.constant(value=1e-20), max_norm=max_norm)
     with jax.debug_infs(True):
         _, state = train(optimizer, [grads])
-    np.testing.assert_allclose(wc.metrics(state)["grad_norm"], 1e20 * float64_norm(GRADS), rtol=1e-6)
+    np.testing.assert_allclose(
+        wc.metrics(state)["grad_norm"], 1e20 * float64_norm(GRADS), rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize("max_norm", [0.8, None])
@@ -127,7 +139,9 @@ def test_our_code_alone_trains_under_strict_promotion_of_dtypes_and_ranks():
         for jit in (True, False):
             expected, _ = train(plain, [grads] * 3, params, jit=jit)
             for policy in ("skip", "zero"):
-                optimizer: Any = wc.pipeline(lambda rate: scale_by_rate(rate), SCHEDULE, max_norm=0.5, nonfinite=policy)
+                optimizer: Any = wc.pipeline(
+                    lambda rate: scale_by_rate(rate), SCHEDULE, max_norm=0.5, nonfinite=policy
+                )
                 trained, state = train(optimizer, [grads] * 3, params, jit=jit)
                 # One rounding of the product apart, which each program fuses in its own way.
                 chex.assert_trees_all_close(trained["b"], expected["b"], rtol=2e-6)

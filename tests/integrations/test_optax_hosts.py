@@ -1,4 +1,6 @@
-"""The pipeline with optax's optimizers, and inside of what optax offers to put around a transformation."""
+"""The pipeline with optax's optimizers, and inside of what optax offers to put around a
+transformation.
+"""
 
 import functools
 from collections.abc import Callable
@@ -24,7 +26,9 @@ OPTIMIZERS: dict[str, Callable[[Any], Any]] = {
     "momentum": functools.partial(optax.sgd, momentum=0.5, nesterov=True),
     "adamw": functools.partial(optax.adamw, weight_decay=1e-4),
     "lion": functools.partial(optax.lion, weight_decay=0.0),
-    "adafactor": functools.partial(optax.adafactor, min_dim_size_to_factor=4, multiply_by_parameter_scale=False),
+    "adafactor": functools.partial(
+        optax.adafactor, min_dim_size_to_factor=4, multiply_by_parameter_scale=False
+    ),
     "muon": optax.contrib.muon,
     "schedule_free_adamw": optax.contrib.schedule_free_adamw,
 }
@@ -42,8 +46,12 @@ def step_of(optimizer: Any, loss: Any) -> Any:
     return step
 
 
-def train(optimizer: Any, batches: Any, params: Any = PARAMS, loss: Any = loss_of) -> tuple[Any, Any, list[float]]:
-    """One step for each of some batches of features, all through one trace and with one shape of state."""
+def train(
+    optimizer: Any, batches: Any, params: Any = PARAMS, loss: Any = loss_of
+) -> tuple[Any, Any, list[float]]:
+    """One step for each of some batches of features, all through one trace and with one shape of
+    state.
+    """
     step, state, losses = step_of(optimizer, loss), optimizer.init(params), []
     before = state
     for features in batches:
@@ -75,7 +83,9 @@ def test_the_numbers_are_those_of_optax_alone(name: str):
     # Muon's iteration magnifies roundings, from step to step.
     steps, atol = (2, 2e-5) if name == "muon" else (6, 1e-7)
     ours, _, _ = train(pipeline(name), [FEATURES] * steps)
-    theirs, _, _ = train(optax.chain(optax.clip_by_global_norm(0.8), OPTIMIZERS[name](SCHEDULE)), [FEATURES] * steps)
+    theirs, _, _ = train(
+        optax.chain(optax.clip_by_global_norm(0.8), OPTIMIZERS[name](SCHEDULE)), [FEATURES] * steps
+    )
     chex.assert_trees_all_close(ours, theirs, rtol=2e-5, atol=atol)
 
 
@@ -131,7 +141,9 @@ def test_injected_hyperparameters_can_be_set_between_steps(name: str):
     state = state._replace(hyperparams={"rate": jnp.float32(0.0), "bound": jnp.float32(0.25)})
     updates, state = update(grads, state, PARAMS)
     assert not any(jnp.any(leaf) for leaf in jax.tree.leaves(updates))
-    np.testing.assert_allclose(wc.metrics(state)["clip_coef"], 0.25 / float64_norm(grads), rtol=1e-6)
+    np.testing.assert_allclose(
+        wc.metrics(state)["clip_coef"], 0.25 / float64_norm(grads), rtol=1e-6
+    )
     assert update._cache_size() == 1
 
 
@@ -168,32 +180,45 @@ def test_inside_of_a_host_the_numbers_counts_and_skipped_steps_are_the_same(host
     params, state, _ = train(HOSTS[host](pipeline("adamw")), batches)
     chex.assert_trees_all_close(params, bare, rtol=2e-5, atol=1e-7)
     known = {key: float(value) for key, value in wc.metrics(state).items()}
-    # Optax's guard sees the bad step first, keeps it from what it guards, and counts in a state of its own.
+    # Optax's guard sees the bad step first, keeps it from what it guards, and counts in a state of
+    # its own.
     seen = host != "apply_if_finite"
     assert known["step"] == 4
-    assert (known["nonfinite_count"], known["clipped_count"]) == (seen, int(wc.metrics(expected)["clipped_count"]))
+    assert (known["nonfinite_count"], known["clipped_count"]) == (
+        seen,
+        int(wc.metrics(expected)["clipped_count"]),
+    )
     assert known["skipped_count"] == seen
 
 
 def test_masked_trains_its_part_and_its_norm_is_of_that_part():
     mask, rest = {"w": True, "b": False}, {"w": False, "b": True}
-    optimizer: Any = optax.chain(optax.masked(pipeline("sgd"), mask), optax.masked(optax.set_to_zero(), rest))
+    optimizer: Any = optax.chain(
+        optax.masked(pipeline("sgd"), mask), optax.masked(optax.set_to_zero(), rest)
+    )
     params, state, losses = train(optimizer, [FEATURES] * 8)
     assert losses[-1] < losses[0]
     np.testing.assert_array_equal(params["b"], PARAMS["b"])
     _, before, _ = train(optimizer, [FEATURES])
-    np.testing.assert_allclose(wc.metrics(before)["grad_norm"], float64_norm(jax.grad(loss_of)(PARAMS)["w"]), rtol=1e-6)
+    np.testing.assert_allclose(
+        wc.metrics(before)["grad_norm"], float64_norm(jax.grad(loss_of)(PARAMS)["w"]), rtol=1e-6
+    )
     assert int(wc.metrics(state)["step"]) == 8
 
 
 @pytest.mark.parametrize("partition", [optax.partition, optax.multi_transform])
 def test_each_group_of_a_partition_has_its_own_optimizer_norm_and_counts(partition: Any):
-    groups = {"matrix": wc.pipeline(optax.sgd, 0.1, max_norm=0.5), "rest": wc.pipeline(optax.adamw, SCHEDULE)}
+    groups = {
+        "matrix": wc.pipeline(optax.sgd, 0.1, max_norm=0.5),
+        "rest": wc.pipeline(optax.adamw, SCHEDULE),
+    }
     params, state, _ = train(partition(groups, {"w": "matrix", "b": "rest"}), [FEATURES])
     grads = jax.grad(loss_of)(PARAMS)
     known = wc.metrics(state)
     for group, key in (("matrix", "w"), ("rest", "b")):
-        alone, _ = wc.apply_gradients(groups[group], PARAMS[key], groups[group].init(PARAMS[key]), grads=grads[key])
+        alone, _ = wc.apply_gradients(
+            groups[group], PARAMS[key], groups[group].init(PARAMS[key]), grads=grads[key]
+        )
         np.testing.assert_allclose(params[key], alone, rtol=2e-6)
         np.testing.assert_allclose(known[f"{group}/grad_norm"], float64_norm(grads[key]), rtol=1e-6)
     assert float(known["matrix/learning_rate"]) == np.float32(0.1)
@@ -201,10 +226,14 @@ def test_each_group_of_a_partition_has_its_own_optimizer_norm_and_counts(partiti
 
 @functools.cache
 def jitted_update(optimizer: Any) -> Any:
-    return quick.jit(lambda params, state, grads: wc.apply_gradients(optimizer, params, state, grads=grads))
+    return quick.jit(
+        lambda params, state, grads: wc.apply_gradients(optimizer, params, state, grads=grads)
+    )
 
 
-@pytest.mark.parametrize("inside", [True, False], ids=["the pipeline in lookahead", "lookahead in the pipeline"])
+@pytest.mark.parametrize(
+    "inside", [True, False], ids=["the pipeline in lookahead", "lookahead in the pipeline"]
+)
 def test_lookahead_trains_and_moves_its_slow_parameters_at_each_sync(inside: bool):
     def fast(rate: Any) -> Any:
         optimizer = wc.pipeline(optax.adam, rate, max_norm=0.8) if inside else optax.adam(rate)
@@ -212,7 +241,9 @@ def test_lookahead_trains_and_moves_its_slow_parameters_at_each_sync(inside: boo
 
     optimizer: Any = fast(SCHEDULE) if inside else wc.pipeline(fast, SCHEDULE, max_norm=0.8)
     start = optax.LookaheadParams.init_synced(PARAMS)
-    plain: Any = optax.lookahead(optax.chain(optax.clip_by_global_norm(0.8), optax.adam(SCHEDULE)), 5, 0.5)
+    plain: Any = optax.lookahead(
+        optax.chain(optax.clip_by_global_norm(0.8), optax.adam(SCHEDULE)), 5, 0.5
+    )
 
     def run(optimizer: Any, steps: int) -> Any:
         params, state = start, optimizer.init(start)

@@ -36,11 +36,23 @@ def started(processes, out, entries, steps=process_worker.STEPS):
     workers = []
     try:
         for process in range(processes):
-            arguments = [address, processes, process, out / f"{process}.npz", ",".join(entries), steps]
+            arguments = [
+                address,
+                processes,
+                process,
+                out / f"{process}.npz",
+                ",".join(entries),
+                steps,
+            ]
             with open(out / f"{process}.log", "wb") as log:
                 workers.append(
                     subprocess.Popen(
-                        [sys.executable, "-m", "tests.integrations.process_worker", *map(str, arguments)],
+                        [
+                            sys.executable,
+                            "-m",
+                            "tests.integrations.process_worker",
+                            *map(str, arguments),
+                        ],
                         env=environment,
                         stdin=subprocess.DEVNULL,
                         stdout=log,
@@ -55,7 +67,9 @@ def started(processes, out, entries, steps=process_worker.STEPS):
 
 
 def logs(out):
-    return "\n".join(f"--- {path.name}\n{path.read_text(errors='replace')}" for path in sorted(out.glob("*.log")))
+    return "\n".join(
+        f"--- {path.name}\n{path.read_text(errors='replace')}" for path in sorted(out.glob("*.log"))
+    )
 
 
 def ended(workers, seconds):
@@ -70,9 +84,15 @@ def ended(workers, seconds):
 trained_in_one_process = functools.cache(process_worker.train)
 
 
-@pytest.mark.parametrize(("processes", "entries"), [(2, ["jit"]), (4, ["shard_map"])], ids=["2", "4"])
+@pytest.mark.parametrize(
+    ("processes", "entries"), [(2, ["jit"]), (4, ["shard_map"])], ids=["2", "4"]
+)
 def test_several_processes_compute_what_one_does(processes, entries, tmp_path):
-    in_one_process = {f"{entry}/{name}": v for entry in entries for name, v in trained_in_one_process(entry).items()}
+    in_one_process = {
+        f"{entry}/{name}": v
+        for entry in entries
+        for name, v in trained_in_one_process(entry).items()
+    }
     with started(processes, tmp_path, entries) as workers:
         assert ended(workers, SECONDS) == [0] * processes, logs(tmp_path)
     results = [dict(np.load(tmp_path / f"{process}.npz")) for process in range(processes)]
@@ -85,7 +105,8 @@ def test_several_processes_compute_what_one_does(processes, entries, tmp_path):
         if np.issubdtype(value.dtype, np.integer):
             np.testing.assert_array_equal(value, expected, err_msg=name)
         else:
-            # Sums over eight devices in another order: a few roundings of float32, once for each step.
+            # Sums over eight devices in another order: a few roundings of float32, once for each
+            # step.
             rtol = process_worker.STEPS * 8 * float(np.finfo(value.dtype).eps)
             atol = rtol * float(np.nanmax(np.abs(expected)))
             np.testing.assert_allclose(value, expected, rtol=rtol, atol=atol, err_msg=name)
@@ -96,7 +117,9 @@ def test_several_processes_compute_what_one_does(processes, entries, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("signal_name", "lost"), [("SIGKILL", 0), ("SIGSTOP", 1)], ids=["coordinator_killed", "other_falls_silent"]
+    ("signal_name", "lost"),
+    [("SIGKILL", 0), ("SIGSTOP", 1)],
+    ids=["coordinator_killed", "other_falls_silent"],
 )
 def test_processes_that_lose_one_end_with_an_error_in_bounded_time(signal_name, lost, tmp_path):
     with started(2, tmp_path, ["jit"], steps=10**6) as workers:
@@ -106,6 +129,7 @@ def test_processes_that_lose_one_end_with_an_error_in_bounded_time(signal_name, 
             assert [worker.poll() for worker in workers] == [None, None], logs(tmp_path)
             time.sleep(0.1)
         workers[lost].send_signal(signal.Signals[signal_name])
-        # In the middle of a sum over all devices the other one waits for it; the missing heartbeat ends that.
+        # In the middle of a sum over all devices the other one waits for it; the missing heartbeat
+        # ends that.
         (code,) = ended([workers[1 - lost]], 12 * process_worker.HEARTBEAT_SECONDS)
         assert code not in (None, 0), logs(tmp_path)

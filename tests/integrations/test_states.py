@@ -1,4 +1,6 @@
-"""States and trees as users really have them: of other optimizers, of checkpoints, of unusual leaves and nodes."""
+"""States and trees as users really have them: of other optimizers, of checkpoints, of unusual
+leaves and nodes.
+"""
 
 import functools
 from collections.abc import Callable
@@ -29,10 +31,18 @@ LINKS: dict[str, Any] = {
     "clip, all options": wc.clip_by_global_norm(FOLLOWING, record_leaves=True),
     "clip by groups": wc.clip_by_group_norm(1.0, by_path),
     "guard": wc.skip_nonfinite(optax.adam(0.1)),
-    "guard, all options": wc.skip_nonfinite(optax.adam(0.1), above=FOLLOWING, record=4, record_leaves=True),
+    "guard, all options": wc.skip_nonfinite(
+        optax.adam(0.1), above=FOLLOWING, record=4, record_leaves=True
+    ),
     "pipeline": wc.pipeline(optax.adam, 0.1),
     "pipeline, all options": wc.pipeline(
-        optax.adam, 0.1, max_norm=FOLLOWING, skip_above=FOLLOWING, groups=by_path, record=4, record_leaves=True
+        optax.adam,
+        0.1,
+        max_norm=FOLLOWING,
+        skip_above=FOLLOWING,
+        groups=by_path,
+        record=4,
+        record_leaves=True,
     ),
 }
 every_link = pytest.mark.parametrize("name", LINKS)
@@ -60,17 +70,24 @@ WRONG: dict[str, Any] = {
 @ways
 @every_link
 @pytest.mark.parametrize("wrong", WRONG)
-def test_a_state_of_someone_else_is_an_error_that_says_what_came_and_what_to_do(wrong: str, name: str, jit: Any):
+def test_a_state_of_someone_else_is_an_error_that_says_what_came_and_what_to_do(
+    wrong: str, name: str, jit: Any
+):
     link, state = LINKS[name], WRONG[wrong]
     state = state(link) if callable(state) else state
-    with pytest.raises(TypeError, match=r"state must be the \w+State that init .* returned; got .*adopt_state\(optimizer"):
+    with pytest.raises(
+        TypeError,
+        match=r"state must be the \w+State that init .* returned; got .*adopt_state\(optimizer",
+    ):
         jit(link.update)(GRADS, state, PARAMS)
 
 
 @ways
 @every_link
 def test_swapped_arguments_are_an_error_that_says_so(name: str, jit: Any):
-    with pytest.raises(TypeError, match=r"updates and state are swapped.*update\(updates, state, params\)"):
+    with pytest.raises(
+        TypeError, match=r"updates and state are swapped.*update\(updates, state, params\)"
+    ):
         jit(LINKS[name].update)(LINKS[name].init(PARAMS), GRADS, PARAMS)
 
 
@@ -81,11 +98,21 @@ def options_of(build: Any, **options: Any) -> list[tuple[Any, Any]]:
 
 OTHER_OPTIONS = [
     *options_of(
-        lambda max_norm=1.0, **options: wc.clip_by_global_norm(max_norm, **options), max_norm=FOLLOWING, record_leaves=True
+        lambda max_norm=1.0, **options: wc.clip_by_global_norm(max_norm, **options),
+        max_norm=FOLLOWING,
+        record_leaves=True,
     ),
     (wc.clip_by_global_norm(1.0), wc.clip_by_group_norm(1.0, by_path)),
-    (wc.clip_by_group_norm(1.0, by_path), wc.clip_by_group_norm({"w": 1.0, "b": FOLLOWING}, by_path)),
-    *options_of(functools.partial(wc.skip_nonfinite, optax.adam(0.1)), above=FOLLOWING, record=4, record_leaves=True),
+    (
+        wc.clip_by_group_norm(1.0, by_path),
+        wc.clip_by_group_norm({"w": 1.0, "b": FOLLOWING}, by_path),
+    ),
+    *options_of(
+        functools.partial(wc.skip_nonfinite, optax.adam(0.1)),
+        above=FOLLOWING,
+        record=4,
+        record_leaves=True,
+    ),
     *options_of(
         functools.partial(wc.pipeline, optax.adam, 0.1),
         max_norm=FOLLOWING,
@@ -102,18 +129,23 @@ OTHER_OPTIONS = [
 def test_a_state_built_with_other_options_is_an_error_that_says_so(built: Any, used: Any, jit: Any):
     for given, to in ((built, used), (used, built)):
         with pytest.raises(
-            TypeError, match=r"state must be that of an optimizer with the options of this one; .*adopt_state\("
+            TypeError,
+            match=r"state must be that of an optimizer with the options of this one; .*adopt_state\(",
         ):
             jit(to.update)(GRADS, given.init(PARAMS), PARAMS)
 
 
 @ways
 @every_guard
-def test_a_state_with_lists_for_tuples_is_an_error_at_the_first_call_good_or_bad(name: str, jit: Any):
+def test_a_state_with_lists_for_tuples_is_an_error_at_the_first_call_good_or_bad(
+    name: str, jit: Any
+):
     state = GUARDS[name].init(PARAMS)
     state = state._replace(inner_state=list(state.inner_state))
     for grads in (GRADS, BAD):
-        with pytest.raises(TypeError, match=r"state of the structure it was given.*not one with lists for tuples"):
+        with pytest.raises(
+            TypeError, match=r"state of the structure it was given.*not one with lists for tuples"
+        ):
             jit(GUARDS[name].update)(grads, state, PARAMS)
 
 
@@ -122,14 +154,21 @@ def test_a_state_with_lists_for_tuples_is_an_error_at_the_first_call_good_or_bad
     [
         lambda rate: optax.MultiSteps(optax.sgd(rate), 4),
         lambda rate: optax.MultiSteps(optax.sgd(rate), 4).gradient_transformation(),
-        lambda rate: optax.chain(optax.MultiSteps(optax.sgd(rate), 4).gradient_transformation(), optax.identity()),
-        lambda rate: optax.masked(optax.MultiSteps(optax.sgd(rate), 4).gradient_transformation(), {"w": True, "b": False}),
+        lambda rate: optax.chain(
+            optax.MultiSteps(optax.sgd(rate), 4).gradient_transformation(), optax.identity()
+        ),
+        lambda rate: optax.masked(
+            optax.MultiSteps(optax.sgd(rate), 4).gradient_transformation(), {"w": True, "b": False}
+        ),
         lambda rate: wc.skip_nonfinite(optax.MultiSteps(optax.sgd(rate), 4)),
     ],
     ids=["bare", "transformation", "chain", "masked", "guard"],
 )
 def test_multi_steps_inside_of_a_pipeline_is_an_error_that_shows_the_right_nesting(inside: Any):
-    with pytest.raises(TypeError, match=r"must not hold an optax.MultiSteps.*skip_nonfinite\(optax.MultiSteps\(pipeline"):
+    with pytest.raises(
+        TypeError,
+        match=r"must not hold an optax.MultiSteps.*skip_nonfinite\(optax.MultiSteps\(pipeline",
+    ):
         wc.pipeline(inside, 0.1).init(PARAMS)
 
 
@@ -142,16 +181,28 @@ def buffers() -> dict[str, jax.Array]:
 
 
 KEEPERS: dict[str, Callable[[Any], Any]] = {
-    "function": lambda user: wc.pipeline(optax.adam, lambda count: user["rate"], max_norm=lambda count: user["bound"]),
-    "number": lambda user: wc.pipeline(optax.adam, user["rate"], max_norm=user["bound"], skip_above=user["above"]),
-    "propagating": lambda user: wc.pipeline(optax.sgd, user["rate"], max_norm=user["bound"], nonfinite="propagate"),
-    "propagating function": lambda user: wc.pipeline(optax.sgd, lambda count: user["rate"], nonfinite="propagate"),
-    "injected": lambda user: wc.pipeline(optax.inject_hyperparams(optax.sgd), user["rate"], nonfinite="zero"),
+    "function": lambda user: wc.pipeline(
+        optax.adam, lambda count: user["rate"], max_norm=lambda count: user["bound"]
+    ),
+    "number": lambda user: wc.pipeline(
+        optax.adam, user["rate"], max_norm=user["bound"], skip_above=user["above"]
+    ),
+    "propagating": lambda user: wc.pipeline(
+        optax.sgd, user["rate"], max_norm=user["bound"], nonfinite="propagate"
+    ),
+    "propagating function": lambda user: wc.pipeline(
+        optax.sgd, lambda count: user["rate"], nonfinite="propagate"
+    ),
+    "injected": lambda user: wc.pipeline(
+        optax.inject_hyperparams(optax.sgd), user["rate"], nonfinite="zero"
+    ),
     "clip": lambda user: wc.clip_by_global_norm(user["bound"]),
     "clip, function": lambda user: wc.clip_by_global_norm(lambda count: user["bound"]),
     "clip, ceiling": lambda user: wc.clip_by_global_norm(wc.running_bound(ceiling=user["bound"])),
     "guard": lambda user: wc.skip_nonfinite(optax.adam(0.1), above=user["above"]),
-    "guard, function": lambda user: wc.skip_nonfinite(optax.adam(0.1), above=lambda count: user["above"]),
+    "guard, function": lambda user: wc.skip_nonfinite(
+        optax.adam(0.1), above=lambda count: user["above"]
+    ),
 }
 
 
@@ -166,7 +217,9 @@ def test_no_state_holds_a_buffer_of_the_users_or_one_buffer_twice(name: str):
     for state in states:
         mine = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(state)]
         assert len(set(mine)) == len(mine)
-        assert not set(mine) & {leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves((user, params))}
+        assert not set(mine) & {
+            leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves((user, params))
+        }
     # Those of one state may stand in the next: only the last is given away.
     step(GRADS, states[-1], params)
     assert [float(leaf) for leaf in user.values()] == [0.125, 2.0, 1e6]
@@ -184,10 +237,22 @@ def on_host(low: float, high: float) -> Any:
     [
         wc.skip_nonfinite(optax.adam(on_host(0.1, 0.0))),
         wc.skip_nonfinite(optax.adam(0.1), above=on_host(1e6, 1e3)),
-        wc.pipeline(optax.adam, on_host(0.1, 0.0), max_norm=on_host(1.0, 2.0), skip_above=on_host(1e6, 1e3)),
-        wc.pipeline(lambda rate: optax.partition({"all": optax.adam(rate)}, {"w": "all", "b": "all"}), on_host(0.1, 0.0)),
-        optax.chain(wc.clip_by_global_norm(on_host(1.0, 1.0)), wc.skip_nonfinite(optax.adam(on_host(0.1, 0.0)))),
-        wc.skip_nonfinite(optax.chain(wc.clip_by_group_norm(on_host(1.0, 2.0), by_path), optax.adam(on_host(0.1, 0.0)))),
+        wc.pipeline(
+            optax.adam, on_host(0.1, 0.0), max_norm=on_host(1.0, 2.0), skip_above=on_host(1e6, 1e3)
+        ),
+        wc.pipeline(
+            lambda rate: optax.partition({"all": optax.adam(rate)}, {"w": "all", "b": "all"}),
+            on_host(0.1, 0.0),
+        ),
+        optax.chain(
+            wc.clip_by_global_norm(on_host(1.0, 1.0)),
+            wc.skip_nonfinite(optax.adam(on_host(0.1, 0.0))),
+        ),
+        wc.skip_nonfinite(
+            optax.chain(
+                wc.clip_by_group_norm(on_host(1.0, 2.0), by_path), optax.adam(on_host(0.1, 0.0))
+            )
+        ),
     ],
     ids=["guard", "above", "pipeline", "partition", "chain", "groups"],
 )
@@ -214,11 +279,24 @@ class Odd:
 
     def init(self, params: Any) -> Any:
         del params
-        return {"calls": 0, "half": 0.5, "function": len, "nothing": None, "text": "kept", "moment": jnp.zeros(2), "flag": True}
+        return {
+            "calls": 0,
+            "half": 0.5,
+            "function": len,
+            "nothing": None,
+            "text": "kept",
+            "moment": jnp.zeros(2),
+            "flag": True,
+        }
 
     def update(self, updates: Any, state: Any, params: Any = None) -> Any:
         del params
-        state = {**state, "calls": state["calls"] + 1, "moment": state["moment"] + updates["a"], "half": state["half"] / 2}
+        state = {
+            **state,
+            "calls": state["calls"] + 1,
+            "moment": state["moment"] + updates["a"],
+            "half": state["half"] / 2,
+        }
         return {"a": updates["a"] * 2, "n": None, "x": 1.5, "i": 3, "s": "text", "f": len}, state
 
 
@@ -230,12 +308,17 @@ class Odd:
     ],
     ids=["guard", "pipeline"],
 )
-@pytest.mark.parametrize("jit", [eqx.filter_jit, lambda function: function], ids=["filter_jit", "eager"])
+@pytest.mark.parametrize(
+    "jit", [eqx.filter_jit, lambda function: function], ids=["filter_jit", "eager"]
+)
 def test_numbers_are_chosen_and_what_is_none_passes_through(guarded: Any, inner: Any, jit: Any):
     odd = Odd()
     optimizer = guarded(optax.GradientTransformation(odd.init, odd.update))
     update, state = jit(optimizer.update), optimizer.init(jnp.zeros(2))
-    good, bad = {"a": jnp.ones(2) / 4, "s": "text", "n": None}, {"a": jnp.array([1.0, jnp.nan]), "s": "text", "n": None}
+    good, bad = (
+        {"a": jnp.ones(2) / 4, "s": "text", "n": None},
+        {"a": jnp.array([1.0, jnp.nan]), "s": "text", "n": None},
+    )
     for call, (grads, factor, made) in enumerate([(good, 1, 1), (bad, 0, 1), (good, 1, 2)]):
         updates, state = update(grads, state)
         np.testing.assert_array_equal(updates["a"], factor * np.full(2, 0.5, np.float32))
@@ -243,7 +326,11 @@ def test_numbers_are_chosen_and_what_is_none_passes_through(guarded: Any, inner:
         assert (updates["n"], updates["s"], updates["f"]) == (None, "text", len)
         kept = inner(state)
         assert (kept["function"], kept["nothing"], kept["text"]) == (len, None, "kept")
-        assert [int(kept["calls"]), float(kept["half"]), bool(kept["flag"])] == [made, 0.5**made / 2, True]
+        assert [int(kept["calls"]), float(kept["half"]), bool(kept["flag"])] == [
+            made,
+            0.5**made / 2,
+            True,
+        ]
         np.testing.assert_array_equal(kept["moment"], np.full(2, made / 4, np.float32))
         assert int(wc.metrics(state)["calls"]) == call + 1
 
@@ -252,7 +339,9 @@ def test_numbers_are_chosen_and_what_is_none_passes_through(guarded: Any, inner:
 
 
 class Checked:
-    """A node that can only be built of a float32 array and an int32 array, as some libraries' own are."""
+    """A node that can only be built of a float32 array and an int32 array, as some libraries' own
+    are.
+    """
 
     def __init__(self, weights: Any, index: Any):
         for leaf, dtype in ((weights, jnp.float32), (index, jnp.int32)):
@@ -263,7 +352,10 @@ class Checked:
 jax.tree_util.register_pytree_with_keys(
     Checked,
     lambda node: (
-        [(jax.tree_util.GetAttrKey("weights"), node.weights), (jax.tree_util.GetAttrKey("index"), node.index)],
+        [
+            (jax.tree_util.GetAttrKey("weights"), node.weights),
+            (jax.tree_util.GetAttrKey("index"), node.index),
+        ],
         None,
     ),
     lambda _, children: Checked(*children),
@@ -274,7 +366,9 @@ NODE = Checked(jnp.array([3.0, 4.0]), jnp.int32(7))
 @ways
 def test_a_node_that_checks_itself_is_measured_and_clipped(jit: Any):
     assert float(jit(wc.global_norm)(NODE)) == 5.0
-    assert {name: float(norm) for name, norm in jit(wc.leaf_norms)(NODE).items()} == {"weights": 5.0}
+    assert {name: float(norm) for name, norm in jit(wc.leaf_norms)(NODE).items()} == {
+        "weights": 5.0
+    }
     clipped, norm = jit(functools.partial(wc.clip_tree, max_norm=1.0))(NODE)
     assert float(norm) == 5.0
     np.testing.assert_allclose(clipped.weights, [0.6, 0.8], rtol=1e-6)
@@ -287,10 +381,14 @@ def test_a_node_that_checks_itself_is_measured_and_clipped(jit: Any):
 
 @ways
 @pytest.mark.parametrize(
-    "guarded", [wc.skip_nonfinite, lambda inner: wc.pipeline(lambda rate: inner, 0.1)], ids=["guard", "pipe"]
+    "guarded",
+    [wc.skip_nonfinite, lambda inner: wc.pipeline(lambda rate: inner, 0.1)],
+    ids=["guard", "pipe"],
 )
 def test_a_node_that_checks_itself_is_guarded(guarded: Any, jit: Any):
-    kept = optax.GradientTransformation(lambda params: params, lambda updates, state, params=None: (updates, updates))
+    kept = optax.GradientTransformation(
+        lambda params: params, lambda updates, state, params=None: (updates, updates)
+    )
     optimizer = guarded(kept)
     state = optimizer.init(NODE)
     for grads, index in (
@@ -314,7 +412,9 @@ def clipped(tree: Any) -> Any:
     return wc.clip_tree(tree, 1.0)
 
 
-@pytest.mark.parametrize("program", [measured, clipped, *LINKS.values()], ids=["norm", "clip_tree", *LINKS])
+@pytest.mark.parametrize(
+    "program", [measured, clipped, *LINKS.values()], ids=["norm", "clip_tree", *LINKS]
+)
 def test_a_program_with_a_symbolic_dimension_is_exported_and_runs_for_every_size(program: Any):
     rows, columns = jax.export.symbolic_shape("rows, columns")
     shapes = {"w": (rows, 3), "b": (columns,), "c": (rows, columns), "d": (4,)}
@@ -331,7 +431,9 @@ def test_a_program_with_a_symbolic_dimension_is_exported_and_runs_for_every_size
         sizes = {"w": (size, 3), "b": (2 * size,), "c": (size, 2 * size), "d": (4,)}
         grads = {key: jnp.full(shape, 0.7) for key, shape in sizes.items()}
         result = from_export(grads, grads)
-        for leaf, direct in zip(jax.tree.leaves(result), jax.tree.leaves(jitted(grads, grads)), strict=True):
+        for leaf, direct in zip(
+            jax.tree.leaves(result), jax.tree.leaves(jitted(grads, grads)), strict=True
+        ):
             np.testing.assert_allclose(leaf, direct, rtol=1e-6)
         if program is measured:
             np.testing.assert_allclose(result[0], float64_norm(grads), rtol=1e-6)

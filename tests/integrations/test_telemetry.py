@@ -1,4 +1,6 @@
-"""`metrics` against what can be seen without our state: the rate in an update of SGD, the number of updates in parameters."""
+"""`metrics` against what can be seen without our state: the rate in an update of SGD, the number of
+updates in parameters.
+"""
 
 import functools
 from collections.abc import Callable
@@ -30,8 +32,15 @@ def clipped(grads: Any) -> dict[str, np.ndarray]:
 
 
 def rate_in(updates: Any, grads: Any = GRADS, rtol: float = 1e-5) -> float:
-    """The rate of a step of SGD: an update divided by its clipped gradient, the same for every entry."""
-    rates = np.concatenate([np.ravel(-np.asarray(updates[key], np.float64) / leaf) for key, leaf in clipped(grads).items()])
+    """The rate of a step of SGD: an update divided by its clipped gradient, the same for every
+    entry.
+    """
+    rates = np.concatenate(
+        [
+            np.ravel(-np.asarray(updates[key], np.float64) / leaf)
+            for key, leaf in clipped(grads).items()
+        ]
+    )
     np.testing.assert_allclose(rates, rates[0], rtol=rtol)
     return rates[0]
 
@@ -62,7 +71,9 @@ def setting(**values: Any) -> Callable[[Any, Any], Any]:
 
 def with_another_rate_held(state: Any, optimizer: Any) -> Any:
     del optimizer
-    return state._replace(inner_state=state.inner_state._replace(hyperparams={"learning_rate": jnp.float32(0.01)}))
+    return state._replace(
+        inner_state=state.inner_state._replace(hyperparams={"learning_rate": jnp.float32(0.01)})
+    )
 
 
 def with_moments_of_another_run(state: Any, optimizer: Any) -> Any:
@@ -88,9 +99,21 @@ RATES: dict[str, tuple[Any, Any, Callable[[Any, Any], Any]]] = {
     "injected schedule whose count is set": (injected, SCHEDULE, setting(count=jnp.int32(1))),
     # What is set there is worked out anew by optax before it is used.
     "injected schedule set": (injected, SCHEDULE, with_another_rate_held),
-    "partition": (lambda rate: optax.partition({"all": optax.sgd(rate)}, {"w": "all", "b": "all"}), SCHEDULE, unchanged),
-    "masked": (lambda rate: optax.masked(optax.sgd(rate), {"w": True, "b": True}), SCHEDULE, unchanged),
-    "named_chain": (lambda rate: optax.named_chain(("sgd", optax.sgd(rate))), SCHEDULE, setting(count=jnp.int32(2))),
+    "partition": (
+        lambda rate: optax.partition({"all": optax.sgd(rate)}, {"w": "all", "b": "all"}),
+        SCHEDULE,
+        unchanged,
+    ),
+    "masked": (
+        lambda rate: optax.masked(optax.sgd(rate), {"w": True, "b": True}),
+        SCHEDULE,
+        unchanged,
+    ),
+    "named_chain": (
+        lambda rate: optax.named_chain(("sgd", optax.sgd(rate))),
+        SCHEDULE,
+        setting(count=jnp.int32(2)),
+    ),
 }
 
 
@@ -111,8 +134,12 @@ def test_the_learning_rate_is_the_one_in_the_update(case: str, jit: Any):
 
 
 @ways
-def test_the_learning_rate_of_pipelines_around_which_it_is_injected_is_the_one_in_the_update(jit: Any):
-    optimizer: Any = optax.inject_hyperparams(lambda rate: wc.pipeline(optax.sgd, rate, max_norm=BOUND))(rate=0.3)
+def test_the_learning_rate_of_pipelines_around_which_it_is_injected_is_the_one_in_the_update(
+    jit: Any,
+):
+    optimizer: Any = optax.inject_hyperparams(
+        lambda rate: wc.pipeline(optax.sgd, rate, max_norm=BOUND)
+    )(rate=0.3)
     update = jit(optimizer.update)
     state = after(optimizer, 2, update)
     state.hyperparams["rate"] = jnp.float32(0.02)
@@ -121,21 +148,29 @@ def test_the_learning_rate_of_pipelines_around_which_it_is_injected_is_the_one_i
 
 
 @ways
-def test_a_schedule_that_is_asked_twice_in_an_update_is_told_as_schedule_free_steps_with_it(jit: Any):
+def test_a_schedule_that_is_asked_twice_in_an_update_is_told_as_schedule_free_steps_with_it(
+    jit: Any,
+):
     optimizer: Any = wc.pipeline(
-        lambda rate: optax.contrib.schedule_free(optax.sgd(rate), rate, b1=0.9), SCHEDULE, max_norm=BOUND
+        lambda rate: optax.contrib.schedule_free(optax.sgd(rate), rate, b1=0.9),
+        SCHEDULE,
+        max_norm=BOUND,
     )
     update = jit(optimizer.update)
     before = after(optimizer, 3, update)
     _, state = update(GRADS, before, PARAMS)
     # Optax keeps the iterate that SGD itself moves.
     moved = jax.tree.map(jnp.subtract, state.inner_state.z, before.inner_state.z)
-    np.testing.assert_allclose(wc.metrics(state)["learning_rate"], rate_in(moved, rtol=1e-4), rtol=1e-4)
+    np.testing.assert_allclose(
+        wc.metrics(state)["learning_rate"], rate_in(moved, rtol=1e-4), rtol=1e-4
+    )
 
 
 @ways
 def test_in_lookahead_the_learning_rate_is_that_of_the_fast_step(jit: Any):
-    optimizer: Any = wc.pipeline(lambda rate: optax.lookahead(optax.sgd(rate), 5, 0.5), SCHEDULE, max_norm=BOUND)
+    optimizer: Any = wc.pipeline(
+        lambda rate: optax.lookahead(optax.sgd(rate), 5, 0.5), SCHEDULE, max_norm=BOUND
+    )
     params = optax.LookaheadParams.init_synced(PARAMS)
     updates: Any = None
     update, state = jit(optimizer.update), optimizer.init(params)
@@ -146,7 +181,9 @@ def test_in_lookahead_the_learning_rate_is_that_of_the_fast_step(jit: Any):
 
 def test_vmapped_runs_tell_a_rate_each():
     optimizer: Any = wc.pipeline(sgd, SCHEDULE, max_norm=BOUND)
-    states = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(after(optimizer, calls) for calls in (1, 2, 7)))
+    states = jax.tree.map(
+        lambda *leaves: jnp.stack(leaves), *(after(optimizer, calls) for calls in (1, 2, 7))
+    )
     updates, states = jax.vmap(lambda state: optimizer.update(GRADS, state, PARAMS))(states)
     used = [rate_in({key: leaf[run] for key, leaf in updates.items()}) for run in range(3)]
     np.testing.assert_allclose(wc.metrics(states)["learning_rate"], used, rtol=1e-5)
@@ -171,7 +208,9 @@ def two_rates(rate: Any) -> Any:
     [(branching, SCHEDULE), (jitted_by_itself, SCHEDULE), (two_rates, 0.01)],
     ids=["asked inside of a branch", "asked inside of a jit", "two that were set apart"],
 )
-def test_a_rate_that_cannot_be_known_is_nan_and_none_that_was_not_used(build: Any, rate: Any, jit: Any):
+def test_a_rate_that_cannot_be_known_is_nan_and_none_that_was_not_used(
+    build: Any, rate: Any, jit: Any
+):
     optimizer: Any = wc.pipeline(build, rate, max_norm=BOUND)
     state = after(optimizer, 2, jit(optimizer.update))
     known = wc.metrics(state)
@@ -182,7 +221,9 @@ def test_a_rate_that_cannot_be_known_is_nan_and_none_that_was_not_used(build: An
 def test_before_the_first_update_no_rate_is_known():
     optimizer: Any = wc.pipeline(sgd, SCHEDULE)
     assert np.isnan(wc.metrics(optimizer.init(PARAMS))["learning_rate"])
-    assert np.isnan(wc.metrics(optimizer.update(BAD, optimizer.init(PARAMS), PARAMS)[1])["learning_rate"])
+    assert np.isnan(
+        wc.metrics(optimizer.update(BAD, optimizer.init(PARAMS), PARAMS)[1])["learning_rate"]
+    )
 
 
 # Counts.
@@ -192,17 +233,27 @@ RATE = 0.125  # exact in binary, as are these parameters and gradients
 COUNTED: dict[str, Any] = {
     "pipeline": wc.pipeline(sgd, RATE, max_norm=None),
     "guard": wc.skip_nonfinite(optax.sgd(RATE)),
-    "guard in a chain after a clip": optax.chain(wc.clip_by_global_norm(None), wc.skip_nonfinite(optax.sgd(RATE))),
-    "guard around a chain with a clip": wc.skip_nonfinite(optax.chain(wc.clip_by_global_norm(None), optax.sgd(RATE))),
+    "guard in a chain after a clip": optax.chain(
+        wc.clip_by_global_norm(None), wc.skip_nonfinite(optax.sgd(RATE))
+    ),
+    "guard around a chain with a clip": wc.skip_nonfinite(
+        optax.chain(wc.clip_by_global_norm(None), optax.sgd(RATE))
+    ),
     "guard around a pipeline": wc.skip_nonfinite(wc.pipeline(sgd, RATE, max_norm=None)),
-    "guard around MultiSteps of a pipeline": wc.skip_nonfinite(optax.MultiSteps(wc.pipeline(sgd, RATE, max_norm=None), 2)),
-    "injected pipeline": optax.inject_hyperparams(lambda rate: wc.pipeline(sgd, rate, max_norm=None))(rate=RATE),
+    "guard around MultiSteps of a pipeline": wc.skip_nonfinite(
+        optax.MultiSteps(wc.pipeline(sgd, RATE, max_norm=None), 2)
+    ),
+    "injected pipeline": optax.inject_hyperparams(
+        lambda rate: wc.pipeline(sgd, rate, max_norm=None)
+    )(rate=RATE),
 }
 
 
 @ways
 @pytest.mark.parametrize("name", COUNTED)
-def test_step_is_the_number_of_updates_in_the_parameters_and_the_skips_are_those_of_the_loop(name: str, jit: Any):
+def test_step_is_the_number_of_updates_in_the_parameters_and_the_skips_are_those_of_the_loop(
+    name: str, jit: Any
+):
     optimizer, params, grads = COUNTED[name], jnp.array([64.0]), jnp.array([8.0])
     step, state = jit(functools.partial(wc.apply_gradients, optimizer)), optimizer.init(params)
     skipped = []
@@ -220,12 +271,19 @@ def test_step_is_the_number_of_updates_in_the_parameters_and_the_skips_are_those
 def test_skips_of_a_guard_and_of_the_pipeline_in_it_have_names_of_their_own():
     optimizer: Any = wc.skip_nonfinite(wc.pipeline(sgd, RATE))
     state = after(optimizer, 1)
-    # The guard keeps it from what is inside, so only a pipeline called by itself has skips of its own.
-    state = state._replace(inner_state=wc.pipeline(sgd, RATE).update(BAD, state.inner_state, PARAMS)[1])
+    # The guard keeps it from what is inside, so only a pipeline called by itself has skips of its
+    # own.
+    state = state._replace(
+        inner_state=wc.pipeline(sgd, RATE).update(BAD, state.inner_state, PARAMS)[1]
+    )
     _, state = optimizer.update(BAD, state, PARAMS)
     known = wc.metrics(state)
     assert (int(known["skipped_count"]), int(known["update/skipped_count"])) == (1, 1)
-    assert (int(known["nonfinite_count"]), int(known["calls"]), int(known["update/calls"])) == (1, 2, 2)
+    assert (int(known["nonfinite_count"]), int(known["calls"]), int(known["update/calls"])) == (
+        1,
+        2,
+        2,
+    )
 
 
 # Several of ours in one state.
@@ -238,7 +296,9 @@ class Pair:
         self.first, self.second = first, second
 
 
-jax.tree_util.register_pytree_node(Pair, lambda pair: ((pair.first, pair.second), None), lambda _, both: Pair(*both))
+jax.tree_util.register_pytree_node(
+    Pair, lambda pair: ((pair.first, pair.second), None), lambda _, both: Pair(*both)
+)
 
 
 class Hidden:
@@ -257,17 +317,26 @@ jax.tree_util.register_pytree_with_keys(
 SMALL: Any = wc.pipeline(sgd, 0.1)
 
 
-@pytest.mark.parametrize("node", [Pair, lambda *both: both, lambda *both: list(both), lambda *both: dict(enumerate(both))])
+@pytest.mark.parametrize(
+    "node",
+    [Pair, lambda *both: both, lambda *both: list(both), lambda *both: dict(enumerate(both))],
+)
 def test_two_pipelines_side_by_side_are_told_by_their_places(node: Any):
     norms = [float64_norm(GRADS), 2 * float64_norm(GRADS)]
-    states = [SMALL.update(jax.tree.map(lambda g, k=k: k * g, GRADS), SMALL.init(PARAMS), PARAMS)[1] for k in (1.0, 2.0)]
+    states = [
+        SMALL.update(jax.tree.map(lambda g, k=k: k * g, GRADS), SMALL.init(PARAMS), PARAMS)[1]
+        for k in (1.0, 2.0)
+    ]
     known = wc.metrics(node(*states))
     np.testing.assert_allclose([known["0/grad_norm"], known["1/grad_norm"]], norms, rtol=1e-6)
     assert all(name[:2] in ("0/", "1/") for name in known)
 
 
 def test_two_that_would_share_a_name_are_an_error_that_says_where():
-    with pytest.raises(ValueError, match=r"metrics must have names of their own; .*'child/.*\.child.*different keys"):
+    with pytest.raises(
+        ValueError,
+        match=r"metrics must have names of their own; .*'child/.*\.child.*different keys",
+    ):
         wc.metrics(Hidden(SMALL.init(PARAMS), SMALL.init(PARAMS)))
 
 
@@ -279,10 +348,14 @@ def test_kept_metrics_survive_donated_steps_and_do_not_change():
     step = quick.jit(functools.partial(wc.apply_gradients, optimizer), donate_argnums=(0, 1))
     params, state, kept = jax.tree.map(jnp.copy, PARAMS), optimizer.init(PARAMS), []
     for size in (1.0, 10.0, 100.0):
-        params, state = step(params, state, grads=jax.tree.map(lambda g, size=size: size * g, GRADS))
+        params, state = step(
+            params, state, grads=jax.tree.map(lambda g, size=size: size * g, GRADS)
+        )
         kept.append(wc.metrics(state))
     norm = float64_norm(GRADS)
-    np.testing.assert_allclose([known["grad_norm"] for known in kept], [norm, 10 * norm, 100 * norm], rtol=1e-6)
+    np.testing.assert_allclose(
+        [known["grad_norm"] for known in kept], [norm, 10 * norm, 100 * norm], rtol=1e-6
+    )
     assert [int(known["calls"]) for known in kept] == [1, 2, 3]
 
 
@@ -293,7 +366,11 @@ def test_a_history_of_an_nnx_optimizer_holds_what_was_and_numbers_that_can_be_fo
     for norm in (1.5, 15.0, 150.0):
         optimizer.update(model, nnx.State({"kernel": nnx.Param(jnp.full((1, 1), norm))}))
         history.append(wc.metrics(optimizer))
-    assert [f"{known['grad_norm']:.3e}" for known in history] == ["1.500e+00", "1.500e+01", "1.500e+02"]
+    assert [f"{known['grad_norm']:.3e}" for known in history] == [
+        "1.500e+00",
+        "1.500e+01",
+        "1.500e+02",
+    ]
     assert {f"{known['learning_rate']:.3e}" for known in history} == {"1.000e-03"}
     assert all(type(value) is type(jnp.float32(0)) for known in history for value in known.values())
     assert jax.device_get(history[0])["calls"] == 1
@@ -330,5 +407,7 @@ def test_averages_are_left_alone_in_a_skipped_step_by_one_line(jit: Any):
             params, opt_state, ema = step(params, opt_state, ema, grads)
         return ema
 
-    for with_bad, without in zip(*map(jax.tree.leaves, (run([GRADS, BAD, BAD, GRADS]), run([GRADS] * 2))), strict=True):
+    for with_bad, without in zip(
+        *map(jax.tree.leaves, (run([GRADS, BAD, BAD, GRADS]), run([GRADS] * 2))), strict=True
+    ):
         np.testing.assert_array_equal(with_bad, without)

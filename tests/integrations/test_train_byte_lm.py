@@ -45,7 +45,9 @@ def text(tmp_path_factory):
 
 @pytest.fixture
 def start(text, tmp_path, capsys):
-    """Starts the script in this process; gives its exit status and what it wrote to stdout and stderr."""
+    """Starts the script in this process; gives its exit status and what it wrote to stdout and
+    stderr.
+    """
 
     def main(*arguments):
         status = run_script("--text", text, "--figure", tmp_path / "figure.png", *arguments)
@@ -68,8 +70,15 @@ def whole(text, tmp_path_factory):
     steps = []
     make_step = script.make_step
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(script, "make_step", lambda *arguments: steps.append(make_step(*arguments)) or steps[-1])
-        assert run_script("--text", text, "--figure", folder / "figure.png", "--checkpoint", folder / "runs") == 0
+        patch.setattr(
+            script, "make_step", lambda *arguments: steps.append(make_step(*arguments)) or steps[-1]
+        )
+        assert (
+            run_script(
+                "--text", text, "--figure", folder / "figure.png", "--checkpoint", folder / "runs"
+            )
+            == 0
+        )
     return folder / "runs", steps[0]
 
 
@@ -77,7 +86,9 @@ def final_state(folder):
     """Every array in the last checkpoint, by path: parameters, optimizer state and history."""
     with ocp.CheckpointManager(folder.absolute() / script.RECIPE.replace(" ", "-")) as checkpoints:
         assert checkpoints.latest_step() == 12
-        state = checkpoints.restore(12, args=ocp.args.Composite(state=ocp.args.StandardRestore()))["state"]
+        state = checkpoints.restore(12, args=ocp.args.Composite(state=ocp.args.StandardRestore()))[
+            "state"
+        ]
     leaves, _ = jax.tree_util.tree_flatten_with_path(state)
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
 
@@ -108,14 +119,19 @@ def during_step(monkeypatch):
     return arrange
 
 
-def test_a_run_that_was_interrupted_and_crashed_has_the_bits_of_an_uninterrupted_one(start, during_step, tmp_path, whole):
+def test_a_run_that_was_interrupted_and_crashed_has_the_bits_of_an_uninterrupted_one(
+    start, during_step, tmp_path, whole
+):
     def crash():
         raise RuntimeError("the power is gone")
 
     during_step(4, lambda: signal.raise_signal(signal.SIGINT))
     status, out, err = start("--checkpoint", tmp_path / "parts")
     assert (status, out) == (130, "")
-    assert err.splitlines()[-1] == f"stopped after step 4; the parameters are in {tmp_path / 'parts'}: the same command goes on"
+    assert (
+        err.splitlines()[-1]
+        == f"stopped after step 4; the parameters are in {tmp_path / 'parts'}: the same command goes on"
+    )
     during_step(8, crash)
     with pytest.raises(RuntimeError, match="the power is gone"):
         start("--checkpoint", tmp_path / "parts")
@@ -151,9 +167,15 @@ def test_a_finished_run_starts_again_only_to_report(start, whole, monkeypatch):
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [(["--peak", "0.5"], "--peak 0.003, not 0.5"), (["--max-norm", "inf"], "--max-norm 1.0, not inf"), ([], "another text")],
+    [
+        (["--peak", "0.5"], "--peak 0.003, not 0.5"),
+        (["--max-norm", "inf"], "--max-norm 1.0, not inf"),
+        ([], "another text"),
+    ],
 )
-def test_a_checkpoint_of_other_settings_or_another_text_is_one_clear_line(start, text, whole, arguments, said):
+def test_a_checkpoint_of_other_settings_or_another_text_is_one_clear_line(
+    start, text, whole, arguments, said
+):
     other = arguments or ["--text", text / "expressions.py"]
     status, out, err = start("--checkpoint", whole[0], *other)
     assert (status, out, err.count("\n")) == (2, "", 1)
@@ -202,7 +224,10 @@ def test_the_table_compares_both_runs_and_the_loss_ends_below_the_unigram_entrop
 def test_the_report_finds_what_was_injected(start, tmp_path):
     status, out, _ = start("--inject", "--steps=40", "--warmup=0")
     assert status == 0
-    assert "Last call with NaN or inf: call 13, step 13, skipped.\n  Leaves with NaN, 1 of 15: unembed/kernel\n" in out
+    assert (
+        "Last call with NaN or inf: call 13, step 13, skipped.\n  Leaves with NaN, 1 of 15: "
+        "unembed/kernel\n" in out
+    )
     ranked = out.partition("Last spike: call 26, step 26,")[2].splitlines()
     assert ranked[2].endswith(" blocks/0/mix/kernel")
 
@@ -216,7 +241,9 @@ def test_the_recorded_history_is_the_schedule_the_threshold_and_the_counts(whole
     history = {name: state[f"[2]['{name}']"] for name in script.RECORDED}
     schedule = wc.warmup_polynomial_decay(peak_value=3e-3, total_steps=12, warmup_fraction=0.1)
     np.testing.assert_allclose(history["learning_rate"], schedule(np.arange(12)), rtol=1e-6)
-    np.testing.assert_array_equal(np.diff(history["clipped_count"], prepend=0), history["grad_norm"] > 1.0)
+    np.testing.assert_array_equal(
+        np.diff(history["clipped_count"], prepend=0), history["grad_norm"] > 1.0
+    )
     np.testing.assert_array_equal(history["skipped_count"], np.zeros(12))
 
 
@@ -256,7 +283,12 @@ def test_a_folder_is_read_without_its_hidden_files_and_its_files_that_are_no_tex
 
 
 def test_the_unigram_entropy_of_two_bytes_in_equal_shares_is_one_bit():
-    assert script.Corpus(np.zeros(9, np.uint8), np.array([0, 255, 0, 255], np.uint8), "").unigram_entropy() == 1.0
+    assert (
+        script.Corpus(
+            np.zeros(9, np.uint8), np.array([0, 255, 0, 255], np.uint8), ""
+        ).unigram_entropy()
+        == 1.0
+    )
 
 
 def test_the_default_text_is_the_standard_library():
@@ -292,11 +324,20 @@ def test_a_byte_changes_no_earlier_prediction_and_every_later_one():
 @pytest.fixture
 def drawing(monkeypatch, tmp_path):
     """The figure of two made-up runs: one clipped at calls 1 and 3, the other skipped at call 2."""
-    history = {"bits_per_byte": np.array([8.0, 6.0, 5.0, 4.0]), "learning_rate": np.array([0.0, 0.05, 0.1, 0.05])}
-    clipped, skipped = (wc.pipeline(optax.sgd, 0.1, max_norm=max_norm, record=4) for max_norm in (2.0, np.inf))
+    history = {
+        "bits_per_byte": np.array([8.0, 6.0, 5.0, 4.0]),
+        "learning_rate": np.array([0.0, 0.05, 0.1, 0.05]),
+    }
+    clipped, skipped = (
+        wc.pipeline(optax.sgd, 0.1, max_norm=max_norm, record=4) for max_norm in (2.0, np.inf)
+    )
     runs = {
-        "first": report.Run(opt_state_after(clipped, [1.0, 3.0, 2.0, 5.0]), history, 4.0, 4.25, 10.0),
-        "second": report.Run(opt_state_after(skipped, [1.0, 3.0, np.nan, 9.0]), history, 4.5, 4.75, 10.0),
+        "first": report.Run(
+            opt_state_after(clipped, [1.0, 3.0, 2.0, 5.0]), history, 4.0, 4.25, 10.0
+        ),
+        "second": report.Run(
+            opt_state_after(skipped, [1.0, 3.0, np.nan, 9.0]), history, 4.5, 4.75, 10.0
+        ),
     }
     figures = []
     monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
@@ -313,7 +354,10 @@ def opt_state_after(optimizer, norms):
 
 
 def lines_of(axes):
-    return {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in axes.get_lines()}
+    return {
+        line.get_label(): (list(line.get_xdata()), list(line.get_ydata()))
+        for line in axes.get_lines()
+    }
 
 
 def test_the_figure_shows_loss_rate_and_norm_of_each_run_at_each_call(drawing):
@@ -352,19 +396,43 @@ BAD = {
     "no such path": (["--text", "{tmp}/nothing"], "neither a file nor a folder"),
     "a folder without text": (["--text", "{tmp}/empty"], "no text in {tmp}/empty"),
     "a file that is no text": (["--text", "{text}/binary"], "no text in {text}/binary"),
-    "a text too short": (["--length", "100000"], "--length 100000 needs a text of 1000010 bytes or more"),
-    "a batch of nothing": (["--batch", "0"], "argument --batch: must be a whole number from 1 to 2147483647; got '0'"),
+    "a text too short": (
+        ["--length", "100000"],
+        "--length 100000 needs a text of 1000010 bytes or more",
+    ),
+    "a batch of nothing": (
+        ["--batch", "0"],
+        "argument --batch: must be a whole number from 1 to 2147483647; got '0'",
+    ),
     "a negative batch": (["--batch=-3"], "got '-3'"),
     "a batch that is no number": (["--batch", "many"], "got 'many'"),
-    "a batch larger than the text": (["--batch", "1000000"], "--batch 1000000 is more text than there is"),
-    "a width that heads do not divide": (["--width", "33"], "--width must be a multiple of 32; got 33"),
-    "a seed past int32": (["--seed", "1" + 23 * "0"], "--seed: must be a whole number from 1 to 2147483647"),
+    "a batch larger than the text": (
+        ["--batch", "1000000"],
+        "--batch 1000000 is more text than there is",
+    ),
+    "a width that heads do not divide": (
+        ["--width", "33"],
+        "--width must be a multiple of 32; got 33",
+    ),
+    "a seed past int32": (
+        ["--seed", "1" + 23 * "0"],
+        "--seed: must be a whole number from 1 to 2147483647",
+    ),
     "a seed of thousands of digits": (["--seed", 9999 * "1"], "--seed: must be a whole number"),
     "a number of steps past int32": (["--steps", "2147483648"], "--steps: must be a whole number"),
-    "more steps than memory": (["--width=1048576", "--steps=2147483647"], "--steps 2147483647 need 1"),
-    "more layers than memory": (["--layers", "2147483647"], "--layers 2147483647 and --steps 12 need 3.24e+05 GB of memory"),
+    "more steps than memory": (
+        ["--width=1048576", "--steps=2147483647"],
+        "--steps 2147483647 need 1",
+    ),
+    "more layers than memory": (
+        ["--layers", "2147483647"],
+        "--layers 2147483647 and --steps 12 need 3.24e+05 GB of memory",
+    ),
     "a negative threshold": (["--max-norm=-1"], "--max-norm: must be a number above 0; got '-1'"),
-    "a threshold that stops all": (["--max-norm", "0"], "--max-norm: must be a number above 0; got '0'"),
+    "a threshold that stops all": (
+        ["--max-norm", "0"],
+        "--max-norm: must be a number above 0; got '0'",
+    ),
     "a rate that is no number": (["--peak", "nan"], "--peak: must be a number above 0; got 'nan'"),
     "a rate in words": (["--peak", "high"], "--peak: must be a number above 0; got 'high'"),
     "a rate that goes uphill": (["--peak", "-1"], "--peak: must be a number above 0; got '-1'"),
@@ -374,16 +442,30 @@ BAD = {
     "a negative warm-up": (["--warmup", "-0.1"], "warmup_fraction must be"),
     "a figure in no known format": (["--figure", "{tmp}/figure.doc"], "must end in one of"),
     "a figure without a suffix": (["--figure", "{tmp}/figure"], "must end in one of"),
-    "a figure that needs what is not here": (["--figure", "{tmp}/figure.pgf"], "cannot draw in {tmp}/figure.pgf: 'xelatex'"),
-    "a figure under a file": (["--figure", "{text}/binary/figure.png"], "cannot draw in {text}/binary/figure.png"),
-    "a figure that is a folder": (["--figure", "{tmp}/folder.png"], "cannot draw in {tmp}/folder.png"),
-    "checkpoints under a file": (["--checkpoint", "{text}/binary"], "cannot keep checkpoints in {text}/binary"),
+    "a figure that needs what is not here": (
+        ["--figure", "{tmp}/figure.pgf"],
+        "cannot draw in {tmp}/figure.pgf: 'xelatex'",
+    ),
+    "a figure under a file": (
+        ["--figure", "{text}/binary/figure.png"],
+        "cannot draw in {text}/binary/figure.png",
+    ),
+    "a figure that is a folder": (
+        ["--figure", "{tmp}/folder.png"],
+        "cannot draw in {tmp}/folder.png",
+    ),
+    "checkpoints under a file": (
+        ["--checkpoint", "{text}/binary"],
+        "cannot keep checkpoints in {text}/binary",
+    ),
     "a misspelt option": (["--stepz", "3"], "unrecognized arguments: --stepz 3"),
 }
 
 
 @pytest.mark.parametrize(("arguments", "said"), BAD.values(), ids=BAD.keys())
-def test_bad_input_is_one_clear_line_and_exit_status_2(start, text, tmp_path, monkeypatch, arguments, said):
+def test_bad_input_is_one_clear_line_and_exit_status_2(
+    start, text, tmp_path, monkeypatch, arguments, said
+):
     monkeypatch.setenv("PATH", "")  # Here is no LaTeX.
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "image").write_bytes(b"\x89PNG\0")
@@ -398,7 +480,9 @@ def test_an_unreadable_file_is_one_clear_line_and_exit_status_2(start, text, mon
     def refuse(path):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(pathlib.Path, "read_bytes", refuse)  # Permissions do not stop the superuser, who may run this.
+    monkeypatch.setattr(
+        pathlib.Path, "read_bytes", refuse
+    )  # Permissions do not stop the superuser, who may run this.
     status, out, err = start()
     assert (status, out, err.count("\n")) == (2, "", 1)
     assert f"cannot read {text / 'below' / 'parser.py'}: Permission denied" in err
@@ -406,12 +490,16 @@ def test_an_unreadable_file_is_one_clear_line_and_exit_status_2(start, text, mon
 
 def test_a_batch_that_fills_the_memory_is_one_clear_line_and_exit_status_2(start, monkeypatch):
     def exhausted(*_):
-        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 99999999999 bytes.")
+        raise jax.errors.JaxRuntimeError(
+            "RESOURCE_EXHAUSTED: Out of memory allocating 99999999999 bytes."
+        )
 
     monkeypatch.setattr(script, "training_batch", exhausted)
     status, out, err = start()
     assert (status, out) == (2, "")
-    assert err.splitlines()[-1].endswith("error: a step with --batch 4, --length 16 and --width 32 does not fit into memory")
+    assert err.splitlines()[-1].endswith(
+        "error: a step with --batch 4, --length 16 and --width 32 does not fit into memory"
+    )
 
 
 @pytest.fixture
@@ -430,10 +518,15 @@ def test_a_folder_too_full_for_the_checkpoints_is_one_clear_line_before_the_trai
     nearly_full(100_000)
     status, out, err = start("--checkpoint", tmp_path / "runs", *arguments)
     assert (status, out, err.count("\n")) == (2, "", 1)
-    assert f"error: cannot keep checkpoints in {tmp_path / 'runs' / 'warm-up-and-clipping'}: File too large" in err
+    assert (
+        f"error: cannot keep checkpoints in {tmp_path / 'runs' / 'warm-up-and-clipping'}: File too "
+        "large" in err
+    )
 
 
-def test_both_folders_of_a_comparison_are_looked_at_before_the_training(start, tmp_path, monkeypatch):
+def test_both_folders_of_a_comparison_are_looked_at_before_the_training(
+    start, tmp_path, monkeypatch
+):
     monkeypatch.setattr(script, "train", lambda *_: pytest.fail("trained"))
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "neither").write_text("a file")
@@ -454,7 +547,9 @@ def test_a_disk_that_fills_during_the_training_is_one_clear_line_that_says_what_
     assert "Traceback" not in err
 
 
-def test_a_figure_that_fails_after_the_training_costs_neither_the_table_nor_the_parameters(start, whole, monkeypatch):
+def test_a_figure_that_fails_after_the_training_costs_neither_the_table_nor_the_parameters(
+    start, whole, monkeypatch
+):
     def full(*_):
         raise OSError(28, "No space left on device")
 
@@ -462,15 +557,29 @@ def test_a_figure_that_fails_after_the_training_costs_neither_the_table_nor_the_
     status, out, err = start("--checkpoint", whole[0])
     assert status == 2
     assert "held-out loss" in out
-    assert err.splitlines()[-1].endswith(f"No space left on device; the parameters are in {whole[0]}: the same command goes on")
+    assert err.splitlines()[-1].endswith(
+        f"No space left on device; the parameters are in {whole[0]}: the same command goes on"
+    )
 
 
 def test_the_script_starts_as_a_command_without_a_warning_or_a_traceback(text, tmp_path):
-    command = [sys.executable, "-W", "error", script.__file__, *TINY, "--text", str(text), "--figure", "figure.png"]
+    command = [
+        sys.executable,
+        "-W",
+        "error",
+        script.__file__,
+        *TINY,
+        "--text",
+        str(text),
+        "--figure",
+        "figure.png",
+    ]
     good = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert good.returncode == 0, good.stderr
     assert good.stdout.endswith("figure: figure.png\n")
     assert "Warning" not in good.stderr
-    bad = subprocess.run([*command, "--batch", "0"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    bad = subprocess.run(
+        [*command, "--batch", "0"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
     assert (bad.returncode, bad.stdout) == (2, "")
     assert re.fullmatch(r"train_byte_lm\.py: error: .+\n", bad.stderr)

@@ -32,7 +32,12 @@ from warmclip_jax._clipping import ClipState, SkipState, as_transformation
 from warmclip_jax._pipeline import PipelineState
 from warmclip_jax._values import MAX_COUNT, Number, Scalar, naming
 
-_STEP = Number("a whole number, 0 or more", "Count the updates made.", lambda step: 0 <= step <= MAX_COUNT, whole=True)
+_STEP = Number(
+    "a whole number, 0 or more",
+    "Count the updates made.",
+    lambda step: 0 <= step <= MAX_COUNT,
+    whole=True,
+)
 #: What nobody knows where no state of this package measured the last call: NaN.
 _OF_THE_LAST_CALL = ("grad_norm", "norm_bound", "clip_coef", "above_bound")
 _OF_EACH_GROUP = ("grad_norm", "norm_bound", "clip_coef", "clip_history", "group_clipped_count")
@@ -44,30 +49,36 @@ class _MisfitError(Exception):
 
 @naming("adopt_state")
 def adopt_state(
-    optimizer: optax.GradientTransformation | optax.MultiSteps, params: optax.Params, opt_state: optax.OptState, *, step: Scalar
+    optimizer: optax.GradientTransformation | optax.MultiSteps,
+    params: optax.Params,
+    opt_state: optax.OptState,
+    *,
+    step: Scalar,
 ) -> Any:
     """A state of `optimizer` that goes on where the state of another optimizer stopped.
 
-    Moments and counts are kept, clocks of this package are set to `step`, and what is new in `optimizer` starts fresh.
+    Moments and counts are kept, clocks of this package are set to `step`, and what is new in
+    `optimizer` starts fresh.
 
-    Args:
-      optimizer: what to change over to: a `pipeline`, a chain with `clip_by_global_norm` or `skip_nonfinite`, or plain optax.
-      params: the parameters that `opt_state` belongs to.
-      opt_state: a state of jax or NumPy arrays: of plain optax, in a chain, `apply_if_finite`, `MultiSteps`,
+    Args: optimizer: what to change over to: a `pipeline`, a chain with `clip_by_global_norm` or
+      `skip_nonfinite`, or plain optax. params: the parameters that `opt_state` belongs to.
+      opt_state: a state of jax or NumPy arrays: of plain optax, in a chain, `apply_if_finite`,
+      `MultiSteps`,
         `inject_hyperparams` or another container; or of this package, built with other options.
-      step: updates made so far, a whole number. A scheduled `max_norm` goes on from it, and so does a learning rate that
-        `opt_state` has no count for. Inside of a `MultiSteps` its `gradient_step` counts instead.
+      step: updates made so far, a whole number. A scheduled `max_norm` goes on from it, and so does
+        a learning rate that `opt_state` has no count for. Inside of a `MultiSteps` its
+        `gradient_step` counts instead.
 
-    Returns:
-      A state like `optimizer.init(params)`, in its dtypes. It shares no buffer with `opt_state`: either can be donated. Counts
-      of clipped and skipped calls are kept. Metrics of the last call are NaN until the next one where nobody measured them.
-      Gradients that a `MultiSteps` has accumulated are dropped where `optimizer` has none. For a moment the memory of three
-      states is used, inside of `jit` that of two.
+    Returns: A state like `optimizer.init(params)`, in its dtypes. It shares no buffer with
+      `opt_state`: either can be donated. Counts of clipped and skipped calls are kept. Metrics of
+      the last call are NaN until the next one where nobody measured them. Gradients that a
+      `MultiSteps` has accumulated are dropped where `optimizer` has none. For a moment the memory
+      of three states is used, inside of `jit` that of two.
 
-    Raises:
-      TypeError: when no part of `opt_state` fits, several do, or moments would be lost. TypeError, ValueError: for a concrete
-        `step` that breaks its rule. Does not check a traced `step`, that `step` agrees with the counts in `opt_state`, nor the
-        hyper-parameters of the two optimizers.
+    Raises: TypeError: when no part of `opt_state` fits, several do, or moments would be lost.
+      TypeError, ValueError: for a concrete
+        `step` that breaks its rule. Does not check a traced `step`, that `step` agrees with the
+        counts in `opt_state`, nor the hyper-parameters of the two optimizers.
 
     >>> import jax.numpy as jnp, optax
     >>> import warmclip_jax as wc
@@ -81,7 +92,10 @@ def adopt_state(
     """
     step = _STEP.check("step", step)
     if any(map(is_state, jax.tree.leaves(params, is_leaf=is_state))):
-        raise TypeError("params must be parameters; got an optimizer's state. The order is (optimizer, params, opt_state).")
+        raise TypeError(
+            "params must be parameters; got an optimizer's state. The order is (optimizer, params, "
+            "opt_state)."
+        )
     target = as_transformation("optimizer", optimizer).init(params)
     misfits: list[str] = []
     fitting = [] if opt_state is None else _search(target, opt_state, step, (), misfits)
@@ -90,37 +104,47 @@ def adopt_state(
     if not fitting:
         where = next((f" ({misfit})" for misfit in misfits if misfit), "")
         raise TypeError(
-            f"opt_state must hold what optimizer.init(params) does, {names(target)}; got {names(opt_state)}{where}. Pass the "
-            "params and opt_state of one run; restore a checkpoint with the optimizer that wrote it."
+            f"opt_state must hold what optimizer.init(params) does, {names(target)}; got "
+            f"{names(opt_state)}{where}. Pass the params and opt_state of one run; restore a "
+            "checkpoint with the optimizer that wrote it."
         )
     if len(fitting) > 1:
         places = " and ".join(place(path) for path, _, _ in fitting)
         raise TypeError(
-            f"opt_state must hold one state that fits optimizer; got {places} (ambiguous). Pass the one that is meant."
+            f"opt_state must hold one state that fits optimizer; got {places} (ambiguous). Pass "
+            "the one that is meant."
         )
     path, _, adopted = fitting[0]
     lost = next(arrays_beside(opt_state, path), None)
     if lost is not None:
         raise TypeError(
-            f"opt_state must hold nothing that optimizer has no place for, beside {names(target)}; got {place(lost)}. Pass "
-            "only the part to keep, or an optimizer with that link."
+            f"opt_state must hold nothing that optimizer has no place for, beside {names(target)}; "
+            f"got {place(lost)}. Pass only the part to keep, or an optimizer with that link."
         )
     return adopted
 
 
-def _search(target: Any, given: Any, step: Any, path: Path, misfits: list[str]) -> list[tuple[Path, Any, Any]]:
+def _search(
+    target: Any, given: Any, step: Any, path: Path, misfits: list[str]
+) -> list[tuple[Path, Any, Any]]:
     """The outermost parts of `given` that fit: where they are, what they are, and what `target` becomes with each."""
     try:
         return [(path, given, _adopted(target, given, step))]
     except _MisfitError as misfit:
         misfits.append(str(misfit))
-    return [found for key, child in children(given).items() for found in _search(target, child, step, (*path, key), misfits)]
+    return [
+        found
+        for key, child in children(given).items()
+        for found in _search(target, child, step, (*path, key), misfits)
+    ]
 
 
 def _adopted(target: Any, given: Any, step: Any, at: str = "") -> Any:
     """`target` with the links of `given` and the numbers of its frames."""
     (wanted, _), (have, frames) = peeled(target), peeled(given)
-    if [*map(type, wanted)] == [optax.MultiStepsState] and optax.MultiStepsState not in map(type, have):
+    if [*map(type, wanted)] == [optax.MultiStepsState] and optax.MultiStepsState not in map(
+        type, have
+    ):
         new = wanted[0]._replace(gradient_step=_clock(wanted[0].gradient_step, step))
         links = [new._replace(inner_opt_state=_adopted(new.inner_opt_state, tuple(have), step, at))]
     else:
@@ -131,14 +155,19 @@ def _adopted(target: Any, given: Any, step: Any, at: str = "") -> Any:
 def _refilled(target: Any, links: Iterator[Any], frames: Frames, step: Any) -> Any:
     """`target` with the next of `links` in the place of each of its own, and in each frame what one of its kind knows."""
     if isinstance(target, ClipState):
-        return _measured(target, _taken(frames, ClipState))._replace(clip_calls=_clock(target.clip_calls, step))
+        return _measured(target, _taken(frames, ClipState))._replace(
+            clip_calls=_clock(target.clip_calls, step)
+        )
     if not jax.tree.leaves(target):
         return target
     if is_chain(target):
         parts = [_refilled(part, links, frames, step) for part in target]
         # A clip in front of a guard is called in skipped steps too.
         skipped = sum(part.skipped_count for part in parts if isinstance(part, GUARDS))
-        return tuple(p._replace(clip_calls=p.clip_calls + skipped) if isinstance(p, ClipState) else p for p in parts)
+        return tuple(
+            p._replace(clip_calls=p.clip_calls + skipped) if isinstance(p, ClipState) else p
+            for p in parts
+        )
     if not is_frame(target):
         return next(links)
     if isinstance(target, PipelineState):
@@ -151,16 +180,24 @@ def _refilled(target: Any, links: Iterator[Any], frames: Frames, step: Any) -> A
         state = state._replace(skip_calls=_clock(target.skip_calls, step) + state.skipped_count)
     else:
         theirs = _taken(frames, type(target))
-        fields = {name: _kept_or(_timed(name, fresh, step), theirs.get(name)) for name, fresh in known(target).items()}
+        fields = {
+            name: _kept_or(_timed(name, fresh, step), theirs.get(name))
+            for name, fresh in known(target).items()
+        }
         state = target._replace(**fields)
     return state._replace(inner_state=_refilled(target.inner_state, links, frames, step))
 
 
 def _kept(wanted: list[Any], have: list[Any], step: Any, at: str) -> list[Any]:
     """A link of `have` for each that is wanted. Clocks go on from `step` where `have` has others, or none."""
-    moments, clocks = [link for link in have if not is_clock(link)], [link for link in have if is_clock(link)]
+    moments, clocks = (
+        [link for link in have if not is_clock(link)],
+        [link for link in have if is_clock(link)],
+    )
     if [type(link) for link in wanted if not is_clock(link)] != [*map(type, moments)]:
-        raise _MisfitError(f"{at} holds {names(tuple(have))}, not {names(tuple(wanted))}" if at else "")
+        raise _MisfitError(
+            f"{at} holds {names(tuple(have))}, not {names(tuple(wanted))}" if at else ""
+        )
     has_clocks = [type(link) for link in wanted if is_clock(link)] == [*map(type, clocks)]
     counts = iter([clock.count for clock in clocks]) if has_clocks else itertools.repeat(step)
     given = iter(moments)
@@ -174,13 +211,21 @@ def _kept(wanted: list[Any], have: list[Any], step: Any, at: str) -> list[Any]:
 
 def _fitted(target: Any, given: Any, step: Any = 0, at: str = "") -> Any:
     """Copies of `given` in the dtypes of `target`. Raises where its nodes, keys or shapes are others."""
-    if is_chain(target) or is_frame(target) or is_clock(target) or isinstance(target, ClipState) or not jax.tree.leaves(target):
+    if (
+        is_chain(target)
+        or is_frame(target)
+        or is_clock(target)
+        or isinstance(target, ClipState)
+        or not jax.tree.leaves(target)
+    ):
         return _adopted(target, given, step, at)
     if isinstance(target, optax.MultiStepsState) and isinstance(given, optax.MultiStepsState):
         return optax.MultiStepsState(
             mini_step=_fitted(target.mini_step, given.mini_step),
             gradient_step=_fitted(target.gradient_step, given.gradient_step),
-            inner_opt_state=_adopted(target.inner_opt_state, given.inner_opt_state, given.gradient_step, at),
+            inner_opt_state=_adopted(
+                target.inner_opt_state, given.inner_opt_state, given.gradient_step, at
+            ),
             acc_grads=_fitted(target.acc_grads, given.acc_grads, step, f"{at}.acc_grads"),
             skip_state=_kept_or(target.skip_state, given.skip_state),
         )
@@ -189,7 +234,9 @@ def _fitted(target: Any, given: Any, step: Any = 0, at: str = "") -> Any:
         raise _MisfitError(f"{at} is {described(given)}, not {described(target)}")
     if not wanted:
         return jnp.array(given, dtype=jnp.result_type(target), copy=True)
-    fitted = [_fitted(wanted[key], have[key], step, at + jax.tree_util.keystr((key,))) for key in wanted]
+    fitted = [
+        _fitted(wanted[key], have[key], step, at + jax.tree_util.keystr((key,))) for key in wanted
+    ]
     return jax.tree.structure(target, is_leaf=lambda node: node is not target).unflatten(fitted)
 
 
@@ -211,7 +258,12 @@ def _measured(state: Any, theirs: dict[str, Any]) -> Any:
         if name in _OF_THE_LAST_CALL:
             fresh = jax.device_put(np.full(fresh.shape, np.nan, fresh.dtype))
         given = theirs.get(name)
-        if labels and their_labels and name in _OF_EACH_GROUP and jax.tree.structure(fresh) == jax.tree.structure(given):
+        if (
+            labels
+            and their_labels
+            and name in _OF_EACH_GROUP
+            and jax.tree.structure(fresh) == jax.tree.structure(given)
+        ):
             given = jax.tree.map(functools.partial(_by_label, labels, their_labels), fresh, given)
         fields[name] = _kept_or(fresh, given)
     return state._replace(**fields)
@@ -221,7 +273,9 @@ def _by_label(labels: list[str], their_labels: list[str], fresh: Any, given: Any
     """The entry of each label in an array over `their_labels`; that of `fresh` for a new label."""
     place_of = {label: place for place, label in enumerate(their_labels)}
     places = np.array([place_of.get(label, 0) for label in labels])
-    return jnp.where(np.array([label in place_of for label in labels]), jnp.asarray(given)[places], fresh)
+    return jnp.where(
+        np.array([label in place_of for label in labels]), jnp.asarray(given)[places], fresh
+    )
 
 
 def _taken(frames: Frames, kind: type) -> dict[str, Any]:

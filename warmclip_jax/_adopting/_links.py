@@ -1,7 +1,8 @@
 """Read the state of any optimizer as links in frames.
 
-*Links* hold moments and counts: Adam's, momentum, a schedule's clock. *Frames* stand around or beside links: clips, guards,
-optax's `apply_if_finite`, `inject_hyperparams`, `masked`. Nested chains are one row of links, of those with arrays.
+*Links* hold moments and counts: Adam's, momentum, a schedule's clock. *Frames* stand around or
+beside links: clips, guards, optax's `apply_if_finite`, `inject_hyperparams`, `masked`. Nested
+chains are one row of links, of those with arrays.
 """
 
 from collections.abc import Iterator
@@ -30,11 +31,15 @@ def peeled(state: Any) -> tuple[list[Any], Frames]:
         return [], []
     if is_chain(state):
         parts = [peeled(part) for part in state]
-        return [link for links, _ in parts for link in links], [frame for _, frames in parts for frame in frames]
+        return [link for links, _ in parts for link in links], [
+            frame for _, frames in parts for frame in frames
+        ]
     if not is_frame(state):
         return [state], []
     links, frames = peeled(state.inner_state)
-    if isinstance(state, PipelineState):  # A guard and a clip: each may go on in a state of its own.
+    if isinstance(
+        state, PipelineState
+    ):  # A guard and a clip: each may go on in a state of its own.
         clip = known(state.clip_state)
         return links, [(SkipState, clip | known(state)), (ClipState, clip), *frames]
     return links, [(type(state), known(state)), *frames]
@@ -42,12 +47,20 @@ def peeled(state: Any) -> tuple[list[Any], Frames]:
 
 def fields_of(frame: Any) -> dict[str, Any]:
     """The fields of a frame, without the states inside of it."""
-    return {name: value for name, value in frame._asdict().items() if name not in ("clip_state", "inner_state")}
+    return {
+        name: value
+        for name, value in frame._asdict().items()
+        if name not in ("clip_state", "inner_state")
+    }
 
 
 def known(frame: Any) -> dict[str, Any]:
     """The fields of a frame that are not empty, without the states inside of it."""
-    return {name: value for name, value in fields_of(frame).items() if not (isinstance(value, tuple) and value == ())}
+    return {
+        name: value
+        for name, value in fields_of(frame).items()
+        if not (isinstance(value, tuple) and value == ())
+    }
 
 
 def is_chain(node: Any) -> bool:
@@ -70,7 +83,10 @@ def is_clock(node: Any) -> bool:
 
 def is_state(node: Any) -> bool:
     """Whether a node is a state of optax or of this package."""
-    is_theirs = isinstance(node, tuple) and type(node).__module__.split(".")[0] in ("optax", "warmclip_jax")
+    is_theirs = isinstance(node, tuple) and type(node).__module__.split(".")[0] in (
+        "optax",
+        "warmclip_jax",
+    )
     return is_theirs and not isinstance(node, optax.MaskedNode)
 
 

@@ -10,4 +10,8 @@ from warmclip_jax._clipping._ring import COUNTS, NUMBERS, Ring
 from warmclip_jax._clipping._selecting import choose
 from warmclip_jax._clipping._skipping import Guard, SkipState, skip_nonfinite
 from warmclip_jax._clipping._states import UNKNOWN, like, own, shown, shown_bound, stored
-from warmclip_jax._clipping._transformations import clip_by_global_norm, clip_by_group_norm, clip_tree
+from warmclip_jax._clipping._transformations import (
+    clip_by_global_norm,
+    clip_by_group_norm,
+    clip_tree,
+)

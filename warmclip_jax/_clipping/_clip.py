@@ -22,13 +22,20 @@ from warmclip_jax._values import Choice, naming
 class ClipState(NamedTuple):
     """What a clip counts and remembers. Counters stop at int32's largest value.
 
-    Scalars; where leaves are in groups, norms, bounds and coefficients are arrays over their labels in sorted order.
+    Scalars; where leaves are in groups, norms, bounds and coefficients are arrays over their labels
+    in sorted order.
     """
 
     clip_calls: jax.Array  # int32: calls seen
-    grad_norm: jax.Array  # float32 (float64 with float64 parameters): norm at the last call, before clipping
-    norm_bound: jax.Array  # same dtype: the bound in force at the last call; -1 for one that is never reached
-    clip_coef: jax.Array  # same dtype: what the last call multiplied by, in [0, 1]; NaN where it made everything NaN
+    grad_norm: (
+        jax.Array
+    )  # float32 (float64 with float64 parameters): norm at the last call, before clipping
+    norm_bound: (
+        jax.Array
+    )  # same dtype: the bound in force at the last call; -1 for one that is never reached
+    clip_coef: (
+        jax.Array
+    )  # same dtype: what the last call multiplied by, in [0, 1]; NaN where it made everything NaN
     clipped_count: jax.Array  # int32 scalar: finite calls that were over a bound, and not skipped
     nonfinite_count: jax.Array  # int32 scalar: calls with a NaN or inf entry
     clip_history: History | tuple[()]  # of a running bound
@@ -40,19 +47,32 @@ class ClipState(NamedTuple):
 class Clip:
     """A clip with checked arguments. What it remembers stands in a `ClipState`."""
 
-    def __init__(self, function: str, max_norm: Any, groups: Groups, *, axis_name: AxisName, record_leaves: bool) -> None:
+    def __init__(
+        self,
+        function: str,
+        max_norm: Any,
+        groups: Groups,
+        *,
+        axis_name: AxisName,
+        record_leaves: bool,
+    ) -> None:
         name = f"{function}: max_norm"
         if not isinstance(max_norm, Mapping):
             self._bounds: Any = check_bound(name, max_norm)
         elif groups is not None:
-            self._bounds = {label: check_bound(f"{name}[{label!r}]", bound) for label, bound in max_norm.items()}
+            self._bounds = {
+                label: check_bound(f"{name}[{label!r}]", bound) for label, bound in max_norm.items()
+            }
         else:
             raise TypeError(
-                f"{name} may be a dict of rules only with groups; got {shortened(dict(max_norm))}. Pass groups, or one rule."
+                f"{name} may be a dict of rules only with groups; got {shortened(dict(max_norm))}. "
+                "Pass groups, or one rule."
             )
         self._function, self._groups = function, groups
         self._axis_name = check_axis_name(axis_name)
-        self._record_leaves = Choice((False, True)).check(f"{function}: record_leaves", record_leaves)
+        self._record_leaves = Choice((False, True)).check(
+            f"{function}: record_leaves", record_leaves
+        )
 
     def init(self, params: optax.Params) -> ClipState:
         """The state before the first call: no norm measured, nothing clipped."""
@@ -74,12 +94,26 @@ class Clip:
 
     def call(self, updates: Any, state: Any, params: Any) -> "Call":
         """One more call, with its norms measured. Raises TypeError when `state` is not this clip's."""
-        state = own(ClipState, state, updates, group_clipped_count=self._groups is not None, leaves=self._record_leaves)
+        state = own(
+            ClipState,
+            state,
+            updates,
+            group_clipped_count=self._groups is not None,
+            leaves=self._record_leaves,
+        )
         labels = from_keys(state.group_labels)
         limit = self._limit(labels)
         own(ClipState, state, updates, clip_history=limit.learns)
-        members = None if self._groups is None else self._members(self._labels(updates, params), labels)
-        return Call(state, limit, measured(updates, axis_name=self._axis_name, members=members, leaves=self._record_leaves))
+        members = (
+            None if self._groups is None else self._members(self._labels(updates, params), labels)
+        )
+        return Call(
+            state,
+            limit,
+            measured(
+                updates, axis_name=self._axis_name, members=members, leaves=self._record_leaves
+            ),
+        )
 
     def _labels(self, tree: Any, params: Any) -> list[str]:
         with naming(self._function):
@@ -90,8 +124,9 @@ class Clip:
         for label in labels:
             if label not in places:
                 raise ValueError(
-                    f"{self._function}: groups must give the labels that init saw, {shortened(known)}; got {label!r}. "
-                    "For other groups call init again, or adopt_state."
+                    f"{self._function}: groups must give the labels that init saw, "
+                    f"{shortened(known)}; got {label!r}. For other groups call init again, or "
+                    "adopt_state."
                 )
         return Members(np.array([places[label] for label in labels], np.int32), len(places))
 
@@ -101,8 +136,9 @@ class Clip:
         for label in labels:
             if label not in self._bounds:
                 raise ValueError(
-                    f"{self._function}: max_norm must have a rule for each group; there is none for {label!r}. There are rules "
-                    f"for {shortened(sorted(self._bounds))} and groups {shortened(labels)}. None as a rule measures only."
+                    f"{self._function}: max_norm must have a rule for each group; there is none "
+                    f"for {label!r}. There are rules for {shortened(sorted(self._bounds))} and "
+                    f"groups {shortened(labels)}. None as a rule measures only."
                 )
         return Limit([self._bounds[label] for label in labels])
 
@@ -128,12 +164,16 @@ class Call(NamedTuple):
         return ClipState(
             clip_calls=increment_if(True, state.clip_calls),
             grad_norm=like(state.grad_norm, norms.groups.value),
-            norm_bound=jnp.broadcast_to(like(state.norm_bound, stored(coef.bound)), state.norm_bound.shape),
+            norm_bound=jnp.broadcast_to(
+                like(state.norm_bound, stored(coef.bound)), state.norm_bound.shape
+            ),
             clip_coef=like(state.clip_coef, value),
             clipped_count=increment_if(jnp.any(clipped), state.clipped_count),
             nonfinite_count=increment_if(~is_finite, state.nonfinite_count),
             clip_history=self.limit.after(state.clip_history, norms.groups),
             group_labels=state.group_labels,
-            group_clipped_count=() if norms.members is None else increment_if(clipped, state.group_clipped_count),
+            group_clipped_count=()
+            if norms.members is None
+            else increment_if(clipped, state.group_clipped_count),
             leaves=with_leaves(state.leaves, norms, state.clip_calls, is_large),
         )

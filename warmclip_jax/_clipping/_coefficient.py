@@ -42,8 +42,11 @@ def coefficient(norms: Measured, bound: Any, nonfinite: str) -> Coefficient:
     elif norms.members is not None and bound is not None:
         # A group's own norm does not show what another group holds.
         numerator = jnp.where(is_finite, numerator, jnp.nan)
-    # The division comes last: XLA repeats what is cheaper than a division in the loop of every leaf.
-    return Coefficient(_quotient(numerator, denominator), rest, is_finite, bound, nonfinite, norms.members)
+    # The division comes last: XLA repeats what is cheaper than a division in the loop of every
+    # leaf.
+    return Coefficient(
+        _quotient(numerator, denominator), rest, is_finite, bound, nonfinite, norms.members
+    )
 
 
 def is_over(norm: ScaledNorm, bound: Any) -> jax.Array:
@@ -64,7 +67,9 @@ def _fraction(norm: ScaledNorm, max_norm: Any) -> tuple[jax.Array, jax.Array, ja
     # Keep NaN out of the branch not taken: its derivative would be NaN too.
     denominator = jnp.where(over & norm.is_finite, norm.mantissa * lift, 1)
     far = jnp.where(over, bound * (fall * lift) * rise, 1) / denominator < jnp.finfo(dtype).tiny
-    boost, rest = (jnp.where(far, np.ldexp(1.0, exponent), 1).astype(dtype) for exponent in (power, -power))
+    boost, rest = (
+        jnp.where(far, np.ldexp(1.0, exponent), 1).astype(dtype) for exponent in (power, -power)
+    )
     numerator = jnp.where(norm.is_finite, bound * (fall * lift * boost) * boost * rise, jnp.nan)
     return jnp.where(over, numerator, 1), denominator, rest
 
@@ -76,7 +81,8 @@ def _quotient(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
 
 @_quotient.defjvp
 def _quotient_jvp(primals: Any, tangents: Any) -> Any:
-    # JAX's own derivative divides by the square of the denominator, which leaves the range long before the quotient does.
+    # JAX's own derivative divides by the square of the denominator, which leaves the range long
+    # before the quotient does.
     (_, denominator), quotient = primals, _quotient(*primals)
     return quotient, (tangents[0] - quotient * tangents[1]) / denominator
 
@@ -87,14 +93,23 @@ def scale_tree(tree: Any, coef: Coefficient) -> Any:
         numbers = itertools.repeat((coef.factor, coef.rest, coef.value == 1))
     else:
         rows = entries(jnp.stack([coef.factor, coef.rest, coef.value], axis=1))
-        numbers = ((row[0], row[1], row[2] == 1) for row in (rows[group] for group in coef.members.places))
-    return jax.tree.map(lambda leaf: _scaled(jnp.asarray(leaf), coef, *next(numbers)) if is_gradient(leaf) else leaf, tree)
+        numbers = (
+            (row[0], row[1], row[2] == 1) for row in (rows[group] for group in coef.members.places)
+        )
+    return jax.tree.map(
+        lambda leaf: (
+            _scaled(jnp.asarray(leaf), coef, *next(numbers)) if is_gradient(leaf) else leaf
+        ),
+        tree,
+    )
 
 
-def _scaled(leaf: jax.Array, coef: Coefficient, factor: jax.Array, rest: jax.Array, unchanged: jax.Array) -> jax.Array:
+def _scaled(
+    leaf: jax.Array, coef: Coefficient, factor: jax.Array, rest: jax.Array, unchanged: jax.Array
+) -> jax.Array:
     if coef.bound is None:
-        # The optimizer waits for the norm. Otherwise XLA would keep the squares, or the converted entries, that both need:
-        # another copy of all gradients.
+        # The optimizer waits for the norm. Otherwise XLA would keep the squares, or the converted
+        # entries, that both need: another copy of all gradients.
         leaf, _ = lax.optimization_barrier((leaf, coef.is_finite))
         if coef.nonfinite == "propagate":
             return leaf
@@ -109,4 +124,8 @@ def _scaled(leaf: jax.Array, coef: Coefficient, factor: jax.Array, rest: jax.Arr
         return unless(unchanged, part, scaled)
 
     # Part by part: as a complex number the coefficient would also multiply by its imaginary zero.
-    return lax.complex(scale_real(leaf.real), scale_real(leaf.imag)) if jnp.iscomplexobj(leaf) else scale_real(leaf)
+    return (
+        lax.complex(scale_real(leaf.real), scale_real(leaf.imag))
+        if jnp.iscomplexobj(leaf)
+        else scale_real(leaf)
+    )

@@ -9,10 +9,12 @@ import jax
 from warmclip_jax._norms import from_prefix, joined, paths, shortened, stops_a_path
 from warmclip_jax._values import broken_rule
 
-#: Labels as a pytree prefix of the parameters with `str` leaves, or a function of the parameters that returns one.
+#: Labels as a pytree prefix of the parameters with `str` leaves, or a function of the parameters
+#: that returns one.
 Groups = Any
 
-#: A state holds each label as a key that begins so: none then is a name that optax looks for, such as `count`.
+#: A state holds each label as a key that begins so: none then is a name that optax looks for, such
+#: as `count`.
 _KEY = "label "
 _EXAMPLE = r'Write {"experts": r"moe/.*"}.'
 
@@ -24,30 +26,38 @@ class LabelByPath:
         self._patterns, self._default = patterns, default
 
     def __call__(self, params: Any) -> Any:
-        return jax.tree.map_with_path(lambda path, _: self.label(joined(path)), params, is_leaf=stops_a_path)
+        return jax.tree.map_with_path(
+            lambda path, _: self.label(joined(path)), params, is_leaf=stops_a_path
+        )
 
     def label(self, path: str) -> str:
         """The label of the leaf at `path`."""
         if self._patterns is None:
             return path
-        return next((label for label, pattern in self._patterns.items() if pattern.fullmatch(path)), self._default)
+        return next(
+            (label for label, pattern in self._patterns.items() if pattern.fullmatch(path)),
+            self._default,
+        )
 
 
-def label_by_path(patterns: Mapping[str, str] | None = None, *, default: str = "rest") -> Callable[[Any], Any]:
+def label_by_path(
+    patterns: Mapping[str, str] | None = None, *, default: str = "rest"
+) -> Callable[[Any], Any]:
     r"""A function of parameters that labels each leaf by its path, for `groups` and for `optax.partition`.
 
-    The first pattern that matches the whole path gives the label; without patterns each leaf's label is its path.
+    The first pattern that matches the whole path gives the label; without patterns each leaf's
+    label is its path.
 
-    Args:
-      patterns: regular expressions by label, in the order in which they are tried: `{"experts": r"moe/.*"}`. A path is the keys
+    Args: patterns: regular expressions by label, in the order in which they are tried: `{"experts":
+      r"moe/.*"}`. A path is the keys
         joined by `/`.
       default: the label of leaves that no pattern matches.
 
     Returns:
       A function from parameters to a tree like them of labels.
 
-    Raises:
-      TypeError: for patterns that are no mapping from `str` to `str`. ValueError: for one that is no regular expression.
+    Raises: TypeError: for patterns that are no mapping from `str` to `str`. ValueError: for one
+      that is no regular expression.
 
     >>> import jax.numpy as jnp
     >>> import warmclip_jax as wc
@@ -63,18 +73,23 @@ def label_by_path(patterns: Mapping[str, str] | None = None, *, default: str = "
     if not isinstance(patterns, Mapping):
         rule = "a mapping from labels to regular expressions, or None"
         raise broken_rule("label_by_path: patterns", rule, patterns, _EXAMPLE, TypeError)
-    return LabelByPath({label: _compiled(label, pattern) for label, pattern in patterns.items()}, default)
+    return LabelByPath(
+        {label: _compiled(label, pattern) for label, pattern in patterns.items()}, default
+    )
 
 
 def _compiled(label: Any, pattern: Any) -> re.Pattern[str]:
     if not (isinstance(label, str) and isinstance(pattern, str)):
         raise TypeError(
-            f"label_by_path: patterns must be regular expressions by label, both str; got {label!r}: {pattern!r}. {_EXAMPLE}"
+            "label_by_path: patterns must be regular expressions by label, both str; got "
+            f"{label!r}: {pattern!r}. {_EXAMPLE}"
         )
     try:
         return re.compile(pattern)
     except re.error as error:
-        raise ValueError(f"label_by_path: {pattern!r}, for {label!r}, is no regular expression: {error}.") from error
+        raise ValueError(
+            f"label_by_path: {pattern!r}, for {label!r}, is no regular expression: {error}."
+        ) from error
 
 
 def labels_of(groups: Groups, tree: Any, params: Any = None) -> list[str]:
@@ -83,14 +98,20 @@ def labels_of(groups: Groups, tree: Any, params: Any = None) -> list[str]:
     Raises TypeError, ValueError for labels that are no strings or do not match the tree.
     """
     if isinstance(groups, LabelByPath):
-        # By path, and not by way of a tree of labels: a node of the user's may not take strings for arrays.
+        # By path, and not by way of a tree of labels: a node of the user's may not take strings for
+        # arrays.
         return [groups.label(path) for path in paths(tree)]
     given = groups(tree if params is None else params) if callable(groups) else groups
     for label in jax.tree.leaves(given):
         if not isinstance(label, str):
             kind = type(label).__name__
-            raise TypeError(f"groups must have labels that are str; got {shortened(label)} ({kind}) among {shortened(given)}.")
-    return from_prefix(given, tree, "groups must be a pytree prefix of the parameters with a label for each leaf")
+            raise TypeError(
+                f"groups must have labels that are str; got {shortened(label)} ({kind}) among "
+                f"{shortened(given)}."
+            )
+    return from_prefix(
+        given, tree, "groups must be a pytree prefix of the parameters with a label for each leaf"
+    )
 
 
 def as_keys(labels: Iterable[str]) -> dict[str, tuple[()]]:

@@ -10,7 +10,8 @@ import optax
 
 from warmclip_jax._norms import ScaledNorm
 
-#: The deviation counts as at least this: norms that are all equal must not make the bound the norm itself.
+#: The deviation counts as at least this: norms that are all equal must not make the bound the norm
+#: itself.
 _SMALLEST_DEVIATION = 0.1
 #: The variance before there is any: the second norm may be exp(deviations / 2) times the first.
 _FIRST_VARIANCE = 0.25
@@ -21,7 +22,9 @@ _REACH = 3.0
 class History(NamedTuple):
     """What a running bound remembers. Scalars, or arrays over groups."""
 
-    log_mean: jax.Array  # float32 (float64 with float64 gradients): moving mean of the norms' logarithms
+    log_mean: (
+        jax.Array
+    )  # float32 (float64 with float64 gradients): moving mean of the norms' logarithms
     log_variance: jax.Array  # same dtype: their moving variance
     norms_taught: jax.Array  # int32: finite norms above 0 so far; stops at the largest value
 
@@ -37,7 +40,11 @@ class Rule(NamedTuple):
 def init_history(shape: tuple[int, ...] = (), dtype: Any = jnp.float32) -> History:
     """The history before the first norm."""
     # A buffer for each field: one shared by two could not be donated.
-    return History(jnp.zeros(shape, dtype), jnp.full(shape, _FIRST_VARIANCE, dtype), jnp.zeros(shape, jnp.int32))
+    return History(
+        jnp.zeros(shape, dtype),
+        jnp.full(shape, _FIRST_VARIANCE, dtype),
+        jnp.zeros(shape, jnp.int32),
+    )
 
 
 def bound_from(history: History, rule: Rule, count: jax.Array) -> jax.Array:
@@ -51,7 +58,11 @@ def bound_from(history: History, rule: Rule, count: jax.Array) -> jax.Array:
     # No inf in the branch that is not taken: its derivative would be NaN.
     margin = jnp.where(follows, deviations, 0) * _deviation(history.log_variance.astype(dtype))
     bound = jnp.where(follows, jnp.exp(history.log_mean.astype(dtype) + margin), jnp.inf)
-    return bound if rule.ceiling is None else jnp.minimum(bound, jnp.asarray(rule.ceiling(count)).astype(dtype))
+    return (
+        bound
+        if rule.ceiling is None
+        else jnp.minimum(bound, jnp.asarray(rule.ceiling(count)).astype(dtype))
+    )
 
 
 def taught(history: History, log_norm: jax.Array, usable: jax.Array, rule: Rule) -> History:
@@ -66,17 +77,25 @@ def taught(history: History, log_norm: jax.Array, usable: jax.Array, rule: Rule)
     is_first = seen == 0
     new = History(
         log_mean=jnp.where(is_first, log_norm, mean + weight * distance),
-        log_variance=jnp.where(is_first, _FIRST_VARIANCE, (1 - weight) * (variance + weight * distance**2)),
+        log_variance=jnp.where(
+            is_first, _FIRST_VARIANCE, (1 - weight) * (variance + weight * distance**2)
+        ),
         norms_taught=jnp.asarray(optax.safe_increment(history.norms_taught)),
     )
-    return jax.tree.map(lambda after, before: jnp.where(usable, after.astype(before.dtype), before), new, history)
+    return jax.tree.map(
+        lambda after, before: jnp.where(usable, after.astype(before.dtype), before), new, history
+    )
 
 
 def deviations_above(history: History, log_norm: jax.Array, usable: jax.Array) -> jax.Array:
     """By how many deviations a norm is above the usual one; 0 where it is below, or nothing is usual yet."""
     dtype = _dtype_of(history)
     mean, variance, seen = (field.astype(dtype) for field in history)
-    return jnp.where(usable & (seen > 0), jnp.maximum((log_norm.astype(dtype) - mean) / _deviation(variance), 0), 0)
+    return jnp.where(
+        usable & (seen > 0),
+        jnp.maximum((log_norm.astype(dtype) - mean) / _deviation(variance), 0),
+        0,
+    )
 
 
 def log_of(norm: ScaledNorm) -> tuple[jax.Array, jax.Array]:
@@ -84,10 +103,13 @@ def log_of(norm: ScaledNorm) -> tuple[jax.Array, jax.Array]:
 
     Where it is not, the logarithm is 0.
     """
-    # Not `> 0`: XLA may flush a subnormal in one loop and keep it in another. No scaled mantissa is subnormal.
+    # Not `> 0`: XLA may flush a subnormal in one loop and keep it in another. No scaled mantissa is
+    # subnormal.
     usable = norm.is_finite & (norm.mantissa >= jnp.finfo(norm.mantissa.dtype).tiny)
     # The scale is 1 in the ordinary case, and its logarithm then exactly 0.
-    return jnp.where(usable, jnp.log(jnp.where(usable, norm.mantissa, 1)) - jnp.log(norm.scale), 0), usable
+    return jnp.where(
+        usable, jnp.log(jnp.where(usable, norm.mantissa, 1)) - jnp.log(norm.scale), 0
+    ), usable
 
 
 def _deviation(variance: jax.Array) -> jax.Array:

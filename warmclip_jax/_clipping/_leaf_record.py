@@ -20,8 +20,9 @@ STANDS_OUT = 6.0
 class LeafRecord(NamedTuple):
     """The norms of leaves, in leaf order: of the last call, of the last bad one, of the last large one, and the usual ones.
 
-    A large call is a finite one that was clipped or skipped. One in which a leaf stood out is kept until the next of its kind:
-    under a bound that clips often, the last clipped call would otherwise soon take the place of a spike.
+    A large call is a finite one that was clipped or skipped. One in which a leaf stood out is kept
+    until the next of its kind: under a bound that clips often, the last clipped call would
+    otherwise soon take the place of a spike.
     """
 
     leaf_names: jax.Array  # uint8: their paths, joined by line feeds
@@ -30,7 +31,9 @@ class LeafRecord(NamedTuple):
     bad_call: jax.Array  # int32: its number; -1 before there is one
     spike_leaf_norms: jax.Array  # float32 [leaves]: of the last large call
     spike_call: jax.Array  # int32: its number; -1 before there is one
-    spike_deviations: jax.Array  # float32: by how many of its own deviations a leaf was above its usual norm then, at most
+    spike_deviations: (
+        jax.Array
+    )  # float32: by how many of its own deviations a leaf was above its usual norm then, at most
     leaf_history: History  # [leaves]: what is usual for each leaf
 
 
@@ -64,15 +67,17 @@ def with_leaves(
         return ()
     if norms.mantissa.shape != record.leaf_norms.shape:
         raise ValueError(
-            f"updates must have the gradients that init saw, {record.leaf_norms.shape[-1]} leaves; got "
-            f"{norms.mantissa.shape[-1]}. For other parameters call init again, or adopt_state."
+            f"updates must have the gradients that init saw, {record.leaf_norms.shape[-1]} leaves; "
+            f"got {norms.mantissa.shape[-1]}. For other parameters call init again, or adopt_state."
         )
     # Cap overflowing norms, so that only leaves with a NaN or inf are not finite.
     largest = jnp.finfo(jnp.float32).max
     values = jnp.where(norms.is_finite, jnp.minimum(norms.value, largest), norms.value)
     logarithms = log_of(norms)
     deviations = jnp.max(deviations_above(record.leaf_history, *logarithms), initial=0.0)
-    is_kept = is_finite & is_large & ((deviations >= STANDS_OUT) | (record.spike_deviations < STANDS_OUT))
+    is_kept = (
+        is_finite & is_large & ((deviations >= STANDS_OUT) | (record.spike_deviations < STANDS_OUT))
+    )
 
     def kept(old: jax.Array, new: Any, condition: Any) -> jax.Array:
         return jnp.where(condition, like(old, new), old)

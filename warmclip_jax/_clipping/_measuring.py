@@ -24,11 +24,15 @@ class Measured(NamedTuple):
     members: Members | None = None  # None without groups
 
 
-def measured(updates: Any, *, axis_name: AxisName, leaves: bool, members: Members | None = None) -> Measured:
+def measured(
+    updates: Any, *, axis_name: AxisName, leaves: bool, members: Members | None = None
+) -> Measured:
     """The norms of `updates`. Without groups and leaf norms, the global one exactly as `global_norm` computes it."""
     each = None
     if leaves or (members is not None and members.number > 1):
-        each = scaled_leaf_norms(updates, axis_name=axis_name, members=None if members is None else members.places)
+        each = scaled_leaf_norms(
+            updates, axis_name=axis_name, members=None if members is None else members.places
+        )
     if each is not None and each.mantissa.size:
         total = combined(each)
         groups = total if members is None else combined(each, members.places, members.number)

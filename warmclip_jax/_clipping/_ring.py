@@ -16,7 +16,12 @@ NUMBERS = ("grad_norm", "max_norm", "skip_bound", "clip_coef", "learning_rate")
 
 
 #: The rule for the length of a ring.
-LENGTH = Number("a whole number, 0 or more", "It is how many calls are kept; 0 keeps none.", lambda n: n >= 0, whole=True)
+LENGTH = Number(
+    "a whole number, 0 or more",
+    "It is how many calls are kept; 0 keeps none.",
+    lambda n: n >= 0,
+    whole=True,
+)
 
 
 class Ring(NamedTuple):
@@ -30,10 +35,15 @@ def init_ring(length: int) -> Ring | tuple[()]:
     """An empty ring; () for a length of 0."""
     if not length:
         return ()
-    return Ring(jnp.full((length, len(COUNTS)), -1, jnp.int32), jnp.zeros((length, len(NUMBERS)), jnp.float32))
+    return Ring(
+        jnp.full((length, len(COUNTS)), -1, jnp.int32),
+        jnp.zeros((length, len(NUMBERS)), jnp.float32),
+    )
 
 
-def with_row(ring: Ring | tuple[()], *, call: jax.Array, step: Any, skipped: Any, **numbers: Any) -> Ring | tuple[()]:
+def with_row(
+    ring: Ring | tuple[()], *, call: jax.Array, step: Any, skipped: Any, **numbers: Any
+) -> Ring | tuple[()]:
     """The ring with one more call. Numbers left out are stored as `UNKNOWN`; bounds come as `stored` writes them."""
     if not isinstance(ring, Ring):
         return ()

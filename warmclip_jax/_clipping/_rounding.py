@@ -1,7 +1,8 @@
 """Round a scaled leaf to its own dtype at the speed of memory.
 
-XLA's CPU backend rounds float32 to bfloat16 one number at a time, which costs more than a whole optimizer step, and a choice
-between bfloat16 numbers may flush subnormals there. So both are done on the bits of float32.
+XLA's CPU backend rounds float32 to bfloat16 one number at a time, which costs more than a whole
+optimizer step, and a choice between bfloat16 numbers may flush subnormals there. So both are done
+on the bits of float32.
 """
 
 from typing import Any
@@ -14,7 +15,11 @@ from jax import lax
 def unless(unchanged: jax.Array, leaf: jax.Array, scaled: jax.Array) -> jax.Array:
     """`leaf`, bit for bit, where the scalar `unchanged` holds; elsewhere `scaled`, rounded once to the dtype of `leaf`."""
     is_bfloat16 = leaf.dtype == jnp.bfloat16
-    return _jitted_in_bfloat16(unchanged, leaf, scaled) if is_bfloat16 else _converted(unchanged, leaf, scaled)
+    return (
+        _jitted_in_bfloat16(unchanged, leaf, scaled)
+        if is_bfloat16
+        else _converted(unchanged, leaf, scaled)
+    )
 
 
 def _converted(unchanged: jax.Array, leaf: jax.Array, scaled: jax.Array) -> jax.Array:
@@ -22,9 +27,11 @@ def _converted(unchanged: jax.Array, leaf: jax.Array, scaled: jax.Array) -> jax.
 
 
 def _on_bits(unchanged: jax.Array, leaf: jax.Array, scaled: jax.Array) -> jax.Array:
-    # Half to even: the lower 16 bits carry into the upper ones from just over a half, or from a half if those are odd.
-    # XLA too goes from float64 to bfloat16 by way of float32.
-    bits = lax.bitcast_convert_type(jnp.where(unchanged, leaf.astype(jnp.float32), scaled.astype(jnp.float32)), jnp.uint32)
+    # Half to even: the lower 16 bits carry into the upper ones from just over a half, or from a
+    # half if those are odd. XLA too goes from float64 to bfloat16 by way of float32.
+    bits = lax.bitcast_convert_type(
+        jnp.where(unchanged, leaf.astype(jnp.float32), scaled.astype(jnp.float32)), jnp.uint32
+    )
     upper = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
     return lax.bitcast_convert_type(upper.astype(jnp.uint16), leaf.dtype)
 

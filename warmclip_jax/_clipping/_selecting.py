@@ -1,9 +1,10 @@
 """Choose between new and old values one by one, so that each new value can reuse the old one's buffer.
 
-An optimizer writes new moments over the old ones, then makes updates from the new. In a compiled step, a select after all of
-that keeps both alive, and a branch has to keep the updates: a copy of everything in every step. So a traced step selects each
-result where it is made, and goes on with what was selected. Outside of `jit` nothing is overwritten in place: there the
-optimizer runs as it is, and one compiled select follows.
+An optimizer writes new moments over the old ones, then makes updates from the new. In a compiled
+step, a select after all of that keeps both alive, and a branch has to keep the updates: a copy of
+everything in every step. So a traced step selects each result where it is made, and goes on with
+what was selected. Outside of `jit` nothing is overwritten in place: there the optimizer runs as it
+is, and one compiled select follows.
 """
 
 from collections.abc import Callable, Container, Iterator, Sequence
@@ -18,29 +19,51 @@ from jax.extend import core
 from warmclip_jax._values import is_traced
 
 
-def choose(condition: Any, function: Callable[..., Any], arguments: tuple[Any, ...], before: tuple[Any, ...]) -> Any:
+def choose(
+    condition: Any,
+    function: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    before: tuple[Any, ...],
+) -> Any:
     """What `function(*arguments)` returns where the scalar `condition` holds; elsewhere zero updates, and `before`.
 
-    `function` returns updates and what becomes of each entry of `before`. A leaf that is no number passes through.
+    `function` returns updates and what becomes of each entry of `before`. A leaf that is no number
+    passes through.
 
     Raises:
       TypeError: when the structure of what `function` returns is not that of `before`.
     """
-    return (_select_early if is_traced(condition) else _select_late)(condition, function, arguments, before)
+    return (_select_early if is_traced(condition) else _select_late)(
+        condition, function, arguments, before
+    )
 
 
-def _select_late(condition: jax.Array, function: Callable[..., Any], arguments: tuple[Any, ...], before: Any) -> Any:
+def _select_late(
+    condition: jax.Array, function: Callable[..., Any], arguments: tuple[Any, ...], before: Any
+) -> Any:
     result = function(*arguments)
     leaves, structure = jax.tree.flatten(result)
     olds = _olds(result, before)
-    chosen = [place for place, (new, old) in enumerate(zip(leaves, olds, strict=True)) if _may_change(new, old)]
-    selected = _selected(condition, [leaves[place] for place in chosen], [olds[place] for place in chosen])
+    chosen = [
+        place
+        for place, (new, old) in enumerate(zip(leaves, olds, strict=True))
+        if _may_change(new, old)
+    ]
+    selected = _selected(
+        condition, [leaves[place] for place in chosen], [olds[place] for place in chosen]
+    )
     return structure.unflatten(_replaced(leaves, chosen, selected))
 
 
-def _select_early(condition: jax.Array, function: Callable[..., Any], arguments: tuple[Any, ...], before: Any) -> Any:
+def _select_early(
+    condition: jax.Array, function: Callable[..., Any], arguments: tuple[Any, ...], before: Any
+) -> Any:
     given, structure = jax.tree.flatten(arguments)
-    inputs = [place for place, leaf in enumerate(given) if isinstance(leaf, (jax.Array, np.ndarray)) and _is_number(leaf)]
+    inputs = [
+        place
+        for place, leaf in enumerate(given)
+        if isinstance(leaf, (jax.Array, np.ndarray)) and _is_number(leaf)
+    ]
     result: Any = None
 
     def program(values: list[jax.Array]) -> list[Any]:
@@ -52,7 +75,9 @@ def _select_early(condition: jax.Array, function: Callable[..., Any], arguments:
     leaves, structure_out = jax.tree.flatten(result)
     outputs = [place for place, leaf in enumerate(leaves) if _is_number(leaf)]
     olds = _olds(result, before)
-    made = _evaluated(condition, closed, [given[place] for place in inputs], [olds[place] for place in outputs])
+    made = _evaluated(
+        condition, closed, [given[place] for place in inputs], [olds[place] for place in outputs]
+    )
     return structure_out.unflatten(_replaced(leaves, outputs, made))
 
 
@@ -62,7 +87,9 @@ def _replaced(leaves: list[Any], places: list[int], values: Sequence[Any]) -> li
     return [new.get(place, leaf) for place, leaf in enumerate(leaves)]
 
 
-def _evaluated(condition: jax.Array, closed: core.ClosedJaxpr, inputs: list[Any], olds: list[Any]) -> list[jax.Array]:
+def _evaluated(
+    condition: jax.Array, closed: core.ClosedJaxpr, inputs: list[Any], olds: list[Any]
+) -> list[jax.Array]:
     """The results of a program, each selected right after the equation that makes it."""
     jaxpr = closed.jaxpr
     values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*closed.consts, *inputs], strict=True))
@@ -72,15 +99,23 @@ def _evaluated(condition: jax.Array, closed: core.ClosedJaxpr, inputs: list[Any]
         if not isinstance(variable, core.Literal) and variable not in values
     }
     for piece in _pieces(jaxpr, early):
-        made = core.jaxpr_as_fun(core.ClosedJaxpr(piece, []))(*[values[variable] for variable in piece.invars])
+        made = core.jaxpr_as_fun(core.ClosedJaxpr(piece, []))(
+            *[values[variable] for variable in piece.invars]
+        )
         for variable, value in zip(piece.outvars, made, strict=True):
-            values[variable] = _select(condition, value, early[variable]) if variable in early else value
+            values[variable] = (
+                _select(condition, value, early[variable]) if variable in early else value
+            )
 
     def result(variable: Any, old: Any) -> jax.Array:
         if isinstance(variable, core.Literal):
             aval: Any = variable.aval
             return _select(condition, jnp.asarray(variable.val, aval.dtype), old)
-        return values[variable] if variable in early and early[variable] is old else _select(condition, values[variable], old)
+        return (
+            values[variable]
+            if variable in early and early[variable] is old
+            else _select(condition, values[variable], old)
+        )
 
     return list(map(result, jaxpr.outvars, olds))
 
@@ -92,8 +127,15 @@ def _pieces(jaxpr: core.Jaxpr, ends: Container[Any]) -> Iterator[core.Jaxpr]:
         equations.append(equation)
         if equation is jaxpr.eqns[-1] or any(variable in ends for variable in equation.outvars):
             made = dict.fromkeys(v for each in equations for v in each.outvars)
-            used = (v for each in equations for v in each.invars if not isinstance(v, core.Literal) and v not in made)
-            yield jaxpr.replace(constvars=[], invars=list(dict.fromkeys(used)), outvars=list(made), eqns=equations)
+            used = (
+                v
+                for each in equations
+                for v in each.invars
+                if not isinstance(v, core.Literal) and v not in made
+            )
+            yield jaxpr.replace(
+                constvars=[], invars=list(dict.fromkeys(used)), outvars=list(made), eqns=equations
+            )
             equations = []
 
 
@@ -103,8 +145,9 @@ def _olds(result: tuple[Any, ...], before: tuple[Any, ...]) -> list[Any]:
     given, returned = jax.tree.structure(before), jax.tree.structure(tuple(after))
     if given != returned:
         raise TypeError(
-            f"the optimizer must return a state of the structure it was given, which a skipped step keeps; got {returned} "
-            f"for {given}. Pass the state that its init or update returned, not one with lists for tuples."
+            "the optimizer must return a state of the structure it was given, which a skipped step "
+            f"keeps; got {returned} for {given}. Pass the state that its init or update returned, "
+            "not one with lists for tuples."
         )
     return [None] * len(jax.tree.leaves(updates)) + jax.tree.leaves(before)
 

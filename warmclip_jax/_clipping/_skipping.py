@@ -30,7 +30,9 @@ class SkipState(NamedTuple):
     skipped_count: jax.Array  # int32: calls skipped
     consecutive_skips: jax.Array  # int32: calls skipped since the last that was not
     last_skipped_call: jax.Array  # int32: its number, from 0; -1 before there is one
-    above_bound: jax.Array  # as grad_norm: the bound in force at the last call; -1 for one that is never reached
+    above_bound: (
+        jax.Array
+    )  # as grad_norm: the bound in force at the last call; -1 for one that is never reached
     skip_history: History | tuple[()]  # of a running bound
     ring: Ring | tuple[()]
     leaves: LeafRecord | tuple[()]
@@ -47,27 +49,32 @@ def skip_nonfinite(
 ) -> optax.GradientTransformationExtraArgs:
     """An optimizer that skips every step whose gradient has a NaN or inf entry, or a norm above a bound.
 
-    A skipped step returns zero updates, leaves the state of `inner` (moments, step counts, accumulated gradients) exactly as it
-    was, and is counted. The run continues as if the step had not happened.
+    A skipped step returns zero updates, leaves the state of `inner` (moments, step counts,
+    accumulated gradients) exactly as it was, and is counted. The run continues as if the step had
+    not happened.
 
-    Args:
-      inner: the transformation to guard, or an `optax.MultiSteps`. Put the guard outside of `MultiSteps`: inside, the NaN has
-        already been added to what is accumulated. Put it outside of a clip too: after one, every norm is small.
-      above: the norm above which a finite gradient is skipped: a number; a schedule, which is given the number of earlier
-        calls; or a `running_bound`. `running_bound(deviations=6.0)` is recommended: it needs no units, and without a ceiling it
-        never locks up. A number, a schedule or a ceiling can skip for ever: stop on `consecutive_skips`. None: no finite one.
-      record: how many of the last calls the state keeps, for `records`, `report` and `plot_records`; 0 for none.
-      record_leaves: whether the state keeps the norm of each leaf, for `report`: no further read of the gradients.
+    Args: inner: the transformation to guard, or an `optax.MultiSteps`. Put the guard outside of
+      `MultiSteps`: inside, the NaN has
+        already been added to what is accumulated. Put it outside of a clip too: after one, every
+          norm is small.
+      above: the norm above which a finite gradient is skipped: a number; a schedule, which is given
+        the number of earlier calls; or a `running_bound`. `running_bound(deviations=6.0)` is
+        recommended: it needs no units, and without a ceiling it never locks up. A number, a
+        schedule or a ceiling can skip for ever: stop on `consecutive_skips`. None: no finite one.
+      record: how many of the last calls the state keeps, for `records`, `report` and
+        `plot_records`; 0 for none.
+      record_leaves: whether the state keeps the norm of each leaf, for `report`: no further read of
+        the gradients.
       axis_name: how gradients are sharded, where their types do not tell: see `global_norm`.
 
-    Returns:
-      A transformation with a `SkipState`. In a compiled step with donated state the guard costs one read of the gradients and
-      no copy (one if `inner` is jitted by itself). `inner` also runs in a skipped step, on zeros; its results are dropped, its
-      prints and callbacks happen.
+    Returns: A transformation with a `SkipState`. In a compiled step with donated state the guard
+      costs one read of the gradients and no copy (one if `inner` is jitted by itself). `inner` also
+      runs in a skipped step, on zeros; its results are dropped, its prints and callbacks happen.
 
-    Raises:
-      TypeError, ValueError: when `inner` is no transformation; for a concrete argument that breaks its rule; when used, as
-        `global_norm`, and for a state that is not its own. A traced `above` is not checked: a negative one acts as 0.
+    Raises: TypeError, ValueError: when `inner` is no transformation; for a concrete argument that
+      breaks its rule; when used, as
+        `global_norm`, and for a state that is not its own. A traced `above` is not checked: a
+          negative one acts as 0.
 
     >>> import jax.numpy as jnp, optax
     >>> import warmclip_jax as wc
@@ -101,7 +108,9 @@ def skip_nonfinite(
         taken, limit = guard.decided(state, norms.total, call)
         zeroed = scale_tree(updates, coefficient(norms, None, "zero"))
         take = functools.partial(guarded.update, **extra)
-        updates, inner_state = choose(taken, take, (zeroed, state.inner_state, params), before=(state.inner_state,))
+        updates, inner_state = choose(
+            taken, take, (zeroed, state.inner_state, params), before=(state.inner_state,)
+        )
         return updates, SkipState(
             skip_calls=increment_if(True, call),
             grad_norm=like(state.grad_norm, norms.total.value),
@@ -140,16 +149,26 @@ class Guard:
         is_spike = False if limit is None else is_over(norm, jnp.maximum(limit, 0))
         return norm.is_finite & ~jnp.asarray(is_spike), limit
 
-    def after(self, state: Any, norm: ScaledNorm, call: jax.Array, taken: Any, limit: Any, **numbers: Any) -> dict[str, Any]:
+    def after(
+        self, state: Any, norm: ScaledNorm, call: jax.Array, taken: Any, limit: Any, **numbers: Any
+    ) -> dict[str, Any]:
         """The fields after this call. A skipped call teaches a running bound too. `numbers` go into the row of the ring."""
         skipped, bound = ~jnp.asarray(taken), stored(limit)
         in_a_row = jnp.where(taken, 0, increment_if(True, state.consecutive_skips))
         skipped_count = increment_if(skipped, state.skipped_count)
-        row = {"step": call + 1 - skipped_count, "skipped": skipped, "grad_norm": norm.value, "skip_bound": bound, **numbers}
+        row = {
+            "step": call + 1 - skipped_count,
+            "skipped": skipped,
+            "grad_norm": norm.value,
+            "skip_bound": bound,
+            **numbers,
+        }
         return {
             "skipped_count": skipped_count,
             "consecutive_skips": like(state.consecutive_skips, in_a_row),
-            "last_skipped_call": jnp.where(taken, state.last_skipped_call, like(state.last_skipped_call, call)),
+            "last_skipped_call": jnp.where(
+                taken, state.last_skipped_call, like(state.last_skipped_call, call)
+            ),
             "above_bound": like(state.above_bound, bound),
             "skip_history": self._limit.after(state.skip_history, norm),
             "ring": with_row(state.ring, call=call, **row),

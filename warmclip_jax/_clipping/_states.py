@@ -8,8 +8,9 @@ import optax
 
 from warmclip_jax._values import default_float
 
-#: How a state writes a bound that is never reached, and a number that is not known: past every rate, and short of inf in
-#: bfloat16 too. It holds no inf or NaN of its own, which `jax_debug_infs` and `jax_debug_nans` would stop at.
+#: How a state writes a bound that is never reached, and a number that is not known: past every
+#: rate, and short of inf in bfloat16 too. It holds no inf or NaN of its own, which `jax_debug_infs`
+#: and `jax_debug_nans` would stop at.
 NEVER, UNKNOWN = -1.0, 3e38
 
 State = TypeVar("State", bound=tuple[Any, ...])
@@ -22,18 +23,25 @@ def own(kind: type[State], state: Any, updates: Any, **keeps: bool) -> State:
     """
     name = kind.__name__
     if isinstance(state, kind):
-        wrong = [field for field, is_kept in keeps.items() if is_kept != bool(jax.tree.leaves(getattr(state, field)))]
+        wrong = [
+            field
+            for field, is_kept in keeps.items()
+            if is_kept != bool(jax.tree.leaves(getattr(state, field)))
+        ]
         if not wrong:
             return state
         rule = "that of an optimizer with the options of this one"
         came = f"a {name} {'without' if keeps[wrong[0]] else 'with'} {wrong[0]}"
     elif isinstance(updates, kind):
-        raise TypeError(f"updates and state are swapped: got the {name} first. Call update(updates, state, params).")
+        raise TypeError(
+            f"updates and state are swapped: got the {name} first. Call update(updates, state, "
+            "params)."
+        )
     else:
         rule, came = f"the {name} that init or the last update returned", _shown(state)
     raise TypeError(
-        f"state must be {rule}; got {came}. For the state of another optimizer, or of one built with other options, call "
-        "adopt_state(optimizer, params, opt_state, step=...) once."
+        f"state must be {rule}; got {came}. For the state of another optimizer, or of one built "
+        "with other options, call adopt_state(optimizer, params, opt_state, step=...) once."
     )
 
 

@@ -31,13 +31,14 @@ def clip_tree(
       norm: the norm of `tree`, if it is known already; otherwise it is computed.
       axis_name: how leaves are sharded, where their types do not tell: see `global_norm`.
 
-    Returns:
-      The tree, each leaf in its own shape and dtype: bit for bit as it was when `norm <= max_norm`, all NaN when an entry is
-      NaN or inf. And the norm as a scalar, float32 (float64 when there is a float64 leaf).
+    Returns: The tree, each leaf in its own shape and dtype: bit for bit as it was when `norm <=
+      max_norm`, all NaN when an entry is NaN or inf. And the norm as a scalar, float32 (float64
+      when there is a float64 leaf).
 
-    Raises:
-      TypeError, ValueError: for a concrete bound that is negative, NaN or no number, and as `global_norm`. A traced bound is
-        not checked: a negative one acts as 0, a NaN makes everything NaN. That `norm` is the norm is not checked.
+    Raises: TypeError, ValueError: for a concrete bound that is negative, NaN or no number, and as
+      `global_norm`. A traced bound is
+        not checked: a negative one acts as 0, a NaN makes everything NaN. That `norm` is the norm
+          is not checked.
 
     >>> import jax.numpy as jnp
     >>> import warmclip_jax as wc
@@ -50,8 +51,9 @@ def clip_tree(
     bound = check_bound("clip_tree: max_norm", max_norm)
     if callable(bound) or isinstance(bound, RunningBound):
         raise TypeError(
-            f"clip_tree: max_norm must be a number or None, since it has no step and no history; got {max_norm!r}. Call a "
-            "schedule with the step first; a running bound needs clip_by_global_norm."
+            "clip_tree: max_norm must be a number or None, since it has no step and no history; "
+            f"got {max_norm!r}. Call a schedule with the step first; a running bound needs "
+            "clip_by_global_norm."
         )
     if norm is None:
         scaled = scaled_norm(tree, axis_name=axis_name)
@@ -69,21 +71,24 @@ def clip_by_global_norm(
 ) -> optax.GradientTransformationExtraArgs:
     """An optax transformation that bounds the global norm of the updates.
 
-    `u * max_norm / max(norm, max_norm)` for every leaf u; the identity, bit for bit, when `norm <= max_norm`.
+    `u * max_norm / max(norm, max_norm)` for every leaf u; the identity, bit for bit, when `norm <=
+    max_norm`.
 
-    Args:
-      max_norm: the bound, 0 or more: a number; a schedule, which is given the number of earlier calls; or a `running_bound`.
-        None or inf measures only and never clips; 0 gives zeros, where some systems mean "off" by it.
+    Args: max_norm: the bound, 0 or more: a number; a schedule, which is given the number of earlier
+      calls; or a `running_bound`.
+        None or inf measures only and never clips; 0 gives zeros, where some systems mean "off" by
+        it.
       axis_name: how leaves are sharded, where their types do not tell: see `global_norm`.
-      nonfinite: what an update with a NaN or inf entry becomes: `"propagate"`, NaN in every entry (as it is when only
-        measuring); `"zero"`, zeros. Either way it is counted.
-      record_leaves: whether the state keeps the norm of each leaf, for `report`: no further read of the gradients.
+      nonfinite: what an update with a NaN or inf entry becomes: `"propagate"`, NaN in every entry
+        (as it is when only measuring); `"zero"`, zeros. Either way it is counted.
+      record_leaves: whether the state keeps the norm of each leaf, for `report`: no further read of
+        the gradients.
 
     Returns:
       A transformation with a `ClipState`. Each leaf keeps its shape, dtype and sharding.
 
-    Raises:
-      TypeError, ValueError: for a concrete bound that is negative, NaN or no number, for an unknown policy, and (when used)
+    Raises: TypeError, ValueError: for a concrete bound that is negative, NaN or no number, for an
+      unknown policy, and (when used)
         as `global_norm`; for a state that is not a `ClipState`. A traced bound, or what a schedule
         returns, is not checked: a negative one acts as 0.
 
@@ -95,11 +100,13 @@ def clip_by_global_norm(
     >>> [round(float(u), 6) for u in updates["w"]], float(state[0].grad_norm)
     ([-0.06, -0.08], 5.0)
 
-    Source: Pascanu et al. 2013, "On the difficulty of training recurrent neural networks", algorithm 1; the rule for
-    non-finite gradients is TensorFlow's.
+    Source: Pascanu et al. 2013, "On the difficulty of training recurrent neural networks",
+    algorithm 1; the rule for non-finite gradients is TensorFlow's.
     """
     _NONFINITE.check("clip_by_global_norm: nonfinite", nonfinite)
-    clip = Clip("clip_by_global_norm", max_norm, None, axis_name=axis_name, record_leaves=record_leaves)
+    clip = Clip(
+        "clip_by_global_norm", max_norm, None, axis_name=axis_name, record_leaves=record_leaves
+    )
     return _transformation(clip, nonfinite)
 
 
@@ -113,25 +120,28 @@ def clip_by_group_norm(
 ) -> optax.GradientTransformationExtraArgs:
     """An optax transformation that bounds the norm of each group of leaves by itself.
 
-    `u * max_norm / max(norm, max_norm)` for every leaf u, with the norm and the bound of its group. All groups are measured in
-    one read. This changes the direction of the step, which a clip by the global norm does not; a clip for each group inside
-    `optax.partition` does the same at the price of a record and a policy for each.
+    `u * max_norm / max(norm, max_norm)` for every leaf u, with the norm and the bound of its group.
+    All groups are measured in one read. This changes the direction of the step, which a clip by the
+    global norm does not; a clip for each group inside `optax.partition` does the same at the price
+    of a record and a policy for each.
 
-    Args:
-      max_norm: one rule for every group, or a dict of them by label; each as in `clip_by_global_norm`, with a history of its
-        own for each group. A label without leaves is no error, so that one config serves several models.
-      groups: labels (`str`) as a pytree prefix of the parameters, or a function of the parameters that returns one, such as
-        `label_by_path`.
+    Args: max_norm: one rule for every group, or a dict of them by label; each as in
+      `clip_by_global_norm`, with a history of its
+        own for each group. A label without leaves is no error, so that one config serves several
+        models.
+      groups: labels (`str`) as a pytree prefix of the parameters, or a function of the parameters
+        that returns one, such as `label_by_path`.
       axis_name: how leaves are sharded, where their types do not tell: see `global_norm`.
-      nonfinite: as in `clip_by_global_norm`. A NaN or inf entry anywhere makes the call bad for all groups.
+      nonfinite: as in `clip_by_global_norm`. A NaN or inf entry anywhere makes the call bad for all
+        groups.
       record_leaves: as in `clip_by_global_norm`.
 
-    Returns:
-      A transformation with a `ClipState`, whose norms, bounds and coefficients are arrays over the labels in sorted order. A
-      group of zeros is not bounded and teaches its history nothing. `optax.tree.map_params` does not pass through the state.
+    Returns: A transformation with a `ClipState`, whose norms, bounds and coefficients are arrays
+      over the labels in sorted order. A group of zeros is not bounded and teaches its history
+      nothing. `optax.tree.map_params` does not pass through the state.
 
-    Raises:
-      TypeError, ValueError: as `clip_by_global_norm`; for labels that are no `str`, for groups that do not match the
+    Raises: TypeError, ValueError: as `clip_by_global_norm`; for labels that are no `str`, for
+      groups that do not match the
         parameters, and (at `init`) for a leaf without a rule.
 
     >>> import jax.numpy as jnp
@@ -148,7 +158,9 @@ def clip_by_group_norm(
             "clip_by_group_norm: groups must be labels or a function of the parameters; got None. "
             "Without groups use clip_by_global_norm."
         )
-    clip = Clip("clip_by_group_norm", max_norm, groups, axis_name=axis_name, record_leaves=record_leaves)
+    clip = Clip(
+        "clip_by_group_norm", max_norm, groups, axis_name=axis_name, record_leaves=record_leaves
+    )
     return _transformation(clip, nonfinite)
 
 

@@ -3,6 +3,14 @@
 from warmclip_jax._norms._axes import AxisName, check_axis_name
 from warmclip_jax._norms._entries import entries
 from warmclip_jax._norms._leaf_norms import combined, leaf_norms, scaled_leaf_norms
-from warmclip_jax._norms._leaves import accumulation_dtype, from_prefix, is_gradient, joined, paths, shortened, stops_a_path
+from warmclip_jax._norms._leaves import (
+    accumulation_dtype,
+    from_prefix,
+    is_gradient,
+    joined,
+    paths,
+    shortened,
+    stops_a_path,
+)
 from warmclip_jax._norms._norm import global_norm, scaled_norm
 from warmclip_jax._norms._range import ScaledNorm

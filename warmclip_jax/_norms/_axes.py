@@ -23,9 +23,8 @@ class Reduction(NamedTuple):
 def reductions(tree: Any, axis_name: AxisName) -> list[Reduction]:
     """The `Reduction` of each gradient of `tree`, in leaf order.
 
-    Raises:
-      TypeError: for an `axis_name` of another form.
-      ValueError: for an unreduced leaf; without `axis_name` where types do not track axes; for an axis that is not in scope, or
+    Raises: TypeError: for an `axis_name` of another form. ValueError: for an unreduced leaf;
+      without `axis_name` where types do not track axes; for an axis that is not in scope, or
         that the leaf does not vary over.
     """
     check_axis_name(axis_name)
@@ -38,10 +37,12 @@ def reductions(tree: Any, axis_name: AxisName) -> list[Reduction]:
     if axis_name is None:
         if manual and not _typed(manual):
             raise ValueError(
-                f"axis_name must be given inside a map over the axes {manual} that does not track which values vary "
-                "(shard_map with check_vma=False, or pmap): the norm of sharded gradients needs the axes they are sharded "
-                "over. Pass axis_name=() for gradients that are the same on every device (averaged, say), an axis name or a "
-                "tuple of them where every leaf is sharded, or a pytree prefix of PartitionSpecs; or use check_vma=True."
+                f"axis_name must be given inside a map over the axes {manual} that does not track "
+                "which values vary (shard_map with check_vma=False, or pmap): the norm of sharded "
+                "gradients needs the axes they are sharded over. Pass axis_name=() for gradients "
+                "that are the same on every device (averaged, say), an axis name or a tuple of "
+                "them where every leaf is sharded, or a pytree prefix of PartitionSpecs; or use "
+                "check_vma=True."
             )
         return [Reduction(_varying(leaf, manual), ()) for leaf in leaves]
     typed = _typed(manual)
@@ -58,8 +59,9 @@ def check_axis_name(axis_name: AxisName) -> AxisName:
     for leaf in jax.tree.leaves(axis_name, is_leaf=_is_spec):
         if not _is_spec(leaf):
             raise TypeError(
-                f"axis_name must be a name, a tuple of names, or a pytree prefix of the gradients with PartitionSpec leaves; "
-                f"got {axis_name!r} with the leaf {leaf!r} ({type(leaf).__name__}). For a leaf write PartitionSpec('data')."
+                "axis_name must be a name, a tuple of names, or a pytree prefix of the gradients "
+                f"with PartitionSpec leaves; got {axis_name!r} with the leaf {leaf!r} "
+                f"({type(leaf).__name__}). For a leaf write PartitionSpec('data')."
             )
     return axis_name
 
@@ -73,9 +75,10 @@ def _check_summed(leaf: Any) -> None:
     unreduced = jax.typeof(leaf).sharding.spec.unreduced | _manual_type(leaf)[1]
     if unreduced:
         raise ValueError(
-            f"gradients must be summed before they are measured; got one of type {jax.typeof(leaf)}, whose sum over "
-            f"{', '.join(map(repr, sorted(unreduced)))} is still to come. Take it first: "
-            "jax.lax.psum inside of a map, jax.sharding.reshard elsewhere."
+            "gradients must be summed before they are measured; got one of type "
+            f"{jax.typeof(leaf)}, whose sum over {', '.join(map(repr, sorted(unreduced)))} is "
+            "still to come. Take it first: jax.lax.psum inside of a map, jax.sharding.reshard "
+            "elsewhere."
         )
 
 
@@ -103,9 +106,9 @@ def _said(leaf: Any, axes: tuple[str, ...], manual: Sequence[str]) -> Reduction:
     outside = [axis for axis in axes if axis in manual and axis not in varying]
     if outside:
         raise ValueError(
-            f"axis_name must name axes that the gradient varies over; got {axes!r} for a leaf of type {jax.typeof(leaf)}, "
-            f"which is the same along {', '.join(map(repr, outside))} and would be counted once per device. "
-            "Leave axis_name out: the types tell."
+            f"axis_name must name axes that the gradient varies over; got {axes!r} for a leaf of "
+            f"type {jax.typeof(leaf)}, which is the same along {', '.join(map(repr, outside))} and "
+            "would be counted once per device. Leave axis_name out: the types tell."
         )
     extra = tuple(axis for axis in axes if axis not in varying)
     return Reduction((*varying, *extra), tuple(axis for axis in varying if axis not in axes))
@@ -120,7 +123,9 @@ def _axes_per_leaf(tree: Any, axis_name: AxisName) -> list[tuple[str, ...]]:
 
 
 def _is_names(axis_name: AxisName) -> bool:
-    return isinstance(axis_name, str) or (type(axis_name) is tuple and all(isinstance(name, str) for name in axis_name))
+    return isinstance(axis_name, str) or (
+        type(axis_name) is tuple and all(isinstance(name, str) for name in axis_name)
+    )
 
 
 def _is_spec(node: Any) -> bool:
@@ -132,7 +137,14 @@ def _axes_of(spec: PartitionSpec) -> tuple[str, ...]:
     mesh = jax.sharding.get_abstract_mesh()
     # The compiler sums over the axes that are not manual.
     automatic = set(mesh.axis_names) - set(mesh.manual_axes)
-    return _in_scope(tuple(axis for part in parts for axis in part if isinstance(axis, str) and axis not in automatic))
+    return _in_scope(
+        tuple(
+            axis
+            for part in parts
+            for axis in part
+            if isinstance(axis, str) and axis not in automatic
+        )
+    )
 
 
 def _in_scope(axes: tuple[str, ...]) -> tuple[str, ...]:
@@ -141,7 +153,8 @@ def _in_scope(axes: tuple[str, ...]) -> tuple[str, ...]:
             lax.axis_index(axis)
         except NameError as error:
             raise ValueError(
-                f"axis_name must name axes in scope; got {axis!r}, and the mapped axes here are {manual_axes()!r}. Outside of "
-                "shard_map and pmap leave axis_name out: under jit the compiler sums over all shards by itself."
+                f"axis_name must name axes in scope; got {axis!r}, and the mapped axes here are "
+                f"{manual_axes()!r}. Outside of shard_map and pmap leave axis_name out: under jit "
+                "the compiler sums over all shards by itself."
             ) from error
     return axes

@@ -11,9 +11,9 @@ from jax import lax
 def entries(array: jax.Array) -> list[jax.Array]:
     """`array[0]`, `array[1]` and so on, along the first axis.
 
-    XLA puts a slice into the loops that read it. On CPU each loop then is a program of its own, for the place is part of it;
-    loops that differ in an operand alone are compiled once. So the places come out of a branch, where XLA does not see that
-    they are constants.
+    XLA puts a slice into the loops that read it. On CPU each loop then is a program of its own, for
+    the place is part of it; loops that differ in an operand alone are compiled once. So the places
+    come out of a branch, where XLA does not see that they are constants.
     """
     if not array.shape[0]:
         return []

@@ -38,9 +38,9 @@ def leaf_norms(tree: Any, *, axis_name: AxisName = None) -> dict[str, jax.Array]
       tree: gradients, as in `global_norm`. Leaves that are no gradients have no entry.
       axis_name: how leaves are sharded, where their types do not tell: see `global_norm`.
 
-    Returns:
-      Scalars, float32 (float64 when there is a float64 leaf), in leaf order. A path is the keys joined by `/`, `"a/b"`; it
-      stops at a variable of flax.nnx. Leaves of one path are numbered: `"a/b#0"`, `"a/b#1"`.
+    Returns: Scalars, float32 (float64 when there is a float64 leaf), in leaf order. A path is the
+      keys joined by `/`, `"a/b"`; it stops at a variable of flax.nnx. Leaves of one path are
+      numbered: `"a/b#0"`, `"a/b#1"`.
 
     Raises:
       ValueError: as `global_norm`.
@@ -54,13 +54,18 @@ def leaf_norms(tree: Any, *, axis_name: AxisName = None) -> dict[str, jax.Array]
     return dict(zip(paths(tree), entries(value), strict=True))
 
 
-def scaled_leaf_norms(tree: Any, *, axis_name: AxisName = None, members: np.ndarray | None = None) -> ScaledNorm:
+def scaled_leaf_norms(
+    tree: Any, *, axis_name: AxisName = None, members: np.ndarray | None = None
+) -> ScaledNorm:
     """The norm of each gradient of a tree, in leaf order: a mantissa and a scale that are vectors.
 
-    `members` has the group of each: no leaf is read a second time because one of another group has to be.
+    `members` has the group of each: no leaf is read a second time because one of another group has
+    to be.
     """
     per_leaf = tuple(reductions(tree, axis_name))
-    mantissas, scales = _jitted_parts(per_leaf, None if members is None else tuple(members.tolist()), gradients(tree))
+    mantissas, scales = _jitted_parts(
+        per_leaf, None if members is None else tuple(members.tolist()), gradients(tree)
+    )
     return ScaledNorm(mantissas, lax.stop_gradient(scales))
 
 
@@ -68,17 +73,27 @@ def combined(norms: ScaledNorm, members: np.ndarray | None = None, number: int =
     """The norm of each group of some norms: `members` has the group of each. Without it a scalar, of all of them."""
     mantissas, scales = norms
     leaves = mantissas.shape[0]
-    of_groups = [np.arange(leaves)] if members is None else [np.flatnonzero(members == group) for group in range(number)]
+    of_groups = (
+        [np.arange(leaves)]
+        if members is None
+        else [np.flatnonzero(members == group) for group in range(number)]
+    )
     # The places of the leaves of each group, filled up with that of a zero.
     places = np.full((len(of_groups), max(map(len, of_groups))), leaves)
     for group, of_group in enumerate(of_groups):
         places[group, : len(of_group)] = of_group
     limits = Range.of(mantissas.dtype)
-    mantissas, scales = jnp.pad(mantissas, (0, 1))[places], jnp.pad(scales, (0, 1), constant_values=limits.up)[places]
-    # The scale of the largest norm of a group: what is small beside it may vanish. A NaN counts as large.
+    mantissas, scales = (
+        jnp.pad(mantissas, (0, 1))[places],
+        jnp.pad(scales, (0, 1), constant_values=limits.up)[places],
+    )
+    # The scale of the largest norm of a group: what is small beside it may vanish. A NaN counts as
+    # large.
     scale = jnp.min(jnp.where(mantissas != 0, scales, limits.up), axis=1)
     aligned = mantissas * jnp.minimum(scale[:, None] / scales, 1)
-    squares, lowered = (jnp.sum(jnp.square(each), axis=1) for each in (aligned, aligned * limits.down))
+    squares, lowered = (
+        jnp.sum(jnp.square(each), axis=1) for each in (aligned, aligned * limits.down)
+    )
     if members is None:
         scale, squares, lowered = (each.squeeze(0) for each in (scale, squares, lowered))
     # Each fits as it is, and all of them together do not.
@@ -109,12 +124,14 @@ def _parts(
     if not leaves:
         return jnp.zeros(0, dtype), jnp.ones(0, dtype)
     pairs = list(zip(per_leaf, leaves, strict=True))
-    # All devices must choose the same scale, so the sums of shards are chosen from after they are communicated: once, and not
-    # again in the branch of each leaf.
+    # All devices must choose the same scale, so the sums of shards are chosen from after they are
+    # communicated: once, and not again in the branch of each leaf.
     is_local = not any(reduction.axes or may_be_sharded(leaf) for reduction, leaf in pairs)
     totals, scales = lax.platform_dependent(
         cpu=lambda: (
-            _with_second_passes(pairs, members, dtype) if is_local else _all_scales(rows(pairs, SMALL), len(pairs), dtype)
+            _with_second_passes(pairs, members, dtype)
+            if is_local
+            else _all_scales(rows(pairs, SMALL), len(pairs), dtype)
         ),
         tpu=lambda: _all_scales(rows(pairs, 0), len(pairs), dtype),
         default=lambda: _all_scales(rows(pairs, MIDDLE), len(pairs), dtype),
@@ -123,7 +140,9 @@ def _parts(
 
 
 @_parts.defjvp  # pyright: ignore[reportFunctionMemberAccess]
-def _parts_jvp(per_leaf: tuple[Reduction, ...], members: tuple[int, ...] | None, primals: Any, tangents: Any) -> Any:
+def _parts_jvp(
+    per_leaf: tuple[Reduction, ...], members: tuple[int, ...] | None, primals: Any, tangents: Any
+) -> Any:
     # As for the global norm, leaf by leaf.
     (leaves,), (rates,) = primals, tangents
     mantissas, scales = _parts(per_leaf, members, leaves)
@@ -135,8 +154,12 @@ def _parts_jvp(per_leaf: tuple[Reduction, ...], members: tuple[int, ...] | None,
     products: list[tuple[Reduction, tuple[int, ...], jax.Array]] = []
     for place, (reduction, leaf, rate) in enumerate(zip(per_leaf, leaves, rates, strict=True)):
         scale, inverse = scales[place], inverses[place]
-        parts = zip(real_parts(leaf, mantissas.dtype), real_parts(rate, mantissas.dtype), strict=True)
-        product = functools.reduce(jnp.add, [jnp.sum(left * scale * inverse * right * scale) for left, right in parts])
+        parts = zip(
+            real_parts(leaf, mantissas.dtype), real_parts(rate, mantissas.dtype), strict=True
+        )
+        product = functools.reduce(
+            jnp.add, [jnp.sum(left * scale * inverse * right * scale) for left, right in parts]
+        )
         products.append((reduction, (place,), product.reshape(1)))
     return (mantissas, scales), (summed_rows(products, len(leaves)), jnp.zeros_like(scales))
 
@@ -153,12 +176,17 @@ def _all_scales(bundles: list[Rows], number: int, dtype: np.dtype) -> tuple[jax.
     return limits.chosen(*summed_rows(sums, number))
 
 
-def _with_second_passes(pairs: Summands, members: tuple[int, ...] | None, dtype: np.dtype) -> tuple[jax.Array, jax.Array]:
+def _with_second_passes(
+    pairs: Summands, members: tuple[int, ...] | None, dtype: np.dtype
+) -> tuple[jax.Array, jax.Array]:
     """The same on CPUs: small leaves at all three scales, larger ones read again if one of their bundle has to be."""
     limits = Range.of(dtype)
     scales = limits.scales()
     small = [row for row in rows(pairs, SMALL) if len(row.places) > 1]
-    sums = [(row.reduction, row.places, jnp.stack(limits.chosen(*sums_of_rows(row, scales, dtype)))) for row in small]
+    sums = [
+        (row.reduction, row.places, jnp.stack(limits.chosen(*sums_of_rows(row, scales, dtype))))
+        for row in small
+    ]
     for places in _bundles(pairs, {place for row in small for place in row.places}, members):
         bundle = [pairs[place][1] for place in places]
         sums.append((pairs[places[0]][0], places, _read_again_if_needed(bundle, limits, dtype)))
@@ -166,14 +194,22 @@ def _with_second_passes(pairs: Summands, members: tuple[int, ...] | None, dtype:
     return totals, scales
 
 
-def _bundles(pairs: Summands, done: set[int], members: tuple[int, ...] | None) -> list[tuple[int, ...]]:
+def _bundles(
+    pairs: Summands, done: set[int], members: tuple[int, ...] | None
+) -> list[tuple[int, ...]]:
     """The places of the other leaves, in bundles of one shape and group, so that there are few branches to compile."""
     sorts: dict[Any, list[int]] = {}
     for place, (reduction, leaf) in enumerate(pairs):
         if place not in done:
-            sorts.setdefault((reduction, leaf.dtype, leaf.shape, members and members[place]), []).append(place)
+            sorts.setdefault(
+                (reduction, leaf.dtype, leaf.shape, members and members[place]), []
+            ).append(place)
     number = max(1, (len(pairs) - len(done)) // _BRANCHES)
-    return [tuple(sort[start : start + number]) for sort in sorts.values() for start in range(0, len(sort), number)]
+    return [
+        tuple(sort[start : start + number])
+        for sort in sorts.values()
+        for start in range(0, len(sort), number)
+    ]
 
 
 def _read_again_if_needed(leaves: list[jax.Array], limits: Range, dtype: np.dtype) -> jax.Array:
@@ -182,6 +218,8 @@ def _read_again_if_needed(leaves: list[jax.Array], limits: Range, dtype: np.dtyp
     total = lax.cond(
         jnp.all(fits),
         lambda: plain,
-        lambda: jnp.stack([of_leaf(leaf, (scales[place],), dtype)[0] for place, leaf in enumerate(leaves)]),
+        lambda: jnp.stack(
+            [of_leaf(leaf, (scales[place],), dtype)[0] for place, leaf in enumerate(leaves)]
+        ),
     )
     return jnp.stack([total, scales])

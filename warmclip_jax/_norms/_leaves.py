@@ -24,11 +24,17 @@ def gradients(tree: Any) -> list[jax.Array]:
 
 def accumulation_dtype(tree: Any) -> np.dtype:
     """The dtype of the norm of a tree: float64 if one of its gradients is, else float32."""
-    dtypes = [jnp.finfo(jnp.result_type(leaf)).dtype for leaf in jax.tree.leaves(tree) if is_gradient(leaf)]
+    dtypes = [
+        jnp.finfo(jnp.result_type(leaf)).dtype
+        for leaf in jax.tree.leaves(tree)
+        if is_gradient(leaf)
+    ]
     return np.dtype(jnp.float64 if jnp.float64 in dtypes else jnp.float32)
 
 
-def from_prefix(prefix: Any, tree: Any, rule: str, is_leaf: Callable[[Any], bool] | None = None) -> list[Any]:
+def from_prefix(
+    prefix: Any, tree: Any, rule: str, is_leaf: Callable[[Any], bool] | None = None
+) -> list[Any]:
     """The leaf of `prefix` above each gradient of `tree`, in leaf order.
 
     Raises ValueError where `prefix` is no pytree prefix of `tree`; its message opens with `rule`.
@@ -37,7 +43,9 @@ def from_prefix(prefix: Any, tree: Any, rule: str, is_leaf: Callable[[Any], bool
     try:
         parts = structure.flatten_up_to(tree)
     except ValueError as error:
-        raise ValueError(f"{rule}; got {shortened(prefix)}, which does not match the gradients: {error!s:.200}") from error
+        raise ValueError(
+            f"{rule}; got {shortened(prefix)}, which does not match the gradients: {error!s:.200}"
+        ) from error
     return [value for value, part in zip(values, parts, strict=True) for _ in gradients(part)]
 
 
@@ -50,11 +58,13 @@ def shortened(value: Any) -> str:
 def paths(tree: Any) -> list[str]:
     """The path of each gradient, in leaf order: keys joined by `/`, numbered where several gradients share one.
 
-    A path stops at a node that has `__jax_array__`, such as a variable of flax.nnx: optimizers see it at `init` and only its
-    array at `update`.
+    A path stops at a node that has `__jax_array__`, such as a variable of flax.nnx: optimizers see
+    it at `init` and only its array at `update`.
     """
     nodes, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=stops_a_path)
-    found = [joined(path) for path, node in nodes for leaf in jax.tree.leaves(node) if is_gradient(leaf)]
+    found = [
+        joined(path) for path, node in nodes for leaf in jax.tree.leaves(node) if is_gradient(leaf)
+    ]
     counts, seen = collections.Counter(found), collections.Counter[str]()
     for place, name in enumerate(found):
         if counts[name] > 1:

@@ -28,7 +28,9 @@ class ScaledNorm(NamedTuple):
     def of(cls, norm: jax.Array) -> "ScaledNorm":
         """A norm that is known as one number."""
         # Only a norm whose square overflows is scaled.
-        scale = lax.stop_gradient(jnp.where(jnp.isinf(norm * norm), Range.of(norm.dtype).down, 1).astype(norm.dtype))
+        scale = lax.stop_gradient(
+            jnp.where(jnp.isinf(norm * norm), Range.of(norm.dtype).down, 1).astype(norm.dtype)
+        )
         return cls(norm * scale, scale)
 
 
@@ -41,22 +43,28 @@ class Range(NamedTuple):
 
     @classmethod
     def of(cls, dtype: Any) -> "Range":
-        # An entry below sqrt(tiny) squares to nothing. 2^31 such entries are missing 2^-95 (float32) from a sum of at least
-        # 2^-60. Scaled by `down`, 2^31 of the largest entries still add up to less than the largest number.
+        # An entry below sqrt(tiny) squares to nothing. 2^31 such entries are missing 2^-95
+        # (float32) from a sum of at least 2^-60. Scaled by `down`, 2^31 of the largest entries
+        # still add up to less than the largest number.
         low, up, down = (-60, 70, -80) if dtype == jnp.float32 else (-900, 600, -600)
         return cls(*(np.ldexp(np.asarray(1, dtype), exponent) for exponent in (low, up, down)))
 
     def fitting(self, plain: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Whether a plain sum can be trusted, and the scale at which it can."""
         fits = (plain >= self.low) & (plain < jnp.inf)
-        return fits, jnp.where(fits, 1, jnp.where(plain < self.low, self.up, self.down)).astype(plain.dtype)
+        return fits, jnp.where(fits, 1, jnp.where(plain < self.low, self.up, self.down)).astype(
+            plain.dtype
+        )
 
     def scales(self) -> tuple[None, jax.Array, jax.Array]:
         """The scales 1, `up` and `down` of the sums that `chosen` takes."""
-        # Hidden from the compiler, which turns (x * up) * (x * up) of a single number into x * x * up^2, and up^2 is inf.
+        # Hidden from the compiler, which turns (x * up) * (x * up) of a single number into x * x *
+        # up^2, and up^2 is inf.
         return None, *lax.optimization_barrier((jnp.asarray(self.up), jnp.asarray(self.down)))
 
-    def chosen(self, plain: jax.Array, raised: jax.Array, lowered: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def chosen(
+        self, plain: jax.Array, raised: jax.Array, lowered: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
         """The one of the sums at scales 1, `up` and `down` that can be trusted, and its scale."""
         fits, scale = self.fitting(plain)
         return jnp.where(plain < self.low, raised, jnp.where(fits, plain, lowered)), scale

@@ -10,30 +10,42 @@ from jax import lax
 
 from warmclip_jax._norms._axes import Reduction
 
-#: On CPU, leaves of at most this many entries are concatenated before they are read: up to four times faster; from 2^13 slower.
+#: On CPU, leaves of at most this many entries are concatenated before they are read: up to four
+#: times faster; from 2^13 slower.
 SMALL = 2**12
-#: The same limit on GPUs, for fewer kernels, and in the second pass, which is seldom taken, for shorter compile time: there at
-#: most one part in `_PARTS` of all entries at a time.
+#: The same limit on GPUs, for fewer kernels, and in the second pass, which is seldom taken, for
+#: shorter compile time: there at most one part in `_PARTS` of all entries at a time.
 MIDDLE, _PARTS = 2**16, 16
-#: How many leaves one concatenation takes: a kernel that reads a thousand takes seconds to compile, equal kernels compile once.
+#: How many leaves one concatenation takes: a kernel that reads a thousand takes seconds to compile,
+#: equal kernels compile once.
 _TOGETHER = 32
 
 #: Arrays, each with its `Reduction` over devices.
 Summands = list[tuple[Reduction, jax.Array]]
 
 
-def sums_of_squares(leaves: Summands, scales: tuple[jax.Array | None, ...], dtype: np.dtype) -> list[jax.Array]:
+def sums_of_squares(
+    leaves: Summands, scales: tuple[jax.Array | None, ...], dtype: np.dtype
+) -> list[jax.Array]:
     """The sums of the squares of all entries, each times a scale (None: as they are): one sum for each scale."""
     # Not vdot or ravel: those reshape, which an explicitly sharded leaf may refuse.
     alike: dict[tuple[Reduction, tuple[int, ...]], list[list[jax.Array]]] = {}
     for reduction, leaf in leaves:
-        # Leaves of one shape are usually sharded alike: adding their sums first leaves one number to communicate. Sorted,
-        # shapes that are sharded alike stand together more often.
+        # Leaves of one shape are usually sharded alike: adding their sums first leaves one number
+        # to communicate. Sorted, shapes that are sharded alike stand together more often.
         shape = leaf.shape if may_be_sharded(leaf) else ()
         alike.setdefault((reduction, shape), []).append(of_leaf(leaf, scales, dtype))
-    by_shape = sorted(alike.items(), key=lambda item: [size if isinstance(size, int) else -1 for size in item[0][1]])
+    by_shape = sorted(
+        alike.items(),
+        key=lambda item: [size if isinstance(size, int) else -1 for size in item[0][1]],
+    )
     return [
-        summed([(reduction, _added([sums[index] for sums in of_leaves])) for (reduction, _), of_leaves in by_shape])
+        summed(
+            [
+                (reduction, _added([sums[index] for sums in of_leaves]))
+                for (reduction, _), of_leaves in by_shape
+            ]
+        )
         for index in range(len(scales))
     ]
 
@@ -41,10 +53,13 @@ def sums_of_squares(leaves: Summands, scales: tuple[jax.Array | None, ...], dtyp
 def one_by_one(leaves: Summands, scale: jax.Array) -> jax.Array:
     """The sum of the squares of all entries, each times a scale: in few kernels, and with little memory at a time."""
     sums: Summands = []
-    for places in _together(leaves, MIDDLE, most=sum(_entries(leaf) or 0 for _, leaf in leaves) // _PARTS):
+    for places in _together(
+        leaves, MIDDLE, most=sum(_entries(leaf) or 0 for _, leaf in leaves) // _PARTS
+    ):
         reduction, part = leaves[places[0]][0], [leaves[place][1] for place in places]
         if len(part) > 1 and sums and sums[-1][0] == reduction:
-            # A zero that depends on the previous sum: otherwise XLA concatenates every part before it reads the first.
+            # A zero that depends on the previous sum: otherwise XLA concatenates every part before
+            # it reads the first.
             part = [jnp.minimum(sums[-1][1], 0).astype(part[0].dtype), *part]
         sums.append((reduction, *of_leaf(_joined(part), (scale,), scale.dtype)))
     return summed(sums)
@@ -93,12 +108,15 @@ def summed_rows(sums: list[tuple[Reduction, tuple[int, ...], jax.Array]], number
 
 @functools.partial(jax.jit, static_argnums=(2, 3))
 def of_leaf(
-    leaf: jax.Array, scales: tuple[jax.Array | None, ...], dtype: np.dtype, axes: tuple[int, ...] | None = None
+    leaf: jax.Array,
+    scales: tuple[jax.Array | None, ...],
+    dtype: np.dtype,
+    axes: tuple[int, ...] | None = None,
 ) -> list[jax.Array]:
     """The sums of one leaf, or of each of some stacked ones, one for each scale. Traced once for all leaves of a shape."""
     if len(scales) == 1:
-        # On CPU. Otherwise XLA shares the converted entries with others that convert them, a copy of all gradients; and keeps
-        # an array filled with the scale in a second pass.
+        # On CPU. Otherwise XLA shares the converted entries with others that convert them, a copy
+        # of all gradients; and keeps an array filled with the scale in a second pass.
         leaf, scales = lax.optimization_barrier((leaf, scales))
     of_parts = [
         _sums([jnp.square(part if scale is None else part * scale) for scale in scales], axes)
@@ -113,7 +131,9 @@ def _sums(squares: list[jax.Array], axes: tuple[int, ...] | None) -> list[jax.Ar
         return [jnp.sum(square, axes) for square in squares]
     zeros = [jnp.zeros((), square.dtype) for square in squares]
     dimensions = range(squares[0].ndim) if axes is None else axes
-    return lax.reduce(squares, zeros, lambda left, right: jax.tree.map(jnp.add, left, right), dimensions)
+    return lax.reduce(
+        squares, zeros, lambda left, right: jax.tree.map(jnp.add, left, right), dimensions
+    )
 
 
 def may_be_sharded(array: jax.Array) -> bool:
@@ -125,17 +145,21 @@ def may_be_sharded(array: jax.Array) -> bool:
     return mesh.size > 1 or jax.device_count() > 1
 
 
-def _together(leaves: Summands, size: int, *, alike: bool = False, most: int | None = None) -> list[tuple[int, ...]]:
+def _together(
+    leaves: Summands, size: int, *, alike: bool = False, most: int | None = None
+) -> list[tuple[int, ...]]:
     """The places of the leaves that are read together: those of at most `size` entries and one dtype (and shape, if `alike`).
 
-    At most `_TOGETHER` of them, with at most `most` entries: instructions take time to compile. Alone where something may be
-    sharded: the compiler might have to gather what is put together.
+    At most `_TOGETHER` of them, with at most `most` entries: instructions take time to compile.
+    Alone where something may be sharded: the compiler might have to gather what is put together.
     """
     alone: list[tuple[int, ...]] = []
     sorts: dict[tuple[Reduction, Any, Any], list[int]] = {}
     for place, (reduction, leaf) in enumerate(leaves):
         if _is_small(leaf, size):
-            sorts.setdefault((reduction, leaf.dtype, leaf.shape if alike else None), []).append(place)
+            sorts.setdefault((reduction, leaf.dtype, leaf.shape if alike else None), []).append(
+                place
+            )
         else:
             alone.append((place,))
     for sort in sorts.values():
@@ -159,7 +183,9 @@ def _is_small(leaf: jax.Array, size: int) -> bool:
 def packed(leaves: Summands, size: int) -> Summands:
     """The leaves, those of at most `size` entries and of one dtype concatenated."""
     parts = _together(leaves, size)
-    return [(leaves[places[0]][0], _joined([leaves[place][1] for place in places])) for places in parts]
+    return [
+        (leaves[places[0]][0], _joined([leaves[place][1] for place in places])) for places in parts
+    ]
 
 
 def _joined(group: list[jax.Array]) -> jax.Array:
@@ -176,12 +202,21 @@ def summed(sums: Summands) -> jax.Array:
     groups: dict[tuple[str, ...], list[jax.Array]] = {}
     for reduction, value in sums:
         groups.setdefault(reduction.axes, []).append(_once(reduction, value))
-    return _added([lax.psum(_added(values), axes) if axes else _added(values) for axes, values in groups.items()])
+    return _added(
+        [
+            lax.psum(_added(values), axes) if axes else _added(values)
+            for axes, values in groups.items()
+        ]
+    )
 
 
 def _once(reduction: Reduction, value: jax.Array) -> jax.Array:
     """A sum that several devices hold alike, divided by their number: added over them it counts once."""
-    return value / int(np.prod([lax.axis_size(axis) for axis in reduction.copies])) if reduction.copies else value
+    return (
+        value / int(np.prod([lax.axis_size(axis) for axis in reduction.copies]))
+        if reduction.copies
+        else value
+    )
 
 
 def _added(values: list[jax.Array]) -> jax.Array:

@@ -26,10 +26,16 @@ def chart(lines: Sequence[Sampled], *, log_scale: bool = False) -> str:
             for row in range(round(seen.min()), round(seen.max()) + 1) if seen.size else ():
                 cells[_HEIGHT - 1 - row][column] += glyph
     # Curves that meet in a cell take turns from column to column, so that none is hidden.
-    grid = ("".join(cell[column % len(cell)] if cell else " " for column, cell in enumerate(row)) for row in cells)
+    grid = (
+        "".join(cell[column % len(cell)] if cell else " " for column, cell in enumerate(row))
+        for row in cells
+    )
     middle = float(np.sqrt(low) * np.sqrt(high)) if log_scale else low / 2 + high / 2
     labels = {0: high, (_HEIGHT - 1) // 2: middle, _HEIGHT - 1: low}
-    body = [f"{f'{labels[row]:.3g}' if row in labels else '':>{_MARGIN - 1}} |{text}".rstrip() for row, text in enumerate(grid)]
+    body = [
+        f"{f'{labels[row]:.3g}' if row in labels else '':>{_MARGIN - 1}} |{text}".rstrip()
+        for row, text in enumerate(grid)
+    ]
     axis = " " * _MARGIN + "+" + "-" * columns
     ends = f"{'0':<{columns // 2}}{steps // 2:<{columns // 2 - len(str(steps)) + 1}}{steps}"
     legend = [_legend(glyph, line) for glyph, line in zip(glyphs, lines, strict=True)]
@@ -50,7 +56,11 @@ def _heights(values: np.ndarray, low: float, high: float, log_scale: bool) -> np
     """The row of each value, from 0 at the bottom; not finite for values that are not shown."""
     if log_scale:
         with np.errstate(divide="ignore", invalid="ignore"):
-            values, low, high = np.where(values >= low, np.log(values), np.nan), float(np.log(low)), float(np.log(high))
+            values, low, high = (
+                np.where(values >= low, np.log(values), np.nan),
+                float(np.log(low)),
+                float(np.log(high)),
+            )
     return (values - low) / (high - low) * (_HEIGHT - 1)
 
 

@@ -8,7 +8,8 @@ import numpy as np
 from warmclip_jax._pictures._sampling import Drawable, Sampled, sampled
 from warmclip_jax._values import Choice, naming
 
-#: More curves than this take their colours from one scale, and the legend names only this many of them.
+#: More curves than this take their colours from one scale, and the legend names only this many of
+#: them.
 _MANY = 10
 
 
@@ -22,23 +23,26 @@ def plot(
 ) -> Any:
     """A figure of one schedule or several, with warm-up, peak and end marked.
 
-    Each schedule is one line over the steps 0 to `steps`; a stacked one (built under `jax.vmap`) is one line for each entry. A
-    dotted line marks where its warm-up ends, a triangle its peak, a square the step from which it no longer changes. The marks
-    are found in the values, so schedules of other libraries have them too.
+    Each schedule is one line over the steps 0 to `steps`; a stacked one (built under `jax.vmap`) is
+    one line for each entry. A dotted line marks where its warm-up ends, a triangle its peak, a
+    square the step from which it no longer changes. The marks are found in the values, so schedules
+    of other libraries have them too.
 
-    Args:
-      schedules: a schedule (a `Schedule`, any optax schedule, or a pure function from a count to a value), a list of them, or a
+    Args: schedules: a schedule (a `Schedule`, any optax schedule, or a pure function from a count
+      to a value), a list of them, or a
         dict from names for the legend to schedules.
-      steps: how far to draw, in steps, 1 or more; None for the length of the longest schedule and a tenth more.
+      steps: how far to draw, in steps, 1 or more; None for the length of the longest schedule and a
+        tenth more.
       ax: the matplotlib axes to draw on; None for a new figure.
-      log_scale: whether the values are drawn on a logarithmic axis, which does not show zeros and negative values.
+      log_scale: whether the values are drawn on a logarithmic axis, which does not show zeros and
+        negative values.
 
     Returns:
       The matplotlib figure, neither shown nor saved: `figure.savefig("lr.png")`.
 
-    Raises:
-      TypeError, ValueError: for an argument that breaks its rule. What a function of another library computes is not checked.
-      ModuleNotFoundError: without matplotlib, with the command that installs it.
+    Raises: TypeError, ValueError: for an argument that breaks its rule. What a function of another
+      library computes is not checked. ModuleNotFoundError: without matplotlib, with the command
+      that installs it.
 
     >>> import warmclip_jax as wc
     >>> schedule = wc.warmup_cosine_decay(peak_value=1e-3, total_steps=1000, warmup_steps=100)
@@ -59,9 +63,17 @@ def plot(
         _draw(ax, line, place, len(lines), log_scale)
     curves = [line for line in ax.get_lines() if not line.get_label().startswith("_")]
     named = np.unique(np.linspace(0, len(curves) - 1, min(len(curves), _MANY)).round().astype(int))
-    # A layout engine makes room for a legend beside the axes; without one it stands where it covers least.
-    beside = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)} if ax.figure.get_layout_engine() else {}
-    ax.legend(handles=[*(curves[place] for place in named), *_marks(ax)], fontsize="small", frameon=not beside, **beside)
+    # A layout engine makes room for a legend beside the axes; without one it stands where it covers
+    # least.
+    beside = (
+        {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)} if ax.figure.get_layout_engine() else {}
+    )
+    ax.legend(
+        handles=[*(curves[place] for place in named), *_marks(ax)],
+        fontsize="small",
+        frameon=not beside,
+        **beside,
+    )
     return ax.figure
 
 
@@ -72,16 +84,29 @@ def _draw(ax: Any, line: Sampled, place: int, number: int, log_scale: bool) -> N
     many = number > _MANY
     over = 0 if many else (number - 1 - place) * min(1, 4 / number)
     values = np.where(line.values > 0, line.values, np.nan) if log_scale else line.values
-    style = {"color": colormaps["viridis"](place / (number - 1))} if many else {"dashes": (4, 1.5) if place else ()}
+    style = (
+        {"color": colormaps["viridis"](place / (number - 1))}
+        if many
+        else {"dashes": (4, 1.5) if place else ()}
+    )
     (drawn,) = ax.plot(line.steps, values, label=line.name, linewidth=1.5 + over, **style)
     color = drawn.get_color()
     if line.warmup is not None:
         dots = (2 * place, (2, 2 * number)) if not many else ":"
-        ax.axvline(line.warmup, color=color, linestyle=dots, linewidth=1.5, label=f"_{line.name} warm-up")
+        ax.axvline(
+            line.warmup, color=color, linestyle=dots, linewidth=1.5, label=f"_{line.name} warm-up"
+        )
     # Marks often stand at the ends of curves: the axes must not cut them.
     mark = {"color": color, "clip_on": False}
     if line.at(line.peak) > 0 or not log_scale:
-        ax.plot(line.peak, line.at(line.peak), "^", **mark, markersize=6 + 2.5 * over, label=f"_{line.name} peak")
+        ax.plot(
+            line.peak,
+            line.at(line.peak),
+            "^",
+            **mark,
+            markersize=6 + 2.5 * over,
+            label=f"_{line.name} peak",
+        )
     if line.end is not None and (line.at(line.end) > 0 or not log_scale):
         hollow = {"markerfacecolor": "none", "markersize": 9 + 2.5 * over}
         ax.plot(line.end, line.at(line.end), "s", **mark, **hollow, label=f"_{line.name} end")
@@ -95,7 +120,13 @@ def _marks(ax: Any) -> list[Any]:
     styles = {
         "warm-up": {"linestyle": ":", "label": "warm-up ends"},
         "peak": {"linestyle": "", "marker": "^", "label": "peak"},
-        "end": {"linestyle": "", "marker": "s", "markersize": 9, "markerfacecolor": "none", "label": "no longer changes"},
+        "end": {
+            "linestyle": "",
+            "marker": "s",
+            "markersize": 9,
+            "markerfacecolor": "none",
+            "label": "no longer changes",
+        },
     }
     return [
         Line2D([], [], color="gray", **style)
@@ -110,6 +141,8 @@ def matplotlib_figure(function: str = "plot") -> Any:
         import matplotlib.figure
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            f"{function} needs matplotlib, which is not installed; run: pip install 'warmclip-jax[plot]'", name=error.name
+            f"{function} needs matplotlib, which is not installed; run: pip install "
+            "'warmclip-jax[plot]'",
+            name=error.name,
         ) from error
     return matplotlib.figure

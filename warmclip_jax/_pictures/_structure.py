@@ -18,13 +18,20 @@ class Structure(NamedTuple):
 
     length: float
     seams: Sequence[float]  # Where one formula gives way to another.
-    warmup: float | None = None  # The step at which the warm-up ends; None where the arguments do not tell.
+    warmup: float | None = (
+        None  # The step at which the warm-up ends; None where the arguments do not tell.
+    )
     is_known: bool = True  # False if it holds a function of another library.
 
     def moved(self, by: float, factor: float = 1) -> "Structure":
         """The structure with each step multiplied by `factor` and moved `by` steps to the right."""
         warmup = self.warmup and self.warmup * factor + by
-        return Structure(self.length * factor + by, [seam * factor + by for seam in self.seams], warmup, self.is_known)
+        return Structure(
+            self.length * factor + by,
+            [seam * factor + by for seam in self.seams],
+            warmup,
+            self.is_known,
+        )
 
 
 def structure(schedule: Any) -> Structure:
@@ -32,10 +39,14 @@ def structure(schedule: Any) -> Structure:
     if not isinstance(schedule, Schedule):
         return Structure(100, (0,), is_known=False) if callable(schedule) else Structure(0, (0,))
     parts = [structure(inner) for inner in _inner(schedule.arguments)]
-    length, seams, warmup, _ = _composed(schedule.kind, schedule.arguments, parts) if parts else _curve(schedule.arguments)
+    length, seams, warmup, _ = (
+        _composed(schedule.kind, schedule.arguments, parts) if parts else _curve(schedule.arguments)
+    )
     within = sorted({int(seam) for seam in seams if 0 <= seam <= MAX_COUNT})
     warmup = warmup if warmup is not None and warmup > 0 else None
-    return Structure(max(length, 0), tuple(within[:_MAX_SEAMS]), warmup, all(part.is_known for part in parts))
+    return Structure(
+        max(length, 0), tuple(within[:_MAX_SEAMS]), warmup, all(part.is_known for part in parts)
+    )
 
 
 def _composed(kind: str, arguments: Any, parts: list[Structure]) -> Structure:
@@ -44,14 +55,21 @@ def _composed(kind: str, arguments: Any, parts: list[Structure]) -> Structure:
     match kind:
         case "with_warmup":
             moved = first.moved(arguments["warmup_steps"])
-            return moved._replace(seams=(0, *moved.seams), warmup=moved.warmup or arguments["warmup_steps"])
+            return moved._replace(
+                seams=(0, *moved.seams), warmup=moved.warmup or arguments["warmup_steps"]
+            )
         case "shift":
             return first.moved(-arguments["by"])
         case "stretch":
             return first.moved(0, arguments["factor"])
         case "repeat":
             period = arguments["period"]
-            seams = [seam + turn * period for turn in range(_PERIODS) for seam in first.seams if seam < period]
+            seams = [
+                seam + turn * period
+                for turn in range(_PERIODS)
+                for seam in first.seams
+                if seam < period
+            ]
             return Structure(3 * period, seams, _before(period, first.warmup))
         case "join":
             begins, ends = (0, *arguments["boundaries"]), (*arguments["boundaries"], math.inf)
@@ -63,7 +81,8 @@ def _composed(kind: str, arguments: Any, parts: list[Structure]) -> Structure:
                 if begin <= seam < end
             ]
             return Structure(moved[-1].length, seams, _before(ends[0], first.warmup))
-    # The warm-up of a product ends with its last factor's; that of a minimum or maximum is found in the values.
+    # The warm-up of a product ends with its last factor's; that of a minimum or maximum is found in
+    # the values.
     warmups = [part.warmup for part in parts if part.warmup is not None and kind == "product"]
     seams = [seam for part in parts for seam in part.seams]
     return Structure(max(part.length for part in parts), seams, max(warmups, default=None))
@@ -71,7 +90,9 @@ def _composed(kind: str, arguments: Any, parts: list[Structure]) -> Structure:
 
 def _curve(arguments: Any) -> Structure:
     """The structure of a schedule without others inside."""
-    total, decay, warmup = (arguments.get(name, 0) for name in ("total_steps", "decay_steps", "warmup_steps"))
+    total, decay, warmup = (
+        arguments.get(name, 0) for name in ("total_steps", "decay_steps", "warmup_steps")
+    )
     if "boundaries" in arguments:
         return Structure(max(arguments["boundaries"], default=0), (0, *arguments["boundaries"]))
     if "decay_rate" in arguments:
@@ -83,12 +104,16 @@ def _curve(arguments: Any) -> Structure:
         return Structure(3 * arguments["timescale"], (0,))
     if arguments.get("cycle"):
         return Structure(3 * decay, [turn * decay for turn in range(_PERIODS)])
-    return Structure(total or decay or warmup, (0, warmup, total, total - decay if total else decay), warmup)
+    return Structure(
+        total or decay or warmup, (0, warmup, total, total - decay if total else decay), warmup
+    )
 
 
 def _reached(arguments: Any) -> float | None:
     """The step at which init * rate^(t/D) reaches the end value; None if it never does."""
-    first, last, rate = (float(arguments[name]) for name in ("init_value", "end_value", "decay_rate"))
+    first, last, rate = (
+        float(arguments[name]) for name in ("init_value", "end_value", "decay_rate")
+    )
     if first <= 0 or last <= 0 or rate <= 0 or rate == 1:
         return None
     steps = math.ceil(arguments["decay_steps"] * (math.log(last / first) / math.log(rate)))

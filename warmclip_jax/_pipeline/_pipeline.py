@@ -29,7 +29,9 @@ from warmclip_jax._schedules import Schedule
 from warmclip_jax._values import Choice, Function, Scalar, default_float
 
 _LEARNING_RATE = Function.or_number(
-    "a schedule or a finite number", "Pass warmclip_jax.linear_warmup(...), any optax schedule, or 1e-3.", np.isfinite
+    "a schedule or a finite number",
+    "Pass warmclip_jax.linear_warmup(...), any optax schedule, or 1e-3.",
+    np.isfinite,
 )
 _NONFINITE = Choice(("skip", "propagate", "zero"))
 
@@ -41,9 +43,13 @@ class PipelineState(NamedTuple):
     skipped_count: jax.Array  # int32: calls skipped
     consecutive_skips: jax.Array  # int32: calls skipped since the last that was not
     last_skipped_call: jax.Array  # int32: its number, from 0; -1 before there is one
-    above_bound: jax.Array  # float scalar: the bound of skipping in force at the last call; -1 for one that is never reached
+    # Float scalar: the bound of skipping in force at the last call; -1 for one that is never
+    # reached.
+    above_bound: jax.Array
     skip_history: History | tuple[()]  # of a running bound of skipping
-    last_learning_rate: jax.Array  # default float: what the optimizer used in the last update; past 1e38: not known
+    last_learning_rate: (
+        jax.Array
+    )  # default float: what the optimizer used in the last update; past 1e38: not known
     ring: Ring | tuple[()]
     inner_state: optax.OptState
 
@@ -62,33 +68,39 @@ def pipeline(
 ) -> optax.GradientTransformationExtraArgs:
     """Global-norm clipping, then an optimizer with a learning-rate schedule, as one optax transformation.
 
-    The same numbers as `optax.chain(clip_by_global_norm(max_norm), optimizer(schedule))`; with one computation of the norm for
-    clip, skip and metrics.
+    The same numbers as `optax.chain(clip_by_global_norm(max_norm), optimizer(schedule))`; with one
+    computation of the norm for clip, skip and metrics.
 
     Args:
       optimizer: a function from a learning rate to a transformation: `optax.sgd`, `optax.adamw`, or
-        `functools.partial(optax.adamw, weight_decay=0.01)`. It is handed a `Schedule`, or the number where `schedule` is one:
-        `lambda lr: optax.partition({"new": optax.adamw(lr), "old": optax.adamw(0.1 * lr)}, labels)`.
+        `functools.partial(optax.adamw, weight_decay=0.01)`. It is handed a `Schedule`, or the
+        number where `schedule` is one:
+        `lambda lr: optax.partition({"new": optax.adamw(lr), "old": optax.adamw(0.1 * lr)},
+          labels)`.
       schedule: the learning rate: a `Schedule`, any optax schedule, or a number.
-      max_norm: the bound, as in `clip_by_global_norm`; with `groups`, as in `clip_by_group_norm`. A schedule is given the
-        number of updates made so far. None clips nothing.
-      skip_above: the norm above which a step is skipped, as `above` in `skip_nonfinite`. It is decided first, by the global
-        norm. `running_bound(deviations=6.0)` is recommended.
-      groups: groups with bounds of their own, as in `clip_by_group_norm`; None for one bound on the global norm.
-      nonfinite: what happens at a gradient with a NaN or inf entry. `"skip"`: the step is skipped, as by `skip_nonfinite`.
-        `"propagate"` and `"zero"` as in `clip_by_global_norm`. It is counted in each case.
-      record: how many of the last calls the state keeps, for `records`, `report` and `plot_records`; 0 for none.
-      record_leaves: whether the state keeps the norm of each leaf, for `report`: no further read of the gradients.
+      max_norm: the bound, as in `clip_by_global_norm`; with `groups`, as in `clip_by_group_norm`. A
+        schedule is given the number of updates made so far. None clips nothing.
+      skip_above: the norm above which a step is skipped, as `above` in `skip_nonfinite`. It is
+        decided first, by the global norm. `running_bound(deviations=6.0)` is recommended.
+      groups: groups with bounds of their own, as in `clip_by_group_norm`; None for one bound on the
+        global norm.
+      nonfinite: what happens at a gradient with a NaN or inf entry. `"skip"`: the step is skipped,
+        as by `skip_nonfinite`. `"propagate"` and `"zero"` as in `clip_by_global_norm`. It is
+        counted in each case.
+      record: how many of the last calls the state keeps, for `records`, `report` and
+        `plot_records`; 0 for none.
+      record_leaves: whether the state keeps the norm of each leaf, for `report`: no further read of
+        the gradients.
       axis_name: how gradients are sharded, where their types do not tell: see `global_norm`.
 
-    Returns:
-      A transformation with a `PipelineState`, which `metrics` reads. Use it with `apply_gradients`, or as any other. Gradients
-      that `optax.MultiSteps` accumulates are guarded from outside: `skip_nonfinite(optax.MultiSteps(pipeline(...), ...))`.
+    Returns: A transformation with a `PipelineState`, which `metrics` reads. Use it with
+      `apply_gradients`, or as any other. Gradients that `optax.MultiSteps` accumulates are guarded
+      from outside: `skip_nonfinite(optax.MultiSteps(pipeline(...), ...))`.
 
-    Raises:
-      TypeError, ValueError: for an `optimizer` that is already built, or that holds an `optax.MultiSteps` (at `init`); for a
-        concrete argument that breaks its rule; when used, as `global_norm`, and for a state that is not its own. Traced
-        arguments are not checked.
+    Raises: TypeError, ValueError: for an `optimizer` that is already built, or that holds an
+      `optax.MultiSteps` (at `init`); for a
+        concrete argument that breaks its rule; when used, as `global_norm`, and for a state that is
+        not its own. Traced arguments are not checked.
 
     >>> import jax.numpy as jnp, optax
     >>> import warmclip_jax as wc
@@ -105,8 +117,9 @@ def pipeline(
     _NONFINITE.check("pipeline: nonfinite", nonfinite)
     if skip_above is not None and nonfinite != "skip":
         raise ValueError(
-            f"pipeline: skip_above needs nonfinite='skip'; got skip_above={skip_above!r} with nonfinite={nonfinite!r}. A run "
-            "that skips large gradients should skip those that are not finite."
+            f"pipeline: skip_above needs nonfinite='skip'; got skip_above={skip_above!r} with "
+            f"nonfinite={nonfinite!r}. A run that skips large gradients should skip those that are "
+            "not finite."
         )
     if groups is not None and max_norm is None:
         raise ValueError(
@@ -118,9 +131,11 @@ def pipeline(
     is_built = isinstance(optimizer, optax.GradientTransformation)
     if is_built or isinstance(optimizer, Schedule) or not callable(optimizer):
         raise TypeError(
-            "pipeline: optimizer must be a function from a learning rate to a GradientTransformation; got "
-            f"{'one that is built already' if is_built else repr(optimizer)} ({type(optimizer).__name__}). Pass optax.adamw, "
-            "or functools.partial(optax.adamw, weight_decay=0.01), not optax.adamw(1e-3); the schedule comes second."
+            "pipeline: optimizer must be a function from a learning rate to a "
+            "GradientTransformation; got "
+            f"{'one that is built already' if is_built else repr(optimizer)} "
+            f"({type(optimizer).__name__}). Pass optax.adamw, or functools.partial(optax.adamw, "
+            "weight_decay=0.01), not optax.adamw(1e-3); the schedule comes second."
         )
     asked = Rate(_LEARNING_RATE.check("pipeline: schedule", schedule))
     inner = as_transformation("pipeline: what optimizer returns", optimizer(asked.handed()))
@@ -130,8 +145,9 @@ def pipeline(
         inner_state = inner.init(params)
         if any(map(_is_multi_steps, jax.tree.leaves(inner_state, is_leaf=_is_multi_steps))):
             raise TypeError(
-                "pipeline: optimizer must not hold an optax.MultiSteps: each micro-batch would be clipped, and the learning "
-                "rate would not be known. Put it outside: skip_nonfinite(optax.MultiSteps(pipeline(...), every_k_schedule=k))."
+                "pipeline: optimizer must not hold an optax.MultiSteps: each micro-batch would be "
+                "clipped, and the learning rate would not be known. Put it outside: "
+                "skip_nonfinite(optax.MultiSteps(pipeline(...), every_k_schedule=k))."
             )
         return PipelineState(
             clip_state=clip.init(params),
@@ -140,7 +156,9 @@ def pipeline(
             inner_state=inner_state,
         )
 
-    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, PipelineState]:
+    def update(
+        updates: Any, state: Any, params: Any = None, **extra: Any
+    ) -> tuple[Any, PipelineState]:
         state = own(PipelineState, state, updates, **guard.keeps)
         clipping = clip.call(updates, state.clip_state, params)
         norm, call = clipping.norms.total, state.clip_state.clip_calls
@@ -154,10 +172,13 @@ def pipeline(
 
         if nonfinite == "skip":
             before = (state.inner_state, state.last_learning_rate)
-            updates, inner_state, learning_rate = choose(taken, take, (updates, state.inner_state, params), before)
+            updates, inner_state, learning_rate = choose(
+                taken, take, (updates, state.inner_state, params), before
+            )
         else:
             updates, inner_state, learning_rate = take(updates, state.inner_state, params)
-            # Not the very buffer that the caller, or the inner state, holds: it could not be donated twice.
+            # Not the very buffer that the caller, or the inner state, holds: it could not be
+            # donated twice.
             learning_rate = jnp.copy(learning_rate)
         row = {
             "max_norm": stored(coef.bound) if groups is None else UNKNOWN,

@@ -26,7 +26,9 @@ class _Update:
 
 
 #: The updates that are running in this thread, the innermost last.
-_RUNNING: contextvars.ContextVar[tuple[_Update, ...]] = contextvars.ContextVar("running", default=())
+_RUNNING: contextvars.ContextVar[tuple[_Update, ...]] = contextvars.ContextVar(
+    "running", default=()
+)
 
 
 class Rate:
@@ -58,10 +60,15 @@ class Rate:
             _RUNNING.reset(token)
 
     def _used(self, update: _Update, inner_state: Any) -> jax.Array:
-        injected, plain = _injected(inner_state), jnp.asarray(update.heard if callable(self._rate) else self._rate)
+        injected, plain = (
+            _injected(inner_state),
+            jnp.asarray(update.heard if callable(self._rate) else self._rate),
+        )
         if len(injected) == 1:
             rate = jnp.asarray(injected[0])
-            if _has_plain_part(inner_state):  # Two parts of the parameters then have one rate only where both are equal.
+            if _has_plain_part(
+                inner_state
+            ):  # Two parts of the parameters then have one rate only where both are equal.
                 rate = jnp.where(rate == plain.astype(rate.dtype), rate, UNKNOWN)
         else:
             rate = plain if callable(self._rate) or not injected else jnp.asarray(UNKNOWN)
@@ -71,15 +78,25 @@ class Rate:
 def _injected(state: Any) -> list[Any]:
     """The learning rates that the `optax.inject_hyperparams` in an optimizer hold."""
     nodes = jax.tree.leaves(state, is_leaf=_is_injection)
-    return [node.hyperparams["learning_rate"] for node in nodes if "learning_rate" in getattr(node, "hyperparams", ())]
+    return [
+        node.hyperparams["learning_rate"]
+        for node in nodes
+        if "learning_rate" in getattr(node, "hyperparams", ())
+    ]
 
 
 def _has_plain_part(state: Any) -> bool:
     """Whether some parameters, by `optax.partition` or `optax.masked`, have an optimizer whose rate is not injected."""
-    nodes = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, optax.MaskedState) or _is_injection(node))
+    nodes = jax.tree.leaves(
+        state, is_leaf=lambda node: isinstance(node, optax.MaskedState) or _is_injection(node)
+    )
     inside = [node.inner_state for node in nodes if isinstance(node, optax.MaskedState)]
     # An empty state is that of `optax.set_to_zero`: those parameters are frozen.
-    return any(not _injected(part) or _has_plain_part(part) for part in inside if not isinstance(part, optax.EmptyState))
+    return any(
+        not _injected(part) or _has_plain_part(part)
+        for part in inside
+        if not isinstance(part, optax.EmptyState)
+    )
 
 
 def _is_injection(node: Any) -> bool:

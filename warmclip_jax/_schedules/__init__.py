@@ -12,7 +12,11 @@ from warmclip_jax._schedules._curves import (
 )
 from warmclip_jax._schedules._exponential import exponential_decay
 from warmclip_jax._schedules._pointwise import maximum, minimum, product
-from warmclip_jax._schedules._recipes import warmup_cosine_decay, warmup_polynomial_decay, warmup_stable_decay
+from warmclip_jax._schedules._recipes import (
+    warmup_cosine_decay,
+    warmup_polynomial_decay,
+    warmup_stable_decay,
+)
 from warmclip_jax._schedules._schedule import Schedule
 from warmclip_jax._schedules._transforms import join, repeat, shift, stretch, with_warmup
 from warmclip_jax._schedules._units import steps, untuned_warmup_steps

@@ -10,7 +10,16 @@ import numpy as np
 
 from warmclip_jax._schedules._counts import as_step
 from warmclip_jax._schedules._schedule import Schedule, computed
-from warmclip_jax._values import MAX_COUNT, Each, Foreign, Function, Number, Scalar, broken_rule, is_traced
+from warmclip_jax._values import (
+    MAX_COUNT,
+    Each,
+    Foreign,
+    Function,
+    Number,
+    Scalar,
+    broken_rule,
+    is_traced,
+)
 
 #: Far above any rate, and low enough that the difference of two is finite in float32 too.
 _MAX_VALUE = 1e38
@@ -42,23 +51,52 @@ _FINITE = Number(
     lambda value: abs(value) <= _MAX_VALUE,
 )
 Finite = Annotated[Scalar, _FINITE]
-_STEPS = Number("a whole number of steps, 0 or more", "Count optimizer steps; 0 means none.", lambda n: n >= 0, whole=True)
+_STEPS = Number(
+    "a whole number of steps, 0 or more",
+    "Count optimizer steps; 0 means none.",
+    lambda n: n >= 0,
+    whole=True,
+)
 Steps = Annotated[Scalar, _STEPS]
 PositiveSteps = Annotated[
-    Scalar, Number("a whole number of steps, 1 or more", "Count optimizer steps.", lambda n: n >= 1, whole=True)
+    Scalar,
+    Number(
+        "a whole number of steps, 1 or more", "Count optimizer steps.", lambda n: n >= 1, whole=True
+    ),
 ]
 _SIGNED_REMEDY = "Count optimizer steps; a negative number delays the schedule."
 SignedSteps = Annotated[
-    Scalar, Number("a whole number between -2**31 and 2**31", _SIGNED_REMEDY, lambda n: abs(n) <= MAX_COUNT, whole=True)
+    Scalar,
+    Number(
+        "a whole number between -2**31 and 2**31",
+        _SIGNED_REMEDY,
+        lambda n: abs(n) <= MAX_COUNT,
+        whole=True,
+    ),
 ]
 Timescale = Annotated[
-    Scalar, Number("a number of steps above 0", "It is a length in steps, not a rate; 1000.0, say.", lambda steps: steps > 0)
+    Scalar,
+    Number(
+        "a number of steps above 0",
+        "It is a length in steps, not a rate; 1000.0, say.",
+        lambda steps: steps > 0,
+    ),
 ]
 Power = Annotated[
-    Scalar, Number("a number above 0", "1 is a straight line, 2 a parabola, 0.5 a square root.", lambda power: power > 0)
+    Scalar,
+    Number(
+        "a number above 0",
+        "1 is a straight line, 2 a parabola, 0.5 a square root.",
+        lambda power: power > 0,
+    ),
 ]
 Fraction = Annotated[
-    Scalar, Number("a fraction in [0, 1)", "It is a share of total_steps; 0.1 is a tenth.", lambda share: 0 <= share < 1)
+    Scalar,
+    Number(
+        "a fraction in [0, 1)",
+        "It is a share of total_steps; 0.1 is a tenth.",
+        lambda share: 0 <= share < 1,
+    ),
 ]
 _ANY = "Pass warmclip_jax.linear_warmup(...), any optax schedule, or a pure function of the count."
 _INNER = _AnySchedule("a schedule", _ANY)
@@ -66,7 +104,8 @@ _INNER = _AnySchedule("a schedule", _ANY)
 Inner = Annotated[Callable[[Any], Any], _INNER]
 #: A schedule or a number.
 Operand = Annotated[
-    Scalar | Callable[[Any], Any], _AnySchedule.or_number(f"a schedule, or {_FINITE.rule}", _ANY, _FINITE.holds)
+    Scalar | Callable[[Any], Any],
+    _AnySchedule.or_number(f"a schedule, or {_FINITE.rule}", _ANY, _FINITE.holds),
 ]
 
 EachFinite = Annotated[Sequence[Scalar] | np.ndarray | jax.Array, Each(_FINITE)]
@@ -79,7 +118,12 @@ def with_boundaries(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
     parts, boundaries = arguments[name], arguments["boundaries"]
     if len(boundaries) != len(parts) - 1:
         rule = f"one fewer than the {len(parts)} {name}"
-        raise broken_rule("boundaries", rule, list(boundaries), f"Each is the step at which the next of {name} takes over.")
+        raise broken_rule(
+            "boundaries",
+            rule,
+            list(boundaries),
+            f"Each is the step at which the next of {name} takes over.",
+        )
     for earlier, later in pairwise(boundaries):
         if not (is_traced(earlier) or is_traced(later)) and earlier >= later:
             remedy = "Count each from the start of the run, not from the one before."

@@ -21,7 +21,9 @@ def on_host(count: Any) -> Any:
         if array.dtype.kind in "iuf":
             return np.clip(np.nan_to_num(array.astype(np.float64)), 0, MAX_COUNT).astype(np.int32)
     if not is_real(array.dtype):
-        raise broken_rule("count", "a step number or an array of them", count, "Pass integers.", TypeError)
+        raise broken_rule(
+            "count", "a step number or an array of them", count, "Pass integers.", TypeError
+        )
     return array
 
 

@@ -19,7 +19,16 @@ from warmclip_jax._schedules._arguments import (
     with_boundaries,
 )
 from warmclip_jax._schedules._schedule import Schedule, curve
-from warmclip_jax._schedules._shares import between, cycle_shares, half_cosine, is_before, periods, raised, saturation, shares
+from warmclip_jax._schedules._shares import (
+    between,
+    cycle_shares,
+    half_cosine,
+    is_before,
+    periods,
+    raised,
+    saturation,
+    shares,
+)
 from warmclip_jax._values import makes
 
 
@@ -41,22 +50,25 @@ def constant(*, value: Finite) -> Schedule:
 def piecewise_constant(*, values: EachFinite, boundaries: EachSteps) -> Schedule:
     """One value after another, each from its boundary on.
 
-    With boundaries b1 < b2 < ...: `values[0]` while t < b1, then `values[1]` while t < b2, and so on.
+    With boundaries b1 < b2 < ...: `values[0]` while t < b1, then `values[1]` while t < b2, and so
+    on.
 
-    Args:
-      values: a list, tuple or array of finite values.
-      boundaries: the steps at which the next value takes over: one fewer than values, strictly increasing.
+    Args: values: a list, tuple or array of finite values. boundaries: the steps at which the next
+      value takes over: one fewer than values, strictly increasing.
 
-    Traced arguments are not checked: where boundaries do not increase, the last one that has passed is the one that counts.
+    Traced arguments are not checked: where boundaries do not increase, the last one that has passed
+    is the one that counts.
 
     >>> import warmclip_jax as wc
     >>> rate = wc.piecewise_constant(values=[1.0, 0.5, 0.25], boundaries=[100, 200])
     >>> rate([0, 99, 100, 200]).tolist()
     [1.0, 1.0, 0.5, 0.25]
 
-    As `every_k_schedule` of `optax.MultiSteps`, which counts in int32: `lambda step: schedule(step).astype(jnp.int32)`.
+    As `every_k_schedule` of `optax.MultiSteps`, which counts in int32: `lambda step:
+    schedule(step).astype(jnp.int32)`.
 
-    Source: TensorFlow's `tf.keras.optimizers.schedules.PiecewiseConstantDecay`, whose boundaries are one later.
+    Source: TensorFlow's `tf.keras.optimizers.schedules.PiecewiseConstantDecay`, whose boundaries
+    are one later.
     """
 
     def value(count: jax.Array) -> jax.Array:
@@ -74,10 +86,9 @@ def linear_warmup(*, peak_value: Finite, warmup_steps: Steps, init_value: Finite
 
     `init + (peak - init) * min(t / W, 1)` at step t, with W = `warmup_steps`.
 
-    Args:
-      peak_value: the value from step W on, finite.
-      warmup_steps: W, in steps, 0 or more; 0 is the peak from step 0.
-      init_value: the value at step 0, finite. With 0 the first step moves nothing; `init_value=peak/W` avoids that.
+    Args: peak_value: the value from step W on, finite. warmup_steps: W, in steps, 0 or more; 0 is
+      the peak from step 0. init_value: the value at step 0, finite. With 0 the first step moves
+      nothing; `init_value=peak/W` avoids that.
 
     Traced arguments are not checked: a negative W acts as 0.
 
@@ -91,7 +102,9 @@ def linear_warmup(*, peak_value: Finite, warmup_steps: Steps, init_value: Finite
 
 
 @makes(Schedule)
-def polynomial_warmup(*, peak_value: Finite, warmup_steps: Steps, init_value: Finite = 0.0, power: Power = 1.0) -> Schedule:
+def polynomial_warmup(
+    *, peak_value: Finite, warmup_steps: Steps, init_value: Finite = 0.0, power: Power = 1.0
+) -> Schedule:
     """A power of the line from `init_value` to `peak_value`, which then stays.
 
     `init + (peak - init) * min(t / W, 1) ** power` at step t, with W = `warmup_steps`.
@@ -110,7 +123,9 @@ def polynomial_warmup(*, peak_value: Finite, warmup_steps: Steps, init_value: Fi
 
     Source: the `power` of tf-models' `WarmUp`.
     """
-    return curve(lambda count: between(init_value, peak_value, raised(*shares(count, warmup_steps), power)))
+    return curve(
+        lambda count: between(init_value, peak_value, raised(*shares(count, warmup_steps), power))
+    )
 
 
 @makes(Schedule)
@@ -119,9 +134,8 @@ def exponential_warmup(*, peak_value: Finite, timescale: Timescale) -> Schedule:
 
     `peak * (1 - exp(-t / timescale))` at step t.
 
-    Args:
-      peak_value: the value approached, finite.
-      timescale: in steps, above 0; after that many the value is 63 % of the peak. For Adam's second moment, take
+    Args: peak_value: the value approached, finite. timescale: in steps, above 0; after that many
+      the value is 63 % of the peak. For Adam's second moment, take
         `1 / (1 - b2)`.
 
     Traced arguments are not checked: a timescale of 0 or less is the peak from step 1 on.
@@ -130,19 +144,26 @@ def exponential_warmup(*, peak_value: Finite, timescale: Timescale) -> Schedule:
     >>> round(float(wc.exponential_warmup(peak_value=1.0, timescale=1000)(1000)), 4)
     0.6321
 
-    Source: Ma & Yarats 2019, "On the adequacy of untuned warmup for adaptive optimization", section 4.
+    Source: Ma & Yarats 2019, "On the adequacy of untuned warmup for adaptive optimization", section
+    4.
     """
     return curve(lambda count: between(0.0, peak_value, saturation(periods(count, timescale))))
 
 
 @makes(Schedule)
 def polynomial_decay(
-    *, init_value: Finite, decay_steps: PositiveSteps, end_value: Finite = 0.0, power: Power = 1.0, cycle: bool = False
+    *,
+    init_value: Finite,
+    decay_steps: PositiveSteps,
+    end_value: Finite = 0.0,
+    power: Power = 1.0,
+    cycle: bool = False,
 ) -> Schedule:
     """A power of the line from `init_value` to `end_value`, which then stays.
 
-    `(init - end) * (1 - min(t, D) / D) ** power + end` at step t, with D = `decay_steps`. With `cycle`, D is stretched to
-    its next multiple, `D * ceil(t / D)`: each multiple of D gives `end_value`, and the step after it restarts, lower each time.
+    `(init - end) * (1 - min(t, D) / D) ** power + end` at step t, with D = `decay_steps`. With
+    `cycle`, D is stretched to its next multiple, `D * ceil(t / D)`: each multiple of D gives
+    `end_value`, and the step after it restarts, lower each time.
 
     Args:
       init_value: the value at step 0, finite.
@@ -151,7 +172,8 @@ def polynomial_decay(
       power: above 0. 1 is a straight line; more falls fast at first, less falls late.
       cycle: whether to restart at each multiple of D, instead of staying at `end_value`.
 
-    Traced arguments are not checked: D below 1 gives `end_value`, from step 1 on at the latest. `cycle` cannot be traced.
+    Traced arguments are not checked: D below 1 gives `end_value`, from step 1 on at the latest.
+    `cycle` cannot be traced.
 
     >>> import warmclip_jax as wc
     >>> decay = wc.polynomial_decay(init_value=1.0, decay_steps=4, cycle=True)
@@ -169,7 +191,9 @@ def polynomial_decay(
 
 
 @makes(Schedule)
-def cosine_decay(*, init_value: Finite, decay_steps: PositiveSteps, end_value: Finite = 0.0) -> Schedule:
+def cosine_decay(
+    *, init_value: Finite, decay_steps: PositiveSteps, end_value: Finite = 0.0
+) -> Schedule:
     """Half a cosine from `init_value` to `end_value`, which then stays.
 
     `end + (init - end) * (1 + cos(pi * min(t, D) / D)) / 2` at step t, with D = `decay_steps`.
@@ -201,10 +225,10 @@ def inverse_sqrt_decay(*, init_value: Finite, timescale: Timescale) -> Schedule:
 
     `init * sqrt(timescale / (timescale + t))` at step t.
 
-    Args:
-      init_value: the value at step 0, finite.
-      timescale: in steps, above 0; after three times as many the value is half of `init_value`. After a warm-up of W steps
-        (see `with_warmup`), `timescale=W` makes it `init * sqrt(W / t)`, with t counted from the start of the warm-up.
+    Args: init_value: the value at step 0, finite. timescale: in steps, above 0; after three times
+      as many the value is half of `init_value`. After a warm-up of W steps
+        (see `with_warmup`), `timescale=W` makes it `init * sqrt(W / t)`, with t counted from the
+        start of the warm-up.
 
     Traced arguments are not checked: a timescale of 0 or less is nearly 0 from step 1 on.
 
@@ -212,8 +236,9 @@ def inverse_sqrt_decay(*, init_value: Finite, timescale: Timescale) -> Schedule:
     >>> float(wc.inverse_sqrt_decay(init_value=1.0, timescale=1000)(3000))
     0.5
 
-    Source: Vaswani et al. 2017, "Attention is all you need", section 5.3; Zhai et al. 2022, "Scaling vision transformers",
-    appendix B, for the timescale.
+    Source: Vaswani et al. 2017, "Attention is all you need", section 5.3; Zhai et al. 2022,
+    "Scaling vision transformers", appendix B, for the timescale.
     """
-    # Not `init / sqrt(...)`: XLA makes it a product with rsqrt, which on some CPUs goes up and down in its last digit.
+    # Not `init / sqrt(...)`: XLA makes it a product with rsqrt, which on some CPUs goes up and down
+    # in its last digit.
     return curve(lambda count: init_value * jnp.sqrt(1 / (1 + periods(count, timescale))))

@@ -15,11 +15,11 @@ from warmclip_jax._values import default_float, makes
 def product(*operands: Operand) -> Schedule:
     """The product of schedules and numbers, at each count.
 
-    `a(t) * b(t) * ...` at step t, multiplied from left to right. `2 * schedule`, `schedule * other` and `schedule / 2` build it
-    too.
+    `a(t) * b(t) * ...` at step t, multiplied from left to right. `2 * schedule`, `schedule * other`
+    and `schedule / 2` build it too.
 
-    Args:
-      *operands: each a `Schedule`, any optax schedule, a pure function from a count to a value, or a finite number. A product
+    Args: *operands: each a `Schedule`, any optax schedule, a pure function from a count to a value,
+      or a finite number. A product
         that overflows is clipped to the largest or lowest finite number.
 
     >>> import warmclip_jax as wc
@@ -39,8 +39,8 @@ def minimum(*operands: Operand) -> Schedule:
 
     `min(a(t), b(t), ...)` at step t. A number is a ceiling.
 
-    Args:
-      *operands: each a `Schedule`, any optax schedule, a pure function from a count to a value, or a finite number.
+    Args: *operands: each a `Schedule`, any optax schedule, a pure function from a count to a value,
+      or a finite number.
 
     >>> import warmclip_jax as wc
     >>> rate = wc.minimum(wc.linear_warmup(peak_value=1.0, warmup_steps=100), 0.25)
@@ -56,8 +56,8 @@ def maximum(*operands: Operand) -> Schedule:
 
     `max(a(t), b(t), ...)` at step t. A number is a floor.
 
-    Args:
-      *operands: each a `Schedule`, any optax schedule, a pure function from a count to a value, or a finite number.
+    Args: *operands: each a `Schedule`, any optax schedule, a pure function from a count to a value,
+      or a finite number.
 
     >>> import warmclip_jax as wc
     >>> rate = wc.maximum(wc.inverse_sqrt_decay(init_value=1.0, timescale=100), 0.1)
@@ -69,6 +69,8 @@ def maximum(*operands: Operand) -> Schedule:
 
 def _reduced(combine: Any, operands: tuple[Any, ...]) -> Schedule:
     def value(count: jax.Array) -> jax.Array:
-        return functools.reduce(combine, [operand(count) if callable(operand) else operand for operand in operands])
+        return functools.reduce(
+            combine, [operand(count) if callable(operand) else operand for operand in operands]
+        )
 
     return curve(value)

@@ -39,20 +39,31 @@ def _warmup_within_total(arguments: dict[str, Any]) -> dict[str, Any]:
     total, warmup = resolved["total_steps"], resolved["warmup_steps"]
     if not (is_traced(warmup) or is_traced(total)) and warmup >= total:
         rule = f"short of total_steps={total!r}, which includes the warm-up"
-        raise broken_rule(name, rule, resolved[name], "Leave at least one step to decay in, or use linear_warmup.")
+        raise broken_rule(
+            name, rule, resolved[name], "Leave at least one step to decay in, or use linear_warmup."
+        )
     return resolved
 
 
 def _warmup_and_decay_within_total(arguments: dict[str, Any]) -> dict[str, Any]:
     """Turns fractions into steps; raises unless the decay takes a step at least and starts after the warm-up."""
     name, resolved = _resolved("decay", _warmup_within_total(arguments))
-    total, warmup, decay = (resolved[name] for name in ("total_steps", "warmup_steps", "decay_steps"))
+    total, warmup, decay = (
+        resolved[name] for name in ("total_steps", "warmup_steps", "decay_steps")
+    )
     if not is_traced(decay) and decay < 1:
         rule = f"at least one step of total_steps={total!r}"
-        raise broken_rule(name, rule, resolved[name], "Use linear_warmup for a run without a decay.")
+        raise broken_rule(
+            name, rule, resolved[name], "Use linear_warmup for a run without a decay."
+        )
     if not any(map(is_traced, (total, warmup, decay))) and warmup + decay > total:
         rule = f"at most what warmup_steps={warmup!r} leaves of total_steps={total!r}"
-        raise broken_rule(name, rule, resolved[name], "The total includes both; between them the value stays at the peak.")
+        raise broken_rule(
+            name,
+            rule,
+            resolved[name],
+            "The total includes both; between them the value stays at the peak.",
+        )
     return resolved
 
 
@@ -70,10 +81,11 @@ def warmup_polynomial_decay(
 ) -> Schedule:
     """A linear warm-up to `peak_value`, then a polynomial decay to `end_value`.
 
-    At step t, with W = `warmup_steps` and T = `total_steps`: `init + (peak - init) * t / W` while t < W, and then
-    `(peak - end) * (1 - x) ** power + end`, where `decay_from` says where the decay counts from. `"warmup_end"`:
-    x = (t - W) / (T - W), so the decay starts at the peak. `"zero"`, the BERT form: x = t / T, so the decay also runs during
-    the warm-up, which hides it, and at step W the rate drops from `peak * (W - 1) / W` to `peak * (1 - W / T) ** power`.
+    At step t, with W = `warmup_steps` and T = `total_steps`: `init + (peak - init) * t / W` while t
+    < W, and then `(peak - end) * (1 - x) ** power + end`, where `decay_from` says where the decay
+    counts from. `"warmup_end"`: x = (t - W) / (T - W), so the decay starts at the peak. `"zero"`,
+    the BERT form: x = t / T, so the decay also runs during the warm-up, which hides it, and at step
+    W the rate drops from `peak * (W - 1) / W` to `peak * (1 - W / T) ** power`.
 
     Args:
       peak_value: where the warm-up leads, finite.
@@ -95,7 +107,14 @@ def warmup_polynomial_decay(
     Source: Devlin et al. 2018, "BERT", appendix A.2, and its `optimization.py` for `"zero"`.
     """
     decay = _decay_from(decay_from, warmup_steps, total_steps)
-    return _run(init_value, peak_value, end_value, warmup_steps, *decay, lambda share: raised(share.left, share.passed, power))
+    return _run(
+        init_value,
+        peak_value,
+        end_value,
+        warmup_steps,
+        *decay,
+        lambda share: raised(share.left, share.passed, power),
+    )
 
 
 @makes(Schedule, prepare=_warmup_within_total, resolves=("warmup_fraction",))
@@ -111,19 +130,16 @@ def warmup_cosine_decay(
 ) -> Schedule:
     """A linear warm-up to `peak_value`, then half a cosine to `end_value`.
 
-    At step t, with W = `warmup_steps` and T = `total_steps`: `init + (peak - init) * t / W` while t < W, and then
-    `end + (peak - end) * (1 + cos(pi * x)) / 2`, where `decay_from` says where the decay counts from. `"warmup_end"`:
-    x = (t - W) / (T - W), so the decay starts at the peak. `"zero"`: x = t / T, so the decay also runs during the warm-up,
-    which hides it.
+    At step t, with W = `warmup_steps` and T = `total_steps`: `init + (peak - init) * t / W` while t
+    < W, and then `end + (peak - end) * (1 + cos(pi * x)) / 2`, where `decay_from` says where the
+    decay counts from. `"warmup_end"`: x = (t - W) / (T - W), so the decay starts at the peak.
+    `"zero"`: x = t / T, so the decay also runs during the warm-up, which hides it.
 
-    Args:
-      peak_value: where the warm-up leads, finite.
-      total_steps: T, in steps, the warm-up included; from T on the value is `end_value` and never rises again.
-      warmup_steps: W, in steps, 0 or more and short of T. Give either this or
-      warmup_fraction: W as a share of T in [0, 1), rounded to the nearest step, halves up.
-      init_value: the value at step 0, finite.
-      end_value: the value at step T, finite.
-      decay_from: `"warmup_end"` or `"zero"`.
+    Args: peak_value: where the warm-up leads, finite. total_steps: T, in steps, the warm-up
+      included; from T on the value is `end_value` and never rises again. warmup_steps: W, in steps,
+      0 or more and short of T. Give either this or warmup_fraction: W as a share of T in [0, 1),
+      rounded to the nearest step, halves up. init_value: the value at step 0, finite. end_value:
+      the value at step T, finite. decay_from: `"warmup_end"` or `"zero"`.
 
     Traced arguments are not checked: W >= T gives `end_value` from step W on.
 
@@ -132,13 +148,16 @@ def warmup_cosine_decay(
     >>> [round(float(cosine(count)), 2) for count in (0, 10, 20, 60, 100)]
     [0.0, 0.5, 1.0, 0.55, 0.1]
 
-    Source: Loshchilov & Hutter 2017, "SGDR", equation 5, after the warm-up of Goyal et al. 2017, section 2.2.
+    Source: Loshchilov & Hutter 2017, "SGDR", equation 5, after the warm-up of Goyal et al. 2017,
+    section 2.2.
     """
     decay = _decay_from(decay_from, warmup_steps, total_steps)
     return _run(init_value, peak_value, end_value, warmup_steps, *decay, _SHAPES["cosine"])
 
 
-@makes(Schedule, prepare=_warmup_and_decay_within_total, resolves=("warmup_fraction", "decay_fraction"))
+@makes(
+    Schedule, prepare=_warmup_and_decay_within_total, resolves=("warmup_fraction", "decay_fraction")
+)
 def warmup_stable_decay(
     *,
     peak_value: Finite,
@@ -153,9 +172,10 @@ def warmup_stable_decay(
 ) -> Schedule:
     """A linear warm-up, a plateau at `peak_value`, and a decay to `end_value` over the last steps.
 
-    At step t, with W = `warmup_steps`, T = `total_steps` and D = `decay_steps`: `init + (peak - init) * t / W` while t < W,
-    then `peak` while t < T - D, then `end + (peak - end) * shape(x)` with x = (t - (T - D)) / D, where `decay_shape` is
-    `"linear"`: 1 - x; `"cosine"`: (1 + cos(pi x)) / 2; `"one_minus_sqrt"`: 1 - sqrt(x); `"exponential"`: 2 * 0.5**x - 1.
+    At step t, with W = `warmup_steps`, T = `total_steps` and D = `decay_steps`: `init + (peak -
+    init) * t / W` while t < W, then `peak` while t < T - D, then `end + (peak - end) * shape(x)`
+    with x = (t - (T - D)) / D, where `decay_shape` is `"linear"`: 1 - x; `"cosine"`: (1 + cos(pi
+    x)) / 2; `"one_minus_sqrt"`: 1 - sqrt(x); `"exponential"`: 2 * 0.5**x - 1.
 
     Args:
       peak_value: where the warm-up leads, finite.
@@ -168,22 +188,27 @@ def warmup_stable_decay(
       end_value: the value at step T, finite.
       decay_shape: the name of the shape.
 
-    Traced arguments are not checked: where W + D > T the warm-up overrides the part of the decay under it.
+    Traced arguments are not checked: where W + D > T the warm-up overrides the part of the decay
+    under it.
 
     >>> import warmclip_jax as wc
     >>> trapezoid = wc.warmup_stable_decay(peak_value=1.0, total_steps=100, warmup_steps=10, decay_fraction=0.2)
     >>> [round(float(trapezoid(count)), 2) for count in (0, 5, 10, 80, 90, 100)]
     [0.0, 0.5, 1.0, 1.0, 0.5, 0.0]
 
-    Source: Hu et al. 2024, "MiniCPM", section 4; Hägele et al. 2024, "Scaling laws and compute-optimal training beyond fixed
-    training durations", section 3, for 1 - sqrt; Megatron-LM's WSD for the exponential that ends.
+    Source: Hu et al. 2024, "MiniCPM", section 4; Hägele et al. 2024, "Scaling laws and
+    compute-optimal training beyond fixed training durations", section 3, for 1 - sqrt;
+    Megatron-LM's WSD for the exponential that ends.
     """
     start = difference(total_steps, decay_steps)
-    return _run(init_value, peak_value, end_value, warmup_steps, start, decay_steps, _SHAPES[decay_shape])
+    return _run(
+        init_value, peak_value, end_value, warmup_steps, start, decay_steps, _SHAPES[decay_shape]
+    )
 
 
 def _one_minus_sqrt(decay: Shares) -> jax.Array:
-    # A quotient keeps the digits near the end that 1 - sqrt(x) loses. The root of 0 has no finite derivative.
+    # A quotient keeps the digits near the end that 1 - sqrt(x) loses. The root of 0 has no finite
+    # derivative.
     some = decay.passed > 0
     return jnp.where(some, decay.left / (1 + jnp.sqrt(jnp.where(some, decay.passed, 1))), 1)
 
@@ -207,11 +232,18 @@ def _decay_from(name: str, warmup: Any, total: Any) -> tuple[Any, Any]:
 
 
 def _run(
-    init: Any, peak: Any, end: Any, warmup: Any, start: Any, length: Any, shape: Callable[[Shares], jax.Array]
+    init: Any,
+    peak: Any,
+    end: Any,
+    warmup: Any,
+    start: Any,
+    length: Any,
+    shape: Callable[[Shares], jax.Array],
 ) -> Schedule:
     """A straight line from `init` to `peak`, then a decay to `end` that counts from step `start`.
 
-    `shape` turns the shares of the decay that have passed and are left into the share of `peak - end` that is left.
+    `shape` turns the shares of the decay that have passed and are left into the share of `peak -
+    end` that is left.
     """
 
     def value(count: jax.Array) -> jax.Array:

@@ -13,16 +13,18 @@ from warmclip_jax._values import Foreign, Number, Scalar, Value, default_float, 
 class Schedule(Value):
     """A learning-rate schedule: `schedule(count)` is the rate at step `count`.
 
-    Build one with a factory such as `linear_warmup`; use it wherever optax takes a schedule. It is immutable; `==` and
-    `hash` compare kind and arguments; it pickles; its `repr` is the call that rebuilds it, which `parse` reads. It is a pytree
-    whose leaves are its numbers: passed to a function under `jax.jit`, it does not retrace for new numbers, and `jax.vmap`
-    over a stacked schedule sweeps over them.
+    Build one with a factory such as `linear_warmup`; use it wherever optax takes a schedule. It is
+    immutable; `==` and `hash` compare kind and arguments; it pickles; its `repr` is the call that
+    rebuilds it, which `parse` reads. It is a pytree whose leaves are its numbers: passed to a
+    function under `jax.jit`, it does not retrace for new numbers, and `jax.vmap` over a stacked
+    schedule sweeps over them.
 
     A number is its shortest decimal: `np.float32(0.1)` is 0.1, also after a trip through `jit`.
 
-    A schedule may hold any optax schedule or pure function of a scalar count. This package does not compile that function: it
-    is called when the schedule is called, with an int32 count of 0 or more, and under `jax.vmap` for an array of counts. Such
-    a schedule equals another only if both hold the same function object, and pickles only if the function does.
+    A schedule may hold any optax schedule or pure function of a scalar count. This package does not
+    compile that function: it is called when the schedule is called, with an int32 count of 0 or
+    more, and under `jax.vmap` for an array of counts. Such a schedule equals another only if both
+    hold the same function object, and pickles only if the function does.
 
     >>> import warmclip_jax as wc
     >>> warmup = wc.linear_warmup(peak_value=0.1, warmup_steps=4)
@@ -58,12 +60,12 @@ Raises:
     def __call__(self, count: Any) -> jax.Array:
         """The value at step `count`.
 
-        Args:
-          count: a step, or an array of them, of any int or float dtype. A negative count acts as 0, one past int32 as
+        Args: count: a step, or an array of them, of any int or float dtype. A negative count acts
+          as 0, one past int32 as
             the largest int32, and a fraction is rounded down.
 
-        Returns:
-          The value in the default float dtype (float32, or float64 under x64), with the shape of `count`.
+        Returns: The value in the default float dtype (float32, or float64 under x64), with the
+          shape of `count`.
         """
         return computed(self.lowered(), on_host(count))
 
@@ -85,7 +87,11 @@ Raises:
         return cast(Schedule, self._kind.value(self._arguments | lowered))
 
 
-_DIVISOR = Number("a finite number other than 0", "Divide by a number or a scalar array.", lambda number: number != 0)
+_DIVISOR = Number(
+    "a finite number other than 0",
+    "Divide by a number or a scalar array.",
+    lambda number: number != 0,
+)
 
 
 def _product(*operands: Any) -> Schedule:
@@ -97,8 +103,9 @@ def _product(*operands: Any) -> Schedule:
 
 def _no_operator(symbol: str, other: Any) -> TypeError:
     return TypeError(
-        f"{symbol} makes no Schedule of a Schedule and {other!r}: only a product with a scalar or another schedule is one "
-        f"(2 * s, s * t, s / 2). Call it first, s(count), or write a function of the count, which optax takes as well."
+        f"{symbol} makes no Schedule of a Schedule and {other!r}: only a product with a scalar or "
+        "another schedule is one (2 * s, s * t, s / 2). Call it first, s(count), or write a "
+        "function of the count, which optax takes as well."
     )
 
 
@@ -110,29 +117,45 @@ def _refused(symbol: str) -> Callable[..., Schedule]:
 
 
 # Set from outside the class: type checkers then refuse these operators too.
-for _symbol, _names in {"+": ("add", "radd"), "-": ("sub", "rsub", "neg"), "**": ("pow", "rpow"), "/": ("rtruediv",)}.items():
+for _symbol, _names in {
+    "+": ("add", "radd"),
+    "-": ("sub", "rsub", "neg"),
+    "**": ("pow", "rpow"),
+    "/": ("rtruediv",),
+}.items():
     for _name in _names:
         setattr(Schedule, f"__{_name}__", _refused(_symbol))
 
 
 def computed(lowered: Schedule, count: Any) -> jax.Array:
     """The value of a lowered schedule."""
-    # One compiled call takes 16 microseconds; dispatching each operation by itself takes 450. A foreign function may close
-    # over the caller's tracers, or not be traceable at all, so it runs in the caller's context.
+    # One compiled call takes 16 microseconds; dispatching each operation by itself takes 450. A
+    # foreign function may close over the caller's tracers, or not be traceable at all, so it runs
+    # in the caller's context.
     return (_evaluated if _is_foreign(lowered) else _compiled)(lowered, count)
 
 
 def _evaluated(lowered: Schedule, count: Any) -> jax.Array:
     kind, arguments, step = lowered._kind, lowered._arguments, as_step(jnp.asarray(count))
-    value = kind.called(arguments | {name: kind.rules[name].as_array(arguments[name]) for name in kind.numbers})(step)
-    return jnp.broadcast_to(value, jnp.broadcast_shapes(jnp.shape(value), step.shape)).astype(default_float())
+    value = kind.called(
+        arguments | {name: kind.rules[name].as_array(arguments[name]) for name in kind.numbers}
+    )(step)
+    return jnp.broadcast_to(value, jnp.broadcast_shapes(jnp.shape(value), step.shape)).astype(
+        default_float()
+    )
 
 
 _compiled = jax.jit(_evaluated, inline=True)
 
 
 def _is_foreign(part: Any) -> bool:
-    parts = part._arguments.values() if isinstance(part, Schedule) else part if isinstance(part, tuple) else ()
+    parts = (
+        part._arguments.values()
+        if isinstance(part, Schedule)
+        else part
+        if isinstance(part, tuple)
+        else ()
+    )
     return isinstance(part, Foreign) or any(map(_is_foreign, parts))
 
 

@@ -1,8 +1,9 @@
 """The arithmetic that the curves share: the part of a length that has passed, the part left, and values in between.
 
-Two rules keep the curves exact: steps are subtracted as integers before they are divided, and the share left is computed from
-the steps left, never as one minus the share passed. Arguments are arrays by now; they are typed `Any`, because the annotations
-of the public functions name what users pass.
+Two rules keep the curves exact: steps are subtracted as integers before they are divided, and the
+share left is computed from the steps left, never as one minus the share passed. Arguments are
+arrays by now; they are typed `Any`, because the annotations of the public functions name what users
+pass.
 """
 
 import math
@@ -51,8 +52,8 @@ def periods(count: jax.Array, length: Any, *, whole: bool = False) -> jax.Array:
 
 def between(origin: Any, target: Any, weight: jax.Array) -> jax.Array:
     """`origin + (target - origin) * weight`, never outside the two and exactly `target` from weight 1 on."""
-    # For a weight below 1, the rounded product is below the rounded difference by more than the difference was rounded up by,
-    # so no sum passes `target`.
+    # For a weight below 1, the rounded product is below the rounded difference by more than the
+    # difference was rounded up by, so no sum passes `target`.
     return jnp.where(weight >= 1, target, origin + (target - origin) * weight)
 
 
@@ -60,7 +61,8 @@ def raised(share: jax.Array, complement: jax.Array, exponent: Any) -> jax.Array:
     """`share ** exponent` to a few ulp of 1, its derivative finite at 0. `complement` is 1 - share."""
     some = share > 0
     base = jnp.where(some, share, 1)
-    # Near 1, share ** 1000 multiplies the share's rounding error by 1000; log1p of the complement has no such error.
+    # Near 1, share ** 1000 multiplies the share's rounding error by 1000; log1p of the complement
+    # has no such error.
     log = jnp.where(complement < 0.5, jnp.log1p(-jnp.minimum(complement, 0.5)), jnp.log(base))
     value = jnp.where(exponent <= 4, base**exponent, jnp.exp(exponent * log))
     # For exponent 1, the share itself, exactly, with the derivative of the power.
@@ -70,14 +72,17 @@ def raised(share: jax.Array, complement: jax.Array, exponent: Any) -> jax.Array:
 
 def half_cosine(share: jax.Array, complement: jax.Array) -> jax.Array:
     """`(1 - cos(pi * share)) / 2`, computed as squared sines, which keep their digits near 0 and near 1."""
-    rising, falling = (jnp.square(jnp.sin(jnp.minimum(part, 0.5) * (math.pi / 2))) for part in (share, complement))
+    rising, falling = (
+        jnp.square(jnp.sin(jnp.minimum(part, 0.5) * (math.pi / 2))) for part in (share, complement)
+    )
     return jnp.where(share < 0.5, rising, 1 - falling)
 
 
 def expm1_below_one(exponent: jax.Array) -> jax.Array:
     """`exp(exponent) - 1` for an exponent in [0, log(2)], monotone to the last digit, which `jnp.expm1` is not.
 
-    By Horner's rule on positive terms, where each rounding keeps the order; 18 terms are enough for float64.
+    By Horner's rule on positive terms, where each rounding keeps the order; 18 terms are enough for
+    float64.
     """
     series = jnp.ones_like(exponent)
     for term in range(18, 1, -1):
@@ -123,7 +128,9 @@ def share_of(fraction: Any, total: Any) -> Any:
     if not (is_traced(fraction) or is_traced(total)):
         return math.floor(Fraction(str(fraction)) * Fraction(str(total)) + Fraction(1, 2))
     dtype = default_float()
-    rounded = jnp.floor(jnp.asarray(fraction).astype(dtype) * jnp.asarray(total).astype(dtype) + 0.5)
+    rounded = jnp.floor(
+        jnp.asarray(fraction).astype(dtype) * jnp.asarray(total).astype(dtype) + 0.5
+    )
     if jnp.issubdtype(jnp.result_type(total), jnp.integer):
         # An integer is subtracted from counts exactly.
         rounded = jnp.clip(rounded, 0, _below_int32_range()).astype(jnp.int32)
@@ -134,7 +141,10 @@ def _divided(passed: jax.Array, left: jax.Array, length: jax.Array) -> Shares:
     dtype = default_float()
     some = length > 0
     whole = jnp.where(some, length, 1).astype(dtype)
-    return Shares(jnp.where(some, passed.astype(dtype) / whole, 1), jnp.where(some, left.astype(dtype) / whole, 0))
+    return Shares(
+        jnp.where(some, passed.astype(dtype) / whole, 1),
+        jnp.where(some, left.astype(dtype) / whole, 0),
+    )
 
 
 def _alike(left: Any, right: Any) -> tuple[jax.Array, jax.Array]:
@@ -147,7 +157,11 @@ def _alike(left: Any, right: Any) -> tuple[jax.Array, jax.Array]:
 def _as_float(number: jax.Array) -> jax.Array:
     floating = number.astype(default_float())
     # The largest counts would round up to 2**31 and so reach a length that they are short of.
-    return jnp.minimum(floating, _below_int32_range()) if jnp.issubdtype(number.dtype, jnp.integer) else floating
+    return (
+        jnp.minimum(floating, _below_int32_range())
+        if jnp.issubdtype(number.dtype, jnp.integer)
+        else floating
+    )
 
 
 def _below_int32_range() -> np.floating[Any]:

@@ -42,8 +42,12 @@ def with_warmup(schedule: Inner, *, warmup_steps: Steps, init_value: Finite = 0.
     """
 
     def value(count: jax.Array) -> jax.Array:
-        rising = between(init_value, schedule(jnp.zeros((), jnp.int32)), shares(count, warmup_steps).passed)
-        return jnp.where(is_before(count, warmup_steps), rising, schedule(difference(count, warmup_steps)))
+        rising = between(
+            init_value, schedule(jnp.zeros((), jnp.int32)), shares(count, warmup_steps).passed
+        )
+        return jnp.where(
+            is_before(count, warmup_steps), rising, schedule(difference(count, warmup_steps))
+        )
 
     return curve(value)
 
@@ -52,13 +56,15 @@ def with_warmup(schedule: Inner, *, warmup_steps: Steps, init_value: Finite = 0.
 def join(schedules: EachInner, *, boundaries: EachSteps) -> Schedule:
     """One schedule after another, each counting from where it takes over.
 
-    With boundaries b1 < b2 < ...: `schedules[0](t)` while t < b1, then `schedules[1](t - b1)` while t < b2, and so on.
+    With boundaries b1 < b2 < ...: `schedules[0](t)` while t < b1, then `schedules[1](t - b1)` while
+    t < b2, and so on.
 
-    Args:
-      schedules: a list of schedules, each a `Schedule`, any optax schedule, or a pure function from a count to a value.
-      boundaries: a list of steps, one fewer than schedules, strictly increasing, counted from the start of the run.
+    Args: schedules: a list of schedules, each a `Schedule`, any optax schedule, or a pure function
+      from a count to a value. boundaries: a list of steps, one fewer than schedules, strictly
+      increasing, counted from the start of the run.
 
-    Traced arguments are not checked: where boundaries do not increase, the last one that has passed is the one that counts.
+    Traced arguments are not checked: where boundaries do not increase, the last one that has passed
+    is the one that counts.
 
     >>> import warmclip_jax as wc
     >>> steps = wc.join([wc.constant(value=1.0), wc.constant(value=0.1)], boundaries=[100])
@@ -71,7 +77,9 @@ def join(schedules: EachInner, *, boundaries: EachSteps) -> Schedule:
     def value(count: jax.Array) -> jax.Array:
         value = schedules[0](count)
         for boundary, schedule in zip(boundaries, schedules[1:], strict=True):
-            value = jnp.where(is_before(count, boundary), value, schedule(difference(count, boundary)))
+            value = jnp.where(
+                is_before(count, boundary), value, schedule(difference(count, boundary))
+            )
         return value
 
     return curve(value)
@@ -81,7 +89,8 @@ def join(schedules: EachInner, *, boundaries: EachSteps) -> Schedule:
 def repeat(schedule: Inner, *, period: PositiveSteps) -> Schedule:
     """The first `period` steps of a schedule, again and again.
 
-    `schedule(t mod period)`: step `period` is step 0 again, so what the schedule does at `period` itself is never reached.
+    `schedule(t mod period)`: step `period` is step 0 again, so what the schedule does at `period`
+    itself is never reached.
 
     Args:
       schedule: a `Schedule`, any optax schedule, or a pure function from a count to a value.
@@ -103,8 +112,8 @@ def repeat(schedule: Inner, *, period: PositiveSteps) -> Schedule:
 def shift(schedule: Inner, *, by: SignedSteps) -> Schedule:
     """A schedule that starts at its own step `by`.
 
-    `schedule(t + by)`. A resumed run starts where it stopped; `by=1` leaves out a first step at rate 0; a negative `by` holds
-    the value of step 0 for -by steps.
+    `schedule(t + by)`. A resumed run starts where it stopped; `by=1` leaves out a first step at
+    rate 0; a negative `by` holds the value of step 0 for -by steps.
 
     Args:
       schedule: a `Schedule`, any optax schedule, or a pure function from a count to a value.

@@ -10,11 +10,33 @@ from typing import Any
 import jax.numpy as jnp
 
 from warmclip_jax._schedules._shares import share_of
-from warmclip_jax._values import Choice, Number, Scalar, broken_rule, default_float, exactly_one, is_traced, naming
+from warmclip_jax._values import (
+    Choice,
+    Number,
+    Scalar,
+    broken_rule,
+    default_float,
+    exactly_one,
+    is_traced,
+    naming,
+)
 
-_AMOUNT = Number("a finite number, 0 or more", "It may be a fraction: half an epoch is 0.5.", lambda amount: amount >= 0)
-_SHARE = Number("a fraction in [0, 1]", "It is a share of total_steps; 0.1 is a tenth.", lambda share: 0 <= share <= 1)
-_SIZE = Number("a whole number, 1 or more", "Count what one optimizer step sees.", lambda size: size >= 1, whole=True)
+_AMOUNT = Number(
+    "a finite number, 0 or more",
+    "It may be a fraction: half an epoch is 0.5.",
+    lambda amount: amount >= 0,
+)
+_SHARE = Number(
+    "a fraction in [0, 1]",
+    "It is a share of total_steps; 0.1 is a tenth.",
+    lambda share: 0 <= share <= 1,
+)
+_SIZE = Number(
+    "a whole number, 1 or more",
+    "Count what one optimizer step sees.",
+    lambda size: size >= 1,
+    whole=True,
+)
 _B2 = Number("a number in [0, 1)", "It is Adam's b2: 0.999, for example.", lambda b2: 0 <= b2 < 1)
 
 #: The sizes that turn each unit into steps.
@@ -43,13 +65,14 @@ def steps(
 ) -> int:
     """How many optimizer steps a number of epochs, examples or tokens takes, or a fraction of the run.
 
-    `ceil(examples / (batch_size * accumulation)) * updates_per_batch`, where examples are `epochs * dataset_size` or
-    `tokens / sequence_length`; or `round(fraction * total_steps)`. A step is one update of the optimizer, which advances its
-    schedule; under `optax.MultiSteps` it takes `accumulation` batches. `drop_remainder` rounds down instead: examples to
-    batches, in each epoch, and batches to steps.
+    `ceil(examples / (batch_size * accumulation)) * updates_per_batch`, where examples are `epochs *
+    dataset_size` or `tokens / sequence_length`; or `round(fraction * total_steps)`. A step is one
+    update of the optimizer, which advances its schedule; under `optax.MultiSteps` it takes
+    `accumulation` batches. `drop_remainder` rounds down instead: examples to batches, in each
+    epoch, and batches to steps.
 
-    Args:
-      epochs: passes over the data, 0 or more; needs `dataset_size` and `batch_size`. Give exactly one of `epochs`, `examples`,
+    Args: epochs: passes over the data, 0 or more; needs `dataset_size` and `batch_size`. Give
+      exactly one of `epochs`, `examples`,
         `tokens` and `fraction`.
       examples: how many examples are seen, 0 or more; needs `batch_size`.
       tokens: how many tokens are seen, 0 or more; needs `batch_size` and `sequence_length`.
@@ -58,18 +81,18 @@ def steps(
       batch_size: examples in one batch, over all devices, 1 or more.
       sequence_length: tokens in one example, 1 or more.
       total_steps: the length of the run, in optimizer steps, 1 or more.
-      accumulation: batches whose gradients make one step (`every_k_schedule` of `optax.MultiSteps`), 1 or more.
+      accumulation: batches whose gradients make one step (`every_k_schedule` of
+        `optax.MultiSteps`), 1 or more.
       updates_per_batch: steps made on the same batch, 1 or more, as in PPO.
-      drop_remainder: whether examples that do not fill a batch are left out, as by data loaders that drop the last batch of
-        every epoch. It is not used with `fraction`.
+      drop_remainder: whether examples that do not fill a batch are left out, as by data loaders
+        that drop the last batch of every epoch. It is not used with `fraction`.
 
-    Returns:
-      A Python int. The last step may be partly filled: the number is rounded up, over the whole run and not in each epoch,
-      unless `drop_remainder`; a fraction is rounded to the nearest step, halves up. A number is its shortest decimal: 0.1 is a
-      tenth.
+    Returns: A Python int. The last step may be partly filled: the number is rounded up, over the
+      whole run and not in each epoch, unless `drop_remainder`; a fraction is rounded to the nearest
+      step, halves up. A number is its shortest decimal: 0.1 is a tenth.
 
-    Raises:
-      TypeError, ValueError: for an argument that breaks its rule, is missing, or is not used; and for every traced argument.
+    Raises: TypeError, ValueError: for an argument that breaks its rule, is missing, or is not used;
+      and for every traced argument.
 
     >>> import warmclip_jax as wc
     >>> wc.steps(epochs=3, dataset_size=50_000, batch_size=128), wc.steps(tokens=2e9, batch_size=256, sequence_length=2048)
@@ -90,7 +113,11 @@ def steps(
     amount = _known(unit, amounts[unit], _SHARE if unit == "fraction" else _AMOUNT)
     for name, size in sizes.items():
         if (size is None) == (name in _NEEDS[unit]):
-            rule = f"given with {unit}" if size is None else f"left out with {unit}, which does not use it"
+            rule = (
+                f"given with {unit}"
+                if size is None
+                else f"left out with {unit}, which does not use it"
+            )
             raise broken_rule(name, rule, size, f"{unit} needs {' and '.join(_NEEDS[unit])}.")
     needed = {name: Fraction(_known(name, sizes[name], _SIZE)) for name in _NEEDS[unit]}
     accumulated = Fraction(_known("accumulation", accumulation, _SIZE))
@@ -98,10 +125,17 @@ def steps(
     Choice((False, True)).check("drop_remainder", drop_remainder)
     if unit == "fraction":
         if drop_remainder:
-            raise broken_rule("drop_remainder", "False with fraction, which counts no batches", True, "Leave it out.")
+            raise broken_rule(
+                "drop_remainder",
+                "False with fraction, which counts no batches",
+                True,
+                "Leave it out.",
+            )
         return share_of(amount, int(needed["total_steps"]))
     # From its decimal: the float 0.1 is more than a tenth, and rounding up would show it.
-    passes, rest = (0, Fraction(str(amount))) if unit != "epochs" else divmod(Fraction(str(amount)), 1)
+    passes, rest = (
+        (0, Fraction(str(amount))) if unit != "epochs" else divmod(Fraction(str(amount)), 1)
+    )
     size = needed.get("dataset_size", 1) / needed.get("sequence_length", 1)
     if drop_remainder:
         batches = passes * (size // needed["batch_size"]) + rest * size // needed["batch_size"]
@@ -118,8 +152,8 @@ def untuned_warmup_steps(b2: Scalar) -> Any:
     Args:
       b2: Adam's decay of the second moment, in [0, 1).
 
-    Returns:
-      A Python int; for a traced `b2` a whole number in the default float dtype, whose rounding may make it one off.
+    Returns: A Python int; for a traced `b2` a whole number in the default float dtype, whose
+      rounding may make it one off.
 
     Raises:
       TypeError, ValueError: for a concrete `b2` that breaks its rule. A traced one is not checked.
@@ -128,7 +162,8 @@ def untuned_warmup_steps(b2: Scalar) -> Any:
     >>> wc.untuned_warmup_steps(0.999), wc.untuned_warmup_steps(0.95)
     (2000, 40)
 
-    Source: Ma & Yarats 2019, "On the adequacy of untuned warmup for adaptive optimization", section 4.
+    Source: Ma & Yarats 2019, "On the adequacy of untuned warmup for adaptive optimization", section
+    4.
     """
     b2 = _B2.check("b2", b2)
     if is_traced(b2):

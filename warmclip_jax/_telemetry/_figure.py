@@ -13,12 +13,13 @@ from warmclip_jax._values import naming
 def plot_records(opt_state: Any, *, ax: Any = None) -> Any:
     """A figure of the calls that an optimizer built with `record=N` recorded: the norm, the bounds, and the learning rate.
 
-    Above, on a logarithmic axis, the norm of each call before clipping and the bounds in force. A dot marks a clipped call, a
-    cross one that was skipped for its norm, a vertical line one with a NaN or inf. Below, the learning rate of the updates.
+    Above, on a logarithmic axis, the norm of each call before clipping and the bounds in force. A
+    dot marks a clipped call, a cross one that was skipped for its norm, a vertical line one with a
+    NaN or inf. Below, the learning rate of the updates.
 
-    Args:
-      opt_state: any optimizer state with a recorder, as in `records`, of one run.
-      ax: the matplotlib axes to draw the norms on, without the learning rate; None for a new figure with both.
+    Args: opt_state: any optimizer state with a recorder, as in `records`, of one run. ax: the
+      matplotlib axes to draw the norms on, without the learning rate; None for a new figure with
+      both.
 
     Returns:
       The matplotlib figure, neither shown nor saved: `figure.savefig("records.png")`.
@@ -43,7 +44,9 @@ def plot_records(opt_state: Any, *, ax: Any = None) -> Any:
     if ax is None:
         figure = matplotlib_figure("plot_records").Figure(figsize=(8, 5), layout="constrained")
         heights = (3, 1) if np.isfinite(known["learning_rate"]).any() else (1,)
-        panels = figure.subplots(len(heights), squeeze=False, sharex=True, height_ratios=heights)[:, 0]
+        panels = figure.subplots(len(heights), squeeze=False, sharex=True, height_ratios=heights)[
+            :, 0
+        ]
     _draw_norms(panels[0], known)
     for below in panels[1:]:
         below.plot(known["call"], known["learning_rate"], color="C0", linewidth=1.5)
@@ -57,17 +60,37 @@ def _draw_norms(ax: Any, known: dict[str, np.ndarray]) -> None:
     calls, norms, skipped = known["call"], known["grad_norm"].astype(np.float64), known["skipped"]
     finite = np.isfinite(norms)
     # A logarithmic axis has no place for a norm of 0 either.
-    ax.plot(calls, np.where(finite & (norms > 0), norms, np.nan), color="C0", linewidth=1, label="norm")
-    for name, label, style in (("max_norm", "bound of the clip", "--"), ("skip_bound", "bound of skipping", ":")):
+    ax.plot(
+        calls, np.where(finite & (norms > 0), norms, np.nan), color="C0", linewidth=1, label="norm"
+    )
+    for name, label, style in (
+        ("max_norm", "bound of the clip", "--"),
+        ("skip_bound", "bound of skipping", ":"),
+    ):
         bounds = np.where(np.isfinite(known[name]) & (known[name] > 0), known[name], np.nan)
         if not np.isnan(bounds).all():
             ax.plot(calls, bounds, color="black", linestyle=style, linewidth=1.2, label=label)
     for label, chosen, style in (
-        ("clipped", finite & ~skipped & (known["clip_coef"] < 1), {"marker": ".", "color": "C1", "markersize": 6}),
-        ("skipped for its norm", finite & skipped, {"marker": "X", "color": "C3", "markersize": 9, "markeredgecolor": "white"}),
+        (
+            "clipped",
+            finite & ~skipped & (known["clip_coef"] < 1),
+            {"marker": ".", "color": "C1", "markersize": 6},
+        ),
+        (
+            "skipped for its norm",
+            finite & skipped,
+            {"marker": "X", "color": "C3", "markersize": 9, "markeredgecolor": "white"},
+        ),
     ):
         if chosen.any():
-            ax.plot(calls[chosen], norms[chosen], linestyle="", zorder=3, **style, label=f"{label}: {chosen.sum()}")
+            ax.plot(
+                calls[chosen],
+                norms[chosen],
+                linestyle="",
+                zorder=3,
+                **style,
+                label=f"{label}: {chosen.sum()}",
+            )
     label = f"NaN or inf: {(~finite).sum()}"
     for call in calls[~finite]:
         ax.axvline(call, color="C3", linewidth=1.5, alpha=0.7, zorder=0, label=label)
@@ -76,4 +99,11 @@ def _draw_norms(ax: Any, known: dict[str, np.ndarray]) -> None:
     ax.grid(alpha=0.25)
     ax.set_xmargin(0.01)
     # Above the axes: inside, it would cover what it names.
-    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, fontsize="small", borderaxespad=0.2)
+    ax.legend(
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
+        ncols=3,
+        frameon=False,
+        fontsize="small",
+        borderaxespad=0.2,
+    )

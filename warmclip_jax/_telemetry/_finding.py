@@ -8,7 +8,8 @@ import jax
 from warmclip_jax._clipping import ClipState, History, LeafRecord, Ring, SkipState, as_keys
 from warmclip_jax._pipeline import PipelineState
 
-#: What only a dict made of a state has, in any version: the dict that `metrics` returns has none of these pairs.
+#: What only a dict made of a state has, in any version: the dict that `metrics` returns has none of
+#: these pairs.
 _STATES: dict[Any, set[str]] = {
     ClipState: {"clip_calls", "clip_coef"},
     PipelineState: {"clip_state", "inner_state"},
@@ -37,21 +38,25 @@ class Found(NamedTuple):
 def found(opt_state: Any) -> list[Found]:
     """The states of clips, guards and pipelines in an optimizer state, outermost first.
 
-    Raises ValueError where there is none, and for a checkpoint with a state that another version wrote.
+    Raises ValueError where there is none, and for a checkpoint with a state that another version
+    wrote.
     """
     seen: list[Found] = []
     _collect(opt_state, (), None, seen)
     if not seen:
         raise ValueError(
-            f"opt_state must hold a state of clip_by_global_norm, skip_nonfinite or pipeline; got {type(opt_state).__name__} "
-            "without one. Pass the state that init or update returned, or a checkpoint of it."
+            "opt_state must hold a state of clip_by_global_norm, skip_nonfinite or pipeline; got "
+            f"{type(opt_state).__name__} without one. Pass the state that init or update returned, "
+            "or a checkpoint of it."
         )
     return seen
 
 
 def of_this_process(leaf: Any) -> Any:
     """A copy that this process holds of an array that is the same on all, so that it need not ask the others."""
-    is_spread = isinstance(leaf, jax.Array) and not leaf.is_fully_addressable and leaf.is_fully_replicated
+    is_spread = (
+        isinstance(leaf, jax.Array) and not leaf.is_fully_addressable and leaf.is_fully_replicated
+    )
     return leaf.addressable_data(0) if is_spread else leaf
 
 
@@ -63,7 +68,9 @@ def calls_of(state: Any) -> Any:
 
 
 def _collect(tree: Any, path: Path, guard: int | None, seen: list[Found]) -> None:
-    for below, node in jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda node: _kind_of(node) is not None)[0]:
+    for below, node in jax.tree_util.tree_flatten_with_path(
+        tree, is_leaf=lambda node: _kind_of(node) is not None
+    )[0]:
         at = (*path, *below)
         if (kind := _kind_of(node)) is None:
             continue
@@ -72,13 +79,20 @@ def _collect(tree: Any, path: Path, guard: int | None, seen: list[Found]) -> Non
             seen.append(Found(at, state, guard))
         else:
             seen.append(Found(at, state._replace(inner_state=()), guard))
-            _collect(state.inner_state, (*at, jax.tree_util.GetAttrKey("inner_state")), len(seen) - 1, seen)
+            _collect(
+                state.inner_state,
+                (*at, jax.tree_util.GetAttrKey("inner_state")),
+                len(seen) - 1,
+                seen,
+            )
 
 
 def _kind_of(node: Any, kinds: dict[Any, set[str]] = _STATES) -> Any:
     """The class of state that a node is, or that a dict was made of in any version; None for any other node."""
     for kind, signs in kinds.items():
-        if isinstance(node, kind) or (isinstance(node, Mapping) and (signs <= node.keys() or _required(kind) <= node.keys())):
+        if isinstance(node, kind) or (
+            isinstance(node, Mapping) and (signs <= node.keys() or _required(kind) <= node.keys())
+        ):
             return kind
     return None
 
@@ -90,21 +104,34 @@ def _required(kind: Any) -> set[str]:
 def _as_state(kind: Any, node: Any, at: Path) -> Any:
     """A state with arrays in its fields: not with the variables of a framework, not as a dict."""
     fields = node if isinstance(node, Mapping) else node._asdict()
-    lacking, unknown = sorted(_required(kind) - fields.keys()), sorted(map(str, fields.keys() - set(kind._fields)))
+    lacking, unknown = (
+        sorted(_required(kind) - fields.keys()),
+        sorted(map(str, fields.keys() - set(kind._fields))),
+    )
     if lacking or unknown:
-        parts = [f"without {', '.join(lacking)}"] * bool(lacking) + [f"with {', '.join(unknown)}"] * bool(unknown)
+        parts = [f"without {', '.join(lacking)}"] * bool(lacking) + [
+            f"with {', '.join(unknown)}"
+        ] * bool(unknown)
         raise ValueError(
-            "opt_state must hold states that this version of warmclip_jax wrote; got one of another version at "
-            f"{jax.tree_util.keystr(at) or 'its top'}: a {kind.__name__} {' and '.join(parts)}. Read it with the version that "
-            "wrote it."
+            "opt_state must hold states that this version of warmclip_jax wrote; got one of "
+            f"another version at {jax.tree_util.keystr(at) or 'its top'}: a {kind.__name__} "
+            f"{' and '.join(parts)}. Read it with the version that wrote it."
         )
-    plain = {name: value if name in ("inner_state", "group_labels") else _plain(value, at) for name, value in fields.items()}
+    plain = {
+        name: value if name in ("inner_state", "group_labels") else _plain(value, at)
+        for name, value in fields.items()
+    }
     state = kind(**{**_EMPTY.get(kind, {}), **plain})
     if kind is not ClipState:
         return state
-    # `nnx.state` drops labels, which are keys without leaves: the groups are then known by their numbers.
-    number = 0 if isinstance(state.group_clipped_count, tuple) else state.group_clipped_count.shape[-1]
-    keys = state.group_labels or as_keys(f"group {place:0{len(str(number))}}" for place in range(number))
+    # `nnx.state` drops labels, which are keys without leaves: the groups are then known by their
+    # numbers.
+    number = (
+        0 if isinstance(state.group_clipped_count, tuple) else state.group_clipped_count.shape[-1]
+    )
+    keys = state.group_labels or as_keys(
+        f"group {place:0{len(str(number))}}" for place in range(number)
+    )
     return state._replace(group_labels=dict.fromkeys(keys, ()))
 
 

@@ -12,11 +12,17 @@ from warmclip_jax._telemetry._finding import Path, calls_of, found, of_this_proc
 from warmclip_jax._values import is_traced
 
 _OF_SKIPS = ("skipped_count", "consecutive_skips", "last_skipped_call")
-#: What a guard knows of every call, and the clip or pipeline inside only of calls that were not skipped.
+#: What a guard knows of every call, and the clip or pipeline inside only of calls that were not
+#: skipped.
 _OF_EVERY_CALL = ("calls", "grad_norm", "nonfinite_count", *_OF_SKIPS, "skip_bound", "typical_norm")
 #: With more groups than this, their numbers would bury the others.
 _MOST_GROUPS = 32
-_KEYS = (jax.tree_util.DictKey, jax.tree_util.SequenceKey, jax.tree_util.FlattenedIndexKey, jax.tree_util.GetAttrKey)
+_KEYS = (
+    jax.tree_util.DictKey,
+    jax.tree_util.SequenceKey,
+    jax.tree_util.FlattenedIndexKey,
+    jax.tree_util.GetAttrKey,
+)
 
 #: Where each state is, and the place in their list of the guard around it.
 Places = tuple[tuple[Path, int | None], ...]
@@ -27,21 +33,22 @@ def metrics(opt_state: Any) -> dict[str, jax.Array]:
 
     A *call* is one call of `update`, numbered from 0; an *update* is a call that was not skipped.
 
-    Args:
-      opt_state: any optimizer state, however nested: of `chain`, `MultiSteps`, `masked`, `partition`, `inject_hyperparams`; a
-        flax `TrainState`, an `nnx.Optimizer`; a raw checkpoint tree, in which states are dicts of their fields.
+    Args: opt_state: any optimizer state, however nested: of `chain`, `MultiSteps`, `masked`,
+      `partition`, `inject_hyperparams`; a
+        flax `TrainState`, an `nnx.Optimizer`; a raw checkpoint tree, in which states are dicts of
+        their fields.
 
-    Returns:
-      Scalars, arrays with a run axis for vmapped states. The keys depend only on how the optimizer was built; what is not known
-      is NaN.
-      Of the last call: `grad_norm` (before clipping), `max_norm` (the bound in force; inf for none), `clip_coef` (0 where
-      skipped). Of the last update: `learning_rate`, the one that the optimizer used, where `pipeline` built it; NaN where some
-      parameters have an injected rate and others a different one. Counts, int32:
-      `calls`, `step` (updates made, where a pipeline or guard counts them), `clipped_count`, `nonfinite_count`,
-      `skipped_count`, `consecutive_skips` and `last_skipped_call` (-1: none).
-      A guard around a pipeline owns the plain names that both have; the pipeline's own are `"update/skipped_count"` and so on.
-      Several clips have their path before the name: `"encoder/grad_norm"`.
-      Outside of `jit` these are copies, which survive donation and later updates; `jax.device_get` makes them numbers.
+    Returns: Scalars, arrays with a run axis for vmapped states. The keys depend only on how the
+      optimizer was built; what is not known is NaN. Of the last call: `grad_norm` (before
+      clipping), `max_norm` (the bound in force; inf for none), `clip_coef` (0 where skipped). Of
+      the last update: `learning_rate`, the one that the optimizer used, where `pipeline` built it;
+      NaN where some parameters have an injected rate and others a different one. Counts, int32:
+      `calls`, `step` (updates made, where a pipeline or guard counts them), `clipped_count`,
+      `nonfinite_count`, `skipped_count`, `consecutive_skips` and `last_skipped_call` (-1: none). A
+      guard around a pipeline owns the plain names that both have; the pipeline's own are
+      `"update/skipped_count"` and so on. Several clips have their path before the name:
+      `"encoder/grad_norm"`. Outside of `jit` these are copies, which survive donation and later
+      updates; `jax.device_get` makes them numbers.
 
     Raises:
       ValueError: when the state holds nothing of this package, or two metrics would share a name.
@@ -74,18 +81,24 @@ def _merged(states: tuple[Any, ...], places: Places) -> dict[str, jax.Array]:
         known = of_state(state)
         if guard is not None and "clip_coef" in known:
             # What a guard skips never gets to the clip inside.
-            known["clip_coef"] = jnp.where(states[guard].consecutive_skips > 0, 0, known["clip_coef"])
+            known["clip_coef"] = jnp.where(
+                states[guard].consecutive_skips > 0, 0, known["clip_coef"]
+            )
         for name, value in known.items():
             full = f"{group}/{name}" if group else name
             if full in merged and name in _OF_EVERY_CALL:
-                # First come, first served: the clip before a guard, the guard before the clip that it guards.
-                if isinstance(state, ClipState) or (guard is None and isinstance(owners[full], ClipState)):
+                # First come, first served: the clip before a guard, the guard before the clip that
+                # it guards.
+                if isinstance(state, ClipState) or (
+                    guard is None and isinstance(owners[full], ClipState)
+                ):
                     continue
                 full = f"{group}/update/{name}" if group else f"update/{name}"
             if full in merged and not (name == "step" and guard is not None):
                 raise ValueError(
-                    f"metrics must have names of their own; two states would both be {full!r}, the second at "
-                    f"{jax.tree_util.keystr(path)}. Put them under different keys, in a dict or in optax.named_chain."
+                    f"metrics must have names of their own; two states would both be {full!r}, the "
+                    f"second at {jax.tree_util.keystr(path)}. Put them under different keys, in a "
+                    "dict or in optax.named_chain."
                 )
             merged[full], owners[full] = value, state
     return dict(sorted(merged.items()))
@@ -97,18 +110,40 @@ def of_state(state: Any) -> dict[str, jax.Array]:
         return _of_clip(state)
     calls = calls_of(state)
     known = {name: getattr(state, name) for name in _OF_SKIPS}
-    known |= {"step": calls - state.skipped_count, "skip_bound": _known(calls, shown_bound(state.above_bound))}
+    known |= {
+        "step": calls - state.skipped_count,
+        "skip_bound": _known(calls, shown_bound(state.above_bound)),
+    }
     known |= _typical(state.skip_history)
     if isinstance(state, PipelineState):
         # The clip's usual norm takes the place of the skip's.
-        return {**known, **_of_clip(state.clip_state), "learning_rate": shown(state.last_learning_rate)}
-    return {**known, "calls": calls, "grad_norm": _known(calls, state.grad_norm), "nonfinite_count": state.nonfinite_count}
+        return {
+            **known,
+            **_of_clip(state.clip_state),
+            "learning_rate": shown(state.last_learning_rate),
+        }
+    return {
+        **known,
+        "calls": calls,
+        "grad_norm": _known(calls, state.grad_norm),
+        "nonfinite_count": state.nonfinite_count,
+    }
 
 
 def _of_clip(state: ClipState) -> dict[str, jax.Array]:
-    measured = {"grad_norm": state.grad_norm, "max_norm": shown_bound(state.norm_bound), "clip_coef": state.clip_coef}
-    each = {name: _known(state.clip_calls, value) for name, value in measured.items()} | _typical(state.clip_history)
-    known = {"calls": state.clip_calls, "clipped_count": state.clipped_count, "nonfinite_count": state.nonfinite_count}
+    measured = {
+        "grad_norm": state.grad_norm,
+        "max_norm": shown_bound(state.norm_bound),
+        "clip_coef": state.clip_coef,
+    }
+    each = {name: _known(state.clip_calls, value) for name, value in measured.items()} | _typical(
+        state.clip_history
+    )
+    known = {
+        "calls": state.clip_calls,
+        "clipped_count": state.clipped_count,
+        "nonfinite_count": state.nonfinite_count,
+    }
     if isinstance(state.group_clipped_count, tuple):
         return each | known
     known["grad_norm"] = _norm_of(each["grad_norm"])
@@ -143,14 +178,28 @@ def _norm_of(norms: jax.Array) -> jax.Array:
 
 def _groups(states: tuple[Any, ...], places: Places) -> list[str]:
     """The name that each state has before those of its metrics, "" for the only one."""
-    clips = [path for state, (path, _) in zip(states, places, strict=True) if not isinstance(state, SkipState)]
-    # Guards alone are told apart as clips are; beside clips, a guard speaks for all of them, or for the group that it is in.
+    clips = [
+        path
+        for state, (path, _) in zip(states, places, strict=True)
+        if not isinstance(state, SkipState)
+    ]
+    # Guards alone are told apart as clips are; beside clips, a guard speaks for all of them, or for
+    # the group that it is in.
     named = clips or [path for path, guard in places if guard is None]
     # The shortest names that tell paths apart: of dict keys; with indices; or of all keys.
-    distinct = (kinds for kinds in (_KEYS[:1], _KEYS[:3]) if len({_name(path, kinds) for path in named}) == len(named))
+    distinct = (
+        kinds
+        for kinds in (_KEYS[:1], _KEYS[:3])
+        if len({_name(path, kinds) for path in named}) == len(named)
+    )
     kinds = next(distinct, _KEYS)
-    return ["" if len(named) == 1 else _name(path, kinds if path in named else _KEYS[:1]) for path, _ in places]
+    return [
+        "" if len(named) == 1 else _name(path, kinds if path in named else _KEYS[:1])
+        for path, _ in places
+    ]
 
 
 def _name(path: Path, kinds: tuple[type, ...]) -> str:
-    return jax.tree_util.keystr(tuple(key for key in path if isinstance(key, kinds)), simple=True, separator="/")
+    return jax.tree_util.keystr(
+        tuple(key for key in path if isinstance(key, kinds)), simple=True, separator="/"
+    )

@@ -14,20 +14,21 @@ from warmclip_jax._values import is_traced, naming
 def records(opt_state: Any) -> dict[str, np.ndarray]:
     """The last calls of an optimizer built with `record=N`, in order of time: at most N, the newest last.
 
-    Args:
-      opt_state: any optimizer state, however nested, or a raw checkpoint of one, as in `metrics`. It must hold one recorder. A
-        guard's recorder stands for those of the clips and pipelines inside; give that part of the state to read those.
+    Args: opt_state: any optimizer state, however nested, or a raw checkpoint of one, as in
+      `metrics`. It must hold one recorder. A
+        guard's recorder stands for those of the clips and pipelines inside; give that part of the
+        state to read those.
 
-    Returns:
-      Arrays of one length, ready for a DataFrame; for vmapped states they have the run axes before the axis of time.
-      `call`: int32, its number, from 0. `step`: int32, updates made after it. `skipped`: bool. And float32: `grad_norm`, before
-      clipping; `max_norm` and `skip_bound`, the bounds in force, inf for none; `clip_coef`, what gradients were multiplied by,
-      0 where skipped; `learning_rate`, NaN where skipped.
-      What is not known is NaN: under a guard's recorder `max_norm`, `clip_coef` and `learning_rate`; under groups `max_norm`,
-      while `grad_norm` is the global norm and `clip_coef` the smallest.
+    Returns: Arrays of one length, ready for a DataFrame; for vmapped states they have the run axes
+      before the axis of time. `call`: int32, its number, from 0. `step`: int32, updates made after
+      it. `skipped`: bool. And float32: `grad_norm`, before clipping; `max_norm` and `skip_bound`,
+      the bounds in force, inf for none; `clip_coef`, what gradients were multiplied by, 0 where
+      skipped; `learning_rate`, NaN where skipped. What is not known is NaN: under a guard's
+      recorder `max_norm`, `clip_coef` and `learning_rate`; under groups `max_norm`, while
+      `grad_norm` is the global norm and `clip_coef` the smallest.
 
-    Raises:
-      ValueError: for a state without a recorder, or with several of which none guards the others. TypeError: for a traced
+    Raises: ValueError: for a state without a recorder, or with several of which none guards the
+      others. TypeError: for a traced
         state, since records are read on the host. In several processes each may ask by itself.
 
     >>> import jax.numpy as jnp, optax
@@ -47,19 +48,21 @@ def recorded(seen: list[Found]) -> dict[str, np.ndarray]:
     """What the one recorder in a state kept. Raises ValueError where there is none, or there are several."""
 
     def is_guarded(each: Found) -> bool:
-        return each.guard is not None and (ring_of(seen[each.guard].state) is not None or is_guarded(seen[each.guard]))
+        return each.guard is not None and (
+            ring_of(seen[each.guard].state) is not None or is_guarded(seen[each.guard])
+        )
 
     holders = [each for each in seen if ring_of(each.state) is not None and not is_guarded(each)]
     if not holders:
         raise ValueError(
-            "opt_state must hold a recorder; got one without. Build the optimizer with record=256, in pipeline or "
-            "skip_nonfinite, and take the state over with adopt_state."
+            "opt_state must hold a recorder; got one without. Build the optimizer with record=256, "
+            "in pipeline or skip_nonfinite, and take the state over with adopt_state."
         )
     if len(holders) > 1:
         places = " and ".join(repr(jax.tree_util.keystr(holder.path)) for holder in holders)
         raise ValueError(
-            f"opt_state must hold one recorder, or one that guards the others; got {len(holders)}, at {places}. Pass one of "
-            "these parts of the state."
+            f"opt_state must hold one recorder, or one that guards the others; got {len(holders)}, "
+            f"at {places}. Pass one of these parts of the state."
         )
     return in_order_of_time(holders[0].state.ring)
 
@@ -69,10 +72,15 @@ def on_host(opt_state: Any) -> list[Found]:
     seen = found(opt_state)
     if any(map(is_traced, jax.tree.leaves([each.state for each in seen]))):
         raise TypeError(
-            "opt_state must hold arrays, since it is read on the host; got a traced state. Return the state from the compiled "
-            "function and read it outside."
+            "opt_state must hold arrays, since it is read on the host; got a traced state. Return "
+            "the state from the compiled function and read it outside."
         )
-    return [each._replace(state=jax.tree.map(lambda leaf: np.asarray(of_this_process(leaf)), each.state)) for each in seen]
+    return [
+        each._replace(
+            state=jax.tree.map(lambda leaf: np.asarray(of_this_process(leaf)), each.state)
+        )
+        for each in seen
+    ]
 
 
 def check_one_run(seen: list[Found]) -> None:
@@ -81,8 +89,9 @@ def check_one_run(seen: list[Found]) -> None:
         shape = np.shape(calls_of(each.state))
         if shape:
             raise ValueError(
-                f"opt_state must be of one run; got a state with the axes {shape} in front, as vmap and pmap make it. Pass one "
-                "run: jax.tree.map(lambda leaf: leaf[0], opt_state)."
+                f"opt_state must be of one run; got a state with the axes {shape} in front, as "
+                "vmap and pmap make it. Pass one run: jax.tree.map(lambda leaf: leaf[0], "
+                "opt_state)."
             )
 
 
@@ -95,7 +104,8 @@ def in_order_of_time(ring: Ring) -> dict[str, np.ndarray]:
     """The rows of a ring on the host that are written, as `records` gives them."""
     order = np.argsort(np.asarray(ring.ring_counts)[..., :1], axis=-2)
     counts, numbers = (np.take_along_axis(np.asarray(rows), order, axis=-2) for rows in ring)
-    # Of vmapped runs one may have made fewer calls than another: its first rows then have the call -1 and know nothing.
+    # Of vmapped runs one may have made fewer calls than another: its first rows then have the call
+    # -1 and know nothing.
     numbers = np.where(counts[..., :1] >= 0, numbers.astype(np.float32), np.float32(np.nan))
     is_written = np.any(counts[..., 0] >= 0, axis=tuple(range(counts.ndim - 2)))
     columns = {name: counts[..., is_written, place] for place, name in enumerate(COUNTS)}

@@ -20,19 +20,19 @@ _LISTED = 5
 def report(opt_state: Any) -> str:
     """What an optimizer state knows of the run, for a person: a few lines of text.
 
-    The last call with a NaN or inf and the leaves that held one; the last spike and its leaves, ranked by the ratio of their
-    norm to what is usual for each; skips, clips, the learning rate; and what would have to be recorded to know more.
+    The last call with a NaN or inf and the leaves that held one; the last spike and its leaves,
+    ranked by the ratio of their norm to what is usual for each; skips, clips, the learning rate;
+    and what would have to be recorded to know more.
 
-    Args:
-      opt_state: any optimizer state, however nested, or a raw checkpoint of one, as in `metrics`: without the code that trained
+    Args: opt_state: any optimizer state, however nested, or a raw checkpoint of one, as in
+      `metrics`: without the code that trained
         it, `wc.report(ocp.StandardCheckpointer().restore(path))`.
 
-    Returns:
-      Lines of text. A state with several clips or guards has a section for each. The usual norm of a leaf is that of the calls
-      before the report, not before the spike.
+    Returns: Lines of text. A state with several clips or guards has a section for each. The usual
+      norm of a leaf is that of the calls before the report, not before the spike.
 
-    Raises:
-      ValueError: for a state that holds nothing of this package, that another version wrote, or of several runs. TypeError: for
+    Raises: ValueError: for a state that holds nothing of this package, that another version wrote,
+      or of several runs. TypeError: for
         a traced state. In several processes each may ask by itself.
 
     >>> import jax.numpy as jnp
@@ -58,11 +58,15 @@ def report(opt_state: Any) -> str:
             lines.append(f"{type(each.state).__name__}{place and f' at {place}'}:")
         lines += account.lines()
     wishes = {
-        "record=256 keeps the last calls (pipeline, skip_nonfinite)": not any(ring_of(account.state) for account in accounts),
+        "record=256 keeps the last calls (pipeline, skip_nonfinite)": not any(
+            ring_of(account.state) for account in accounts
+        ),
         "record_leaves=True keeps which leaves": not any(account.leaves for account in accounts),
     }
     if any(wishes.values()):
-        lines.append(f"To know more next time: {'; '.join(itertools.compress(wishes, wishes.values()))}.")
+        lines.append(
+            f"To know more next time: {'; '.join(itertools.compress(wishes, wishes.values()))}."
+        )
     return "\n".join(lines)
 
 
@@ -110,7 +114,11 @@ class _Account:
             if held.any():
                 yield f"  Leaves with {kind}, {held.sum()} of {held.size}: {_listed(itertools.compress(names, held))}"
         finite = int(np.isfinite(norms).sum())
-        yield f"  Finite leaves: {finite}." if finite else "  No leaf was finite: look at the loss and its inputs first."
+        yield (
+            f"  Finite leaves: {finite}."
+            if finite
+            else "  No leaf was finite: look at the loss and its inputs first."
+        )
         yield "  NaN spreads backwards: these leaves show where it was seen, not where it began."
         yield '  To find the operation, repeat the step under jax.config.update("jax_debug_nans", True).'
 
@@ -126,18 +134,29 @@ class _Account:
         """The last spike or, where leaves do not tell, the last call over a bound."""
         leaves, rows = self.leaves, self.rows
         if leaves is None or leaves.spike_call < 0:
-            over = [c for c, row in rows.items() if np.isfinite(row["grad_norm"]) and (row["skipped"] or row["clip_coef"] < 1)]
+            over = [
+                c
+                for c, row in rows.items()
+                if np.isfinite(row["grad_norm"]) and (row["skipped"] or row["clip_coef"] < 1)
+            ]
             if over:
-                yield self._over_bound("Last call over a bound", over[-1], rows[over[-1]]["grad_norm"])
+                yield self._over_bound(
+                    "Last call over a bound", over[-1], rows[over[-1]]["grad_norm"]
+                )
             return
-        norms, stood_out = leaves.spike_leaf_norms.astype(np.float64), leaves.spike_deviations >= STANDS_OUT
+        norms, stood_out = (
+            leaves.spike_leaf_norms.astype(np.float64),
+            leaves.spike_deviations >= STANDS_OUT,
+        )
         what = "Last spike" if stood_out else "Last call over a bound"
         yield self._over_bound(what, int(leaves.spike_call), np.linalg.norm(norms))
         if not stood_out:
             yield "  No leaf stood out from what is usual for it."
             return
         history, names = leaves.leaf_history, names_of(leaves)
-        usual = np.where(history.norms_taught > 0, np.exp(history.log_mean.astype(np.float64)), np.nan)
+        usual = np.where(
+            history.norms_taught > 0, np.exp(history.log_mean.astype(np.float64)), np.nan
+        )
         ratios = norms / usual
         yield "  times usual       norm  leaf"
         for place in np.argsort(np.where(np.isnan(ratios), -1, ratios))[::-1][:_LISTED]:
@@ -145,7 +164,11 @@ class _Account:
 
     def _over_bound(self, what: str, call: int, norm: Any) -> str:
         row = self.rows.get(call, {"skipped": False, "max_norm": np.inf})
-        bound, name = (row["skip_bound"], "bound of skipping") if row["skipped"] else (row["max_norm"], "bound")
+        bound, name = (
+            (row["skip_bound"], "bound of skipping")
+            if row["skipped"]
+            else (row["max_norm"], "bound")
+        )
         over = f", over the {name} of {bound:.3g}" if np.isfinite(bound) else ""
         return f"{what}: {self._place(call)}. Norm {norm:.3g}{over}."
 
@@ -164,7 +187,11 @@ class _Account:
         yield f"Clipped: {clipped} calls, {clipped / self.known['calls']:.1%}."
         if not (labels := from_keys(self.clip.group_labels)):
             return
-        norms, bounds, counts = self.clip.grad_norm, shown_bound(self.clip.norm_bound), self.clip.group_clipped_count
+        norms, bounds, counts = (
+            self.clip.grad_norm,
+            shown_bound(self.clip.norm_bound),
+            self.clip.group_clipped_count,
+        )
         yield f"  Groups: {len(labels)}. Of each, calls clipped; norm and bound at the last call:"
         for place in np.argsort(-counts, kind="stable")[:_LISTED]:
             yield f"  {counts[place]:11d}  norm {norms[place]:.3g}, {_bound('bound', bounds[place])}  {labels[place]}"
@@ -189,7 +216,11 @@ class _Account:
             return
         calls = list(self.rows)
         yield f"Record: calls {calls[0]} to {calls[-1]}."
-        norms = {call: row["grad_norm"] for call, row in self.rows.items() if np.isfinite(row["grad_norm"])}
+        norms = {
+            call: row["grad_norm"]
+            for call, row in self.rows.items()
+            if np.isfinite(row["grad_norm"])
+        }
         if norms:
             largest = max(norms, key=norms.__getitem__)
             yield f"  Norm: median {np.median([*norms.values()]):.3g}, largest {norms[largest]:.3g} at call {largest}."
@@ -198,12 +229,17 @@ class _Account:
             runs = np.split(skipped, np.flatnonzero(np.diff(skipped) > 1) + 1)
             texts = [str(run[0]) if run.size == 1 else f"{run[0]} to {run[-1]}" for run in runs]
             longest = max(run.size for run in runs)
-            yield f"  Skipped: {_listed(texts)}." + (f" Longest run: {longest} calls." if longest > 1 else "")
+            yield f"  Skipped: {_listed(texts)}." + (
+                f" Longest run: {longest} calls." if longest > 1 else ""
+            )
 
 
 def _by_call(columns: dict[str, np.ndarray]) -> dict[int, dict[str, Any]]:
     """The rows of a record, in order of time."""
-    return {int(row[0]): dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)}
+    return {
+        int(row[0]): dict(zip(columns, row, strict=True))
+        for row in zip(*columns.values(), strict=True)
+    }
 
 
 def _listed(texts: Iterable[str]) -> str:

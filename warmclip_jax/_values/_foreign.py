@@ -24,9 +24,17 @@ class Foreign:
         def at_scalar(count: jax.Array) -> jax.Array:
             result = self.function(count)
             if callable(result) and not hasattr(result, "__jax_array__"):
-                raise TypeError(f"{self.function!r} returned another function, not a number. Call it with its arguments first.")
-            if isinstance(result, tuple):  # A transformation is one: `optax.adam` takes the count for a learning rate.
-                raise TypeError(f"{self.function!r} returned a {type(result).__name__}, not a number. Pass a schedule.")
+                raise TypeError(
+                    f"{self.function!r} returned another function, not a number. Call it with its "
+                    "arguments first."
+                )
+            if isinstance(
+                result, tuple
+            ):  # A transformation is one: `optax.adam` takes the count for a learning rate.
+                raise TypeError(
+                    f"{self.function!r} returned a {type(result).__name__}, not a number. Pass a "
+                    "schedule."
+                )
             return jnp.asarray(result).astype(default_float())
 
         return jnp.vectorize(at_scalar)(count)

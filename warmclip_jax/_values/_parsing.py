@@ -12,8 +12,8 @@ from warmclip_jax._values._value import Value, factories
 def parse(text: str) -> Any:
     """The value written in `text`, such as a config file or a command line holds: the `repr` of a value, or a call.
 
-    The text is read and never run. It may hold only calls of this package's factories (with or without `wc.`), numbers, names
-    in quotes, lists, True, False and None.
+    The text is read and never run. It may hold only calls of this package's factories (with or
+    without `wc.`), numbers, names in quotes, lists, True, False and None.
 
     Args:
       text: the call of a factory, such as `"linear_warmup(peak_value=0.1, warmup_steps=10)"`.
@@ -21,9 +21,8 @@ def parse(text: str) -> Any:
     Returns:
       The value that the call builds, such as a `Schedule`. `parse(repr(value)) == value`.
 
-    Raises:
-      TypeError: if `text` is no string.
-      ValueError: if it cannot be read, with the part that is wrong, such as a Python function; or if a factory refuses its
+    Raises: TypeError: if `text` is no string. ValueError: if it cannot be read, with the part that
+      is wrong, such as a Python function; or if a factory refuses its
         arguments, with the message of the factory.
 
     >>> import warmclip_jax as wc
@@ -32,22 +31,33 @@ def parse(text: str) -> Any:
     (True, 0.5)
     """
     if not isinstance(text, str):
-        raise TypeError(f"text must be a string; got {text!r} ({type(text).__name__}). Pass what repr printed.")
+        raise TypeError(
+            f"text must be a string; got {text!r} ({type(text).__name__}). Pass what repr printed."
+        )
     try:
         tree = ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         if function := re.search(r"<.+? at 0x\w+>", text):
-            raise ValueError(f"cannot rebuild {function[0]} from text: it is a Python object, not a call") from error
-        raise ValueError(f"cannot read {_short(text)!r}: {getattr(error, 'msg', None) or error}") from error
+            raise ValueError(
+                f"cannot rebuild {function[0]} from text: it is a Python object, not a call"
+            ) from error
+        raise ValueError(
+            f"cannot read {_short(text)!r}: {getattr(error, 'msg', None) or error}"
+        ) from error
     if not isinstance(tree, ast.Call):
-        raise ValueError(f"{_short(text)!r} must be the call of a factory, such as {next(iter(factories()))}(...)")
+        raise ValueError(
+            f"{_short(text)!r} must be the call of a factory, such as "
+            f"{next(iter(factories()))}(...)"
+        )
     return _called(tree)
 
 
 def _called(call: ast.Call) -> Value:
     name, known = re.sub(r"^(wc|warmclip_jax)\.", "", ast.unparse(call.func)), factories()
     if not name.isidentifier():
-        raise ValueError(f"{_short(ast.unparse(call.func))!r} is not the name of a factory; it is not run")
+        raise ValueError(
+            f"{_short(ast.unparse(call.func))!r} is not the name of a factory; it is not run"
+        )
     if name not in known:
         raise ValueError(f"there is no {name!r} to call{nearest(name, known)}")
     said = [keyword.arg for keyword in call.keywords]
@@ -72,7 +82,9 @@ def _literal(node: ast.expr) -> Any:
         literal = ast.literal_eval(node)
         if isinstance(literal, (int, float, str, type(None))):
             return literal
-    raise ValueError(f"{_short(ast.unparse(node))!r} is neither a number nor a call; write the number itself")
+    raise ValueError(
+        f"{_short(ast.unparse(node))!r} is neither a number nor a call; write the number itself"
+    )
 
 
 def _short(text: str) -> str:

@@ -1,7 +1,7 @@
 """Argument checks that are safe under tracing, and the wording of every message.
 
-A traced value has a dtype and a shape but no number, so only those two are checked; each public docstring says what a
-traced number that breaks its rule does.
+A traced value has a dtype and a shape but no number, so only those two are checked; each public
+docstring says what a traced number that breaks its rule does.
 """
 
 import contextlib
@@ -37,7 +37,9 @@ def is_real(dtype: Any) -> bool:
     return jnp.issubdtype(dtype, jnp.integer) or jnp.issubdtype(dtype, jnp.floating)
 
 
-def broken_rule(name: str, rule: str, value: object, remedy: str, error: type[Exception] = ValueError) -> Exception:
+def broken_rule(
+    name: str, rule: str, value: object, remedy: str, error: type[Exception] = ValueError
+) -> Exception:
     """An error in the wording that all share: the argument, its rule, the value received, and what to do."""
     shown = f"{value!r} ({type(value).__name__})" if error is TypeError else repr(value)
     return error(f"{name} must be {rule}; got {shown}. {remedy}")
@@ -63,7 +65,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 def as_array_like(value: Any) -> Any:
     """`value`, or the array that it wraps, as a `flax.nnx` variable does."""
-    return value.__jax_array__() if hasattr(value, "__jax_array__") and not isinstance(value, jax.Array) else value
+    return (
+        value.__jax_array__()
+        if hasattr(value, "__jax_array__") and not isinstance(value, jax.Array)
+        else value
+    )
 
 
 def as_number(value: Any) -> Any:
@@ -82,15 +88,18 @@ def as_number(value: Any) -> Any:
         return float(str(scalar))
     # bfloat16 and its like always print six digits.
     decimals = (float(f"{float(scalar):.{digits}e}") for digits in range(17))
-    return next((decimal for decimal in decimals if scalar.dtype.type(decimal) == scalar), float(scalar))
+    return next(
+        (decimal for decimal in decimals if scalar.dtype.type(decimal) == scalar), float(scalar)
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class Number:
     """The rule for a number.
 
-    With `whole` it counts something and is kept as an integer. `lowering` replaces it in the computation, by its logarithm for
-    example, before it is rounded to float32: for the few numbers that lose too much there.
+    With `whole` it counts something and is kept as an integer. `lowering` replaces it in the
+    computation, by its logarithm for example, before it is rounded to float32: for the few numbers
+    that lose too much there.
     """
 
     rule: str
@@ -105,7 +114,9 @@ class Number:
         if not isinstance(value, (int, float)) or isinstance(value, bool):
             shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
             if shape is None or dtype is None or not is_real(dtype):
-                raise broken_rule(name, self.rule, value, "Pass a Python number or a scalar array.", TypeError)
+                raise broken_rule(
+                    name, self.rule, value, "Pass a Python number or a scalar array.", TypeError
+                )
             if shape != ():
                 remedy = f"Its shape is {shape}; use jax.vmap to build one object for each entry."
                 raise broken_rule(name, f"{self.rule}, a scalar", value, remedy)
@@ -126,14 +137,17 @@ class Number:
     def as_array(self, number: Any) -> jax.Array:
         """A lowered number, traced or stacked too, in the dtype of the computation: int32 for steps, else the default float."""
         array = jnp.asarray(number)
-        is_int32 = jnp.issubdtype(array.dtype, jnp.integer) and jnp.iinfo(array.dtype).max <= MAX_COUNT
+        is_int32 = (
+            jnp.issubdtype(array.dtype, jnp.integer) and jnp.iinfo(array.dtype).max <= MAX_COUNT
+        )
         return array.astype(jnp.int32 if self.whole and is_int32 else default_float())
 
 
 def as_length(steps: Any) -> int | float:
     """A whole number of steps as an integer, or as a float past int32.
 
-    A larger integer could not enter a compiled call; the float loses only digits that no count reaches.
+    A larger integer could not enter a compiled call; the float loses only digits that no count
+    reaches.
     """
     return int(steps) if abs(steps) <= MAX_COUNT else float(steps)
 
@@ -148,7 +162,13 @@ class Choice:
         """`value`, when it is one of the options. Raises TypeError (another type) or ValueError."""
         rule = f"one of {', '.join(map(repr, self.options))}"
         if not isinstance(value, type(self.options[0])):
-            raise broken_rule(name, rule, value, "It is fixed when the object is built and cannot be traced.", TypeError)
+            raise broken_rule(
+                name,
+                rule,
+                value,
+                "It is fixed when the object is built and cannot be traced.",
+                TypeError,
+            )
         if value not in self.options:
             raise broken_rule(name, rule, value, "Check the spelling.")
         return value
@@ -166,11 +186,15 @@ class Each:
         is_array = getattr(value, "ndim", None) == 1
         if not is_array and (not isinstance(value, Sequence) or isinstance(value, (str, bytes))):
             remedy = "Put the entries in brackets, even a single one."
-            raise broken_rule(name, "a list, tuple or array of one dimension", value, remedy, TypeError)
+            raise broken_rule(
+                name, "a list, tuple or array of one dimension", value, remedy, TypeError
+            )
         if not self.may_be_empty and not len(value):
             raise broken_rule(name, "a sequence of one or more", list(value), "Pass at least one.")
         entries = value if not is_array or is_traced(value) else np.asarray(value)
-        return tuple(self.rule.check(f"{name}[{index}]", entry) for index, entry in enumerate(entries))
+        return tuple(
+            self.rule.check(f"{name}[{index}]", entry) for index, entry in enumerate(entries)
+        )
 
     def lowered(self, entries: tuple[Any, ...]) -> tuple[Any, ...]:
         return tuple(map(self.rule.lowered, entries))
@@ -184,5 +208,8 @@ def exactly_one(arguments: dict[str, Any]) -> str:
     given = [name for name, value in arguments.items() if value is not None]
     if len(given) != 1:
         received = ", ".join(f"{name}={arguments[name]!r}" for name in given or arguments)
-        raise ValueError(f"exactly one of {', '.join(arguments)} must be given; got {received}. Give one of them.")
+        raise ValueError(
+            f"exactly one of {', '.join(arguments)} must be given; got {received}. Give one of "
+            "them."
+        )
     return given[0]

@@ -11,7 +11,16 @@ import jax
 import numpy as np
 
 from warmclip_jax._values._foreign import Foreign, takes_a_count
-from warmclip_jax._values._rules import Choice, Each, Number, as_number, broken_rule, is_traced, naming, nearest
+from warmclip_jax._values._rules import (
+    Choice,
+    Each,
+    Number,
+    as_number,
+    broken_rule,
+    is_traced,
+    naming,
+    nearest,
+)
 
 F = TypeVar("F", bound=Callable[..., Any])
 Prepare = Callable[[dict[str, Any]], dict[str, Any]]
@@ -20,15 +29,17 @@ Prepare = Callable[[dict[str, Any]], dict[str, Any]]
 class Value:
     """An immutable object that a factory builds from its arguments. Subclasses add what it does.
 
-    `==` and `hash` compare factory and arguments; `repr` is the call that rebuilds it; it is a pytree whose leaves are its
-    numbers. A number is read, compared and printed as the shortest decimal of its dtype.
+    `==` and `hash` compare factory and arguments; `repr` is the call that rebuilds it; it is a
+    pytree whose leaves are its numbers. A number is read, compared and printed as the shortest
+    decimal of its dtype.
     """
 
     __slots__ = ("__weakref__", "_arguments", "_kind")
     _kind: "Kind"
     _arguments: dict[str, Any]
 
-    #: What other libraries call an argument, with the names that it may have here and a note on what else differs.
+    #: What other libraries call an argument, with the names that it may have here and a note on
+    #: what else differs.
     _elsewhere: ClassVar[Mapping[str, tuple[tuple[str, ...], str]]] = {}
     #: Ends the docstring of every factory: what all of them return and raise.
     _promise: ClassVar[str] = ""
@@ -37,7 +48,9 @@ class Value:
         jax.tree_util.register_pytree_with_keys_class(cls)
 
     def __init__(self) -> None:
-        raise TypeError(f"a {type(self).__name__} is made by calling one of {', '.join(factories(type(self)))}")
+        raise TypeError(
+            f"a {type(self).__name__} is made by calling one of {', '.join(factories(type(self)))}"
+        )
 
     @property
     def kind(self) -> str:
@@ -66,7 +79,9 @@ class Value:
         return _restored, (self.kind, self._arguments)
 
     def __setattr__(self, name: str, value: object) -> None:
-        raise AttributeError(f"a {type(self).__name__} is immutable; make a new one instead of setting {name}")
+        raise AttributeError(
+            f"a {type(self).__name__} is immutable; make a new one instead of setting {name}"
+        )
 
     def __delattr__(self, name: str) -> None:
         raise AttributeError(f"a {type(self).__name__} is immutable; {name} cannot be deleted")
@@ -79,7 +94,9 @@ class Value:
 
     def tree_flatten_with_keys(self) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
         numbers, auxiliary = self.tree_flatten()
-        return tuple(zip(map(jax.tree_util.GetAttrKey, self._kind.numbers), numbers, strict=True)), auxiliary
+        return tuple(
+            zip(map(jax.tree_util.GetAttrKey, self._kind.numbers), numbers, strict=True)
+        ), auxiliary
 
     def tree_flatten(self) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
         return self._part(self._kind.numbers), (self._kind, self._part(self._kind.options))
@@ -88,7 +105,9 @@ class Value:
     def tree_unflatten(cls, auxiliary: tuple[Any, ...], children: tuple[Any, ...]) -> "Value":
         # No checks here: JAX unflattens with tracers, stacked arrays and placeholders.
         kind, options = auxiliary
-        return kind.value(dict(zip((*kind.numbers, *kind.options), (*children, *options), strict=True)))
+        return kind.value(
+            dict(zip((*kind.numbers, *kind.options), (*children, *options), strict=True))
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +134,8 @@ class Function:
         if any(value is factory for factory in factories().values()) or not takes_a_count(value):
             called = getattr(value, "__name__", repr(value))
             raise TypeError(
-                f"{name} must be {self.rule}; got the function {called} itself. Call it with its arguments: {called}(...)."
+                f"{name} must be {self.rule}; got the function {called} itself. Call it with its "
+                f"arguments: {called}(...)."
             )
         return Foreign(value)
 
@@ -126,13 +146,32 @@ class Kind:
     registry: ClassVar[dict[str, "Kind"]] = {}
     factory: Callable[..., Any]
 
-    def __init__(self, function: Callable[..., Any], made: type[Value], prepare: Prepare, resolves: tuple[str, ...]) -> None:
-        signature, hints = inspect.signature(function), typing.get_type_hints(function, include_extras=True)
-        self.name, self.function, self.made, self.prepare = function.__name__, function, made, prepare
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        made: type[Value],
+        prepare: Prepare,
+        resolves: tuple[str, ...],
+    ) -> None:
+        signature, hints = (
+            inspect.signature(function),
+            typing.get_type_hints(function, include_extras=True),
+        )
+        self.name, self.function, self.made, self.prepare = (
+            function.__name__,
+            function,
+            made,
+            prepare,
+        )
         # `help` shows the names alone: the rules in the annotations would bury them.
-        parameters = [parameter.replace(annotation=parameter.empty) for parameter in signature.parameters.values()]
+        parameters = [
+            parameter.replace(annotation=parameter.empty)
+            for parameter in signature.parameters.values()
+        ]
         self.signature = signature.replace(parameters=parameters, return_annotation=made)
-        self.rules = {parameter.name: _rule_of(parameter, hints[parameter.name]) for parameter in parameters}
+        self.rules = {
+            parameter.name: _rule_of(parameter, hints[parameter.name]) for parameter in parameters
+        }
         self.names = [name for name in self.rules if name not in resolves]
         self.options = [name for name in self.names if isinstance(self.rules[name], Choice)]
         self.numbers = [name for name in self.names if name not in self.options]
@@ -142,14 +181,20 @@ class Kind:
         """Builds a value from a user's arguments, each checked by its rule."""
         with naming(self.name):
             if unknown := [name for name in given if name not in self.rules]:
-                raise TypeError(f"there is no argument {unknown[0]!r}{self._instead_of(unknown[0])}")
+                raise TypeError(
+                    f"there is no argument {unknown[0]!r}{self._instead_of(unknown[0])}"
+                )
             try:
                 bound = self.signature.bind(*args, **given)
             except TypeError as error:
                 call = str(self.signature.replace(return_annotation=inspect.Signature.empty))
                 raise TypeError(f"{error}. It is called as {self.name}{call}") from None
             bound.apply_defaults()
-            return self.value(self.prepare({name: self._check(name, value) for name, value in bound.arguments.items()}))
+            return self.value(
+                self.prepare(
+                    {name: self._check(name, value) for name, value in bound.arguments.items()}
+                )
+            )
 
     def value(self, arguments: dict[str, Any]) -> Value:
         """Builds a value from arguments that are checked already."""
@@ -160,7 +205,9 @@ class Kind:
 
     def called(self, arguments: dict[str, Any]) -> Any:
         """Calls the factory's function with these arguments."""
-        bound = inspect.BoundArguments(self.signature, cast(Any, {n: arguments[n] for n in self.rules if n in arguments}))
+        bound = inspect.BoundArguments(
+            self.signature, cast(Any, {n: arguments[n] for n in self.rules if n in arguments})
+        )
         return self.function(*bound.args, **bound.kwargs)
 
     def _check(self, name: str, value: Any) -> Any:
@@ -174,17 +221,19 @@ class Kind:
 
 
 def makes(
-    made: type[Value], prepare: Prepare = lambda arguments: arguments, *, resolves: tuple[str, ...] = ()
+    made: type[Value],
+    prepare: Prepare = lambda arguments: arguments,
+    *,
+    resolves: tuple[str, ...] = (),
 ) -> Callable[[F], F]:
     """Turns a function into a factory of values; editors and type checkers still see the function's signature.
 
-    The annotation of each argument is its rule (see `_rule_of`). The factory itself never calls the function: `made` does, with
-    lowered arguments, when the value is called.
+    The annotation of each argument is its rule (see `_rule_of`). The factory itself never calls the
+    function: `made` does, with lowered arguments, when the value is called.
 
-    Args:
-      made: the class that the factory builds.
-      prepare: takes all checked arguments, raises for those that do not go together, and returns those to store.
-      resolves: arguments that `prepare` replaces by others, such as a fraction by steps; they are not stored.
+    Args: made: the class that the factory builds. prepare: takes all checked arguments, raises for
+      those that do not go together, and returns those to store. resolves: arguments that `prepare`
+      replaces by others, such as a fraction by steps; they are not stored.
     """
 
     def decorate(function: F) -> F:
@@ -205,7 +254,9 @@ def makes(
 
 def factories(made: type[Value] = Value) -> dict[str, Callable[..., Any]]:
     """The factories that build `made` or a subclass of it, by name."""
-    return {name: kind.factory for name, kind in Kind.registry.items() if issubclass(kind.made, made)}
+    return {
+        name: kind.factory for name, kind in Kind.registry.items() if issubclass(kind.made, made)
+    }
 
 
 def _rule_of(parameter: inspect.Parameter, hint: Any) -> Any:
@@ -237,7 +288,14 @@ def _key_of(stored: Any) -> Any:
     if isinstance(stored, tuple):
         return tuple(map(_key_of, stored))
     if is_traced(stored):
-        raise TypeError("a value whose numbers are traced has no hash and no equality; compare it outside of jit")
+        raise TypeError(
+            "a value whose numbers are traced has no hash and no equality; compare it outside of "
+            "jit"
+        )
     number = as_number(stored)
     # An array, of stacked values, has no hash.
-    return (number.shape, tuple(map(as_number, np.ravel(np.asarray(number))))) if hasattr(number, "dtype") else number
+    return (
+        (number.shape, tuple(map(as_number, np.ravel(np.asarray(number)))))
+        if hasattr(number, "dtype")
+        else number
+    )

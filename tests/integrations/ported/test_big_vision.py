@@ -1,11 +1,11 @@
 """big_vision's optimizer: a chain of a clip, moments, rate, weight decay and schedule, with part of the parameters frozen.
 
-There: the clip, the moments and the rate are masked to what is trained, so that frozen gradients do not count in the norm.
-Weight decay is added after the rate and before the schedule: the schedule's shape scales `wd`, the rate does not. A
-`grad_clip_norm` of 0 or none clips nothing.
+There: the clip, the moments and the rate are masked to what is trained, so that frozen gradients do
+not count in the norm. Weight decay is added after the rate and before the schedule: the schedule's
+shape scales `wd`, the rate does not. A `grad_clip_norm` of 0 or none clips nothing.
 
-Here: `optax.masked` around one pipeline. `optax.adamw` scales weight decay by the rate, so `wd / lr` gives the same;
-`max_norm=None` clips nothing.
+Here: `optax.masked` around one pipeline. `optax.adamw` scales weight decay by the rate, so `wd /
+lr` gives the same; `max_norm=None` clips nothing.
 """
 
 import functools
@@ -23,7 +23,10 @@ from tests.problem import FEATURES, TARGETS
 
 LR, WD, WARMUP, TOTAL, BAD = 3e-2, 1e-2, 3, 12, 5
 TRAINED, FROZEN = {"stem": False, "head": True}, {"stem": True, "head": False}
-PARAMS = {"stem": jnp.linspace(-1.0, 1.0, 36).reshape(6, 6), "head": jnp.linspace(0.5, -0.5, 24).reshape(6, 4)}
+PARAMS = {
+    "stem": jnp.linspace(-1.0, 1.0, 36).reshape(6, 6),
+    "head": jnp.linspace(0.5, -0.5, 24).reshape(6, 4),
+}
 
 
 def shape(count: Any) -> Any:
@@ -32,7 +35,9 @@ def shape(count: Any) -> Any:
 
 
 def theirs(max_norm: float | None) -> Any:
-    clip = optax.masked(optax.clip_by_global_norm(max_norm), TRAINED) if max_norm else optax.identity()
+    clip = (
+        optax.masked(optax.clip_by_global_norm(max_norm), TRAINED) if max_norm else optax.identity()
+    )
     chain = optax.chain(
         clip,
         optax.masked(optax.scale_by_adam(), TRAINED),
@@ -76,13 +81,17 @@ def train(optimizer: Any, tell: Any) -> tuple[Any, Told]:
 
     params, state, told = PARAMS, optimizer.init(PARAMS), []
     for call in range(TOTAL + 3):
-        params, state, each = step(params, state, FEATURES.at[0, 0].set(jnp.nan) if call == BAD else FEATURES)
+        params, state, each = step(
+            params, state, FEATURES.at[0, 0].set(jnp.nan) if call == BAD else FEATURES
+        )
         told.append(each)
     return params, stacked(told)
 
 
 @pytest.mark.parametrize("max_norm", [1.8, None], ids=["clipped", "off"])
-def test_losses_norms_and_rates_are_those_of_the_chain_and_what_is_frozen_stays(max_norm: float | None):
+def test_losses_norms_and_rates_are_those_of_the_chain_and_what_is_frozen_stays(
+    max_norm: float | None,
+):
     # There 0 is off.
     their_params, their_told = train(theirs(max_norm or 0.0), tell_theirs)
     our_params, our_told = train(ours(max_norm), tell_ours)

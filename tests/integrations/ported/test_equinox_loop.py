@@ -1,10 +1,11 @@
 """An equinox loop: `eqx.filter_jit` around a step that takes the whole module, with functions among its leaves.
 
-There: the state is made from `eqx.filter(model, eqx.is_inexact_array)`, and each update filters the model again.
-`optax.apply_if_finite` leaves bad steps out, until there are more in a row than it was told: then it lets one through.
+There: the state is made from `eqx.filter(model, eqx.is_inexact_array)`, and each update filters the
+model again. `optax.apply_if_finite` leaves bad steps out, until there are more in a row than it was
+told: then it lets one through.
 
-Here: the whole module is handed over as the parameters, and comes back. A run of bad steps of any length is left out;
-`consecutive_skips` says when to stop.
+Here: the whole module is handed over as the parameters, and comes back. A run of bad steps of any
+length is left out; `consecutive_skips` says when to stop.
 """
 
 import functools
@@ -24,14 +25,23 @@ PEAK, WARMUP, TOTAL, BOUND = 2e-2, 4, 14, 1.0
 CALLS, BAD = 20, (2, 7, 8)
 ALLOWED = 3
 
-SCHEDULE = wc.warmup_polynomial_decay(peak_value=PEAK, total_steps=TOTAL, warmup_steps=WARMUP, end_value=PEAK / 10)
+SCHEDULE = wc.warmup_polynomial_decay(
+    peak_value=PEAK, total_steps=TOTAL, warmup_steps=WARMUP, end_value=PEAK / 10
+)
 THEIR_SCHEDULE = optax.join_schedules(
-    [optax.linear_schedule(0.0, PEAK, WARMUP), optax.linear_schedule(PEAK, PEAK / 10, TOTAL - WARMUP)], [WARMUP]
+    [
+        optax.linear_schedule(0.0, PEAK, WARMUP),
+        optax.linear_schedule(PEAK, PEAK / 10, TOTAL - WARMUP),
+    ],
+    [WARMUP],
 )
 adamw = functools.partial(optax.adamw, weight_decay=1e-2)
 OURS: Any = wc.pipeline(adamw, SCHEDULE, max_norm=BOUND)
 THEIRS: Any = optax.apply_if_finite(
-    optax.chain(optax.clip_by_global_norm(BOUND), optax.inject_hyperparams(adamw)(learning_rate=THEIR_SCHEDULE)),
+    optax.chain(
+        optax.clip_by_global_norm(BOUND),
+        optax.inject_hyperparams(adamw)(learning_rate=THEIR_SCHEDULE),
+    ),
     max_consecutive_errors=ALLOWED,
 )
 
@@ -73,7 +83,11 @@ def our_step(model: Any, state: Any, x: jax.Array) -> Any:
     loss, grads = loss_and_grads(model, x)
     model, state = wc.apply_gradients(OURS, model, state, grads=grads)
     known = wc.metrics(state)
-    return model, state, Told(loss, known["grad_norm"], known["learning_rate"], known["consecutive_skips"] > 0)
+    return (
+        model,
+        state,
+        Told(loss, known["grad_norm"], known["learning_rate"], known["consecutive_skips"] > 0),
+    )
 
 
 def train(step: Any, optimizer: Any, stream: list[Any]) -> tuple[Any, Told]:
@@ -96,7 +110,12 @@ def test_losses_norms_and_rates_are_those_of_optax_and_the_module_comes_back_who
     good = ~ours.skipped.astype(bool)
     np.testing.assert_array_equal(np.flatnonzero(~good), BAD)
     # An inf among the entries makes optax's norm inf or NaN by what stands beside it.
-    assert_alike(*(Told(side.loss[good], side.norm[good], side.rate, side.skipped) for side in (ours, theirs)))
+    assert_alike(
+        *(
+            Told(side.loss[good], side.norm[good], side.rate, side.skipped)
+            for side in (ours, theirs)
+        )
+    )
     assert not np.isfinite(ours.norm[~good]).any()
     for mine, other in zip(arrays(our_model), arrays(their_model), strict=True):
         np.testing.assert_allclose(mine, other, rtol=2e-5, atol=2e-6)

@@ -1,11 +1,13 @@
 """flax's ImageNet example: `pmap`, float16 with a dynamic loss scale, Nesterov momentum, warm-up and cosine counted in epochs.
 
-There: gradients are not clipped. `DynamicScale` sees an overflow, and two `jnp.where` over parameters and optimizer state undo
-the step. The rate in the log is the schedule at `state.step`, which counts skipped calls too; the optimizer uses its own count.
-Batch statistics are taken from every call.
+There: gradients are not clipped. `DynamicScale` sees an overflow, and two `jnp.where` over
+parameters and optimizer state undo the step. The rate in the log is the schedule at `state.step`,
+which counts skipped calls too; the optimizer uses its own count. Batch statistics are taken from
+every call.
 
-Here: `max_norm=None` clips nothing and tells the norm; `axis_name=()` because the gradients come averaged. The pipeline skips,
-so both `jnp.where` go; the log has the rate that was used. `consecutive_skips` keeps the statistics of bad calls out.
+Here: `max_norm=None` clips nothing and tells the norm; `axis_name=()` because the gradients come
+averaged. The pipeline skips, so both `jnp.where` go; the log has the rate that was used.
+`consecutive_skips` keeps the statistics of bad calls out.
 """
 
 import functools
@@ -77,7 +79,9 @@ def our_schedule() -> wc.Schedule:
     def epochs(number: int) -> int:
         return wc.steps(epochs=number, dataset_size=EXAMPLES, batch_size=BATCH, drop_remainder=True)
 
-    return wc.warmup_cosine_decay(peak_value=BASE, total_steps=epochs(EPOCHS), warmup_steps=epochs(WARMUP_EPOCHS))
+    return wc.warmup_cosine_decay(
+        peak_value=BASE, total_steps=epochs(EPOCHS), warmup_steps=epochs(WARMUP_EPOCHS)
+    )
 
 
 #: optax's function takes the rate first, and so do both sides.
@@ -97,8 +101,12 @@ def loss_and_grads(state: Any, images: Any, labels: Any) -> Any:
     def loss_of(params: Any) -> Any:
         variables = {"params": params, "batch_stats": state.batch_stats}
         logits, changed = state.apply_fn(variables, images, mutable=["batch_stats"])
-        loss = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), labels).mean()
-        decay = 1e-4 * 0.5 * sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(params) if leaf.ndim > 1)
+        loss = optax.softmax_cross_entropy_with_integer_labels(
+            logits.astype(jnp.float32), labels
+        ).mean()
+        decay = (
+            1e-4 * 0.5 * sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(params) if leaf.ndim > 1)
+        )
         return loss + decay, changed["batch_stats"]
 
     scaled = state.dynamic_scale.value_and_grad(loss_of, has_aux=True, axis_name="batch")
@@ -110,7 +118,9 @@ def their_step(state: Any, images: Any, labels: Any) -> Any:
     scale, is_finite, loss, stats, grads = loss_and_grads(state, images, labels)
     new = state.apply_gradients(grads=grads, batch_stats=stats, dynamic_scale=scale)
     keep = functools.partial(jax.tree.map, functools.partial(jnp.where, is_finite))
-    new = new.replace(opt_state=keep(new.opt_state, state.opt_state), params=keep(new.params, state.params))
+    new = new.replace(
+        opt_state=keep(new.opt_state, state.opt_state), params=keep(new.params, state.params)
+    )
     used = their_schedule()(optax.tree.get(state.opt_state, "count"))
     return new, Told(loss, optax.tree.norm(grads), used, ~is_finite), their_schedule()(state.step)
 
@@ -121,7 +131,11 @@ def our_step(state: Any, images: Any, labels: Any) -> Any:
     known = wc.metrics(new)
     skipped = known["consecutive_skips"] > 0
     stats = jax.tree.map(lambda new, old: jnp.where(skipped, old, new), stats, state.batch_stats)
-    return new.replace(batch_stats=stats), Told(loss, known["grad_norm"], known["learning_rate"], skipped), known["step"]
+    return (
+        new.replace(batch_stats=stats),
+        Told(loss, known["grad_norm"], known["learning_rate"], skipped),
+        known["step"],
+    )
 
 
 def train(step: Any, optimizer: Any) -> tuple[Any, Told, list[float]]:
@@ -141,7 +155,9 @@ def train(step: Any, optimizer: Any) -> tuple[Any, Told, list[float]]:
 
 
 @pytest.mark.parametrize("max_norm", [None, 0.4], ids=["as it is there, unclipped", "clipped"])
-def test_losses_norms_and_rates_are_those_of_flax_and_the_same_calls_are_left_out(max_norm: float | None):
+def test_losses_norms_and_rates_are_those_of_flax_and_the_same_calls_are_left_out(
+    max_norm: float | None,
+):
     their_state, theirs, logged = train(their_step, their_optimizer(max_norm))
     our_state, ours, steps = train(our_step, our_optimizer(max_norm))
     skipped = theirs.skipped.astype(bool)
@@ -151,13 +167,20 @@ def test_losses_norms_and_rates_are_those_of_flax_and_the_same_calls_are_left_ou
     # The scale halves and grows the same.
     assert float(our_state.dynamic_scale.scale) == float(their_state.dynamic_scale.scale) < SCALE
     # In a bad call neither has a rate nor a norm that counts; ours says that of the last update.
-    good = Told(*(values[~skipped] for values in ours)), Told(*(values[~skipped] for values in theirs))
-    # A parameter that is rounded to float16 on its way in may fall on the other side: 2**-11 of it, in one entry of many.
+    good = (
+        Told(*(values[~skipped] for values in ours)),
+        Told(*(values[~skipped] for values in theirs)),
+    )
+    # A parameter that is rounded to float16 on its way in may fall on the other side: 2**-11 of it,
+    # in one entry of many.
     assert_alike(*good, rtol=2**-12)
     np.testing.assert_array_equal(ours.skipped, theirs.skipped)
-    np.testing.assert_allclose(good[0].rate, our_schedule()(np.arange(len(good[0].rate))), rtol=1e-6)
+    np.testing.assert_allclose(
+        good[0].rate, our_schedule()(np.arange(len(good[0].rate))), rtol=1e-6
+    )
     assert steps[-1] == np.sum(~skipped)
-    # What the two log and keep is not the same: flax's rate runs ahead by the skipped calls, and its statistics are lost.
+    # What the two log and keep is not the same: flax's rate runs ahead by the skipped calls, and
+    # its statistics are lost.
     assert logged[-1] == pytest.approx(float(their_schedule()(CALLS - 1)))
     assert abs(logged[-1] - ours.rate[-1]) > 0.05 * BASE
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(our_state.batch_stats))

@@ -1,9 +1,11 @@
 """An nnx model with sharded parameters on a 2 by 2 mesh of explicit axes, trained through `nnx.Optimizer`.
 
-There: `optax.apply_if_finite` around the chain, and `optax.inject_hyperparams` so that the rate can be logged. A second sum of
-squares is read for the norm in the log. After a few bad steps in a row `apply_if_finite` lets one through.
+There: `optax.apply_if_finite` around the chain, and `optax.inject_hyperparams` so that the rate can
+be logged. A second sum of squares is read for the norm in the log. After a few bad steps in a row
+`apply_if_finite` lets one through.
 
-Here: one pipeline. Norm, rate and skips come from its state; nothing is said of the mesh. A bad step is never let through.
+Here: one pipeline. Norm, rate and skips come from its state; nothing is said of the mesh. A bad
+step is never let through.
 """
 
 import functools
@@ -29,11 +31,15 @@ IN, HIDDEN, OUT = 8, 16, 4
 
 @pytest.fixture
 def mesh() -> Any:
-    return jax.make_mesh((2, 2), ("data", "model"), axis_types=(AxisType.Explicit,) * 2, devices=jax.devices()[:4])
+    return jax.make_mesh(
+        (2, 2), ("data", "model"), axis_types=(AxisType.Explicit,) * 2, devices=jax.devices()[:4]
+    )
 
 
 class Mlp(nnx.Module):
-    """Columns of the first kernel and rows of the second lie along "model", rows of the first along "data" too."""
+    """Columns of the first kernel and rows of the second lie along "model", rows of the first along
+    "data" too.
+    """
 
     def __init__(self, rngs: nnx.Rngs):
         init = nnx.initializers.lecun_normal()
@@ -65,8 +71,12 @@ def loss_and_grads(model: Any, x: jax.Array) -> Any:
 
 def their_optimizer() -> Any:
     schedule = optax.warmup_cosine_decay_schedule(0.0, PEAK, WARMUP, TOTAL, PEAK / 10)
-    adamw = optax.inject_hyperparams(functools.partial(optax.adamw, weight_decay=1e-2))(learning_rate=schedule)
-    return optax.apply_if_finite(optax.chain(optax.clip_by_global_norm(BOUND), adamw), max_consecutive_errors=5)
+    adamw = optax.inject_hyperparams(functools.partial(optax.adamw, weight_decay=1e-2))(
+        learning_rate=schedule
+    )
+    return optax.apply_if_finite(
+        optax.chain(optax.clip_by_global_norm(BOUND), adamw), max_consecutive_errors=5
+    )
 
 
 @nnx.jit
@@ -79,7 +89,9 @@ def their_step(model: Any, trainer: Any, x: jax.Array) -> Told:
 
 
 def our_optimizer() -> Any:
-    schedule = wc.warmup_cosine_decay(peak_value=PEAK, total_steps=TOTAL, warmup_steps=WARMUP, end_value=PEAK / 10)
+    schedule = wc.warmup_cosine_decay(
+        peak_value=PEAK, total_steps=TOTAL, warmup_steps=WARMUP, end_value=PEAK / 10
+    )
     return wc.pipeline(functools.partial(optax.adamw, weight_decay=1e-2), schedule, max_norm=BOUND)
 
 

@@ -1,10 +1,12 @@
 """purejaxrl's PPO update: epochs of minibatches in one `scan`, under `vmap` over seeds and learning rates.
 
-There: clip by 0.5, Adam with eps 1e-5, and a rate that falls by `count // (minibatches * epochs)`, so that it stays through all
-updates of a batch. The rate is a traced number of the sweep; what was used is not logged, nor is the norm.
+There: clip by 0.5, Adam with eps 1e-5, and a rate that falls by `count // (minibatches * epochs)`,
+so that it stays through all updates of a batch. The rate is a traced number of the sweep; what was
+used is not logged, nor is the norm.
 
-Here: `wc.stretch` holds each value of `wc.polynomial_decay` for so many updates; the peak may be traced as well. The pipeline
-counts updates, skipped minibatches not among them, as `optax.apply_if_finite` around the chain does.
+Here: `wc.stretch` holds each value of `wc.polynomial_decay` for so many updates; the peak may be
+traced as well. The pipeline counts updates, skipped minibatches not among them, as
+`optax.apply_if_finite` around the chain does.
 """
 
 import functools
@@ -50,10 +52,14 @@ def log_prob(logits: Any, actions: Any) -> Any:
 
 
 def drawn() -> dict[str, np.ndarray]:
-    """For each seed and batch what an environment and a shuffle would draw; in the bad batch one number is NaN."""
+    """For each seed and batch what an environment and a shuffle would draw; in the bad batch one
+    number is NaN.
+    """
     rng = np.random.default_rng(0)
     each = len(RATES), UPDATES
-    orders = rng.permuted(np.broadcast_to(np.arange(STEPS * ENVS), (*each, EPOCHS, STEPS * ENVS)), axis=-1)
+    orders = rng.permuted(
+        np.broadcast_to(np.arange(STEPS * ENVS), (*each, EPOCHS, STEPS * ENVS)), axis=-1
+    )
     observed = rng.standard_normal((*each, STEPS, ENVS, 3)).astype(np.float32)
     observed[BAD_SEED, BAD_UPDATE, 0, 0, 0] = np.nan
     return {"x": observed, "action": rng.integers(0, 2, (*each, STEPS, ENVS)), "order": orders}
@@ -70,7 +76,9 @@ def rollout(params: Any, x: Any, action: Any) -> dict[str, Any]:
         advantage = reward + GAMMA * following - value + GAMMA * LAMBDA * advantage
         return (advantage, value), advantage
 
-    _, advantages = jax.lax.scan(backwards, (jnp.zeros(ENVS), jnp.zeros(ENVS)), (rewards, values), reverse=True)
+    _, advantages = jax.lax.scan(
+        backwards, (jnp.zeros(ENVS), jnp.zeros(ENVS)), (rewards, values), reverse=True
+    )
     batch = {"x": x, "action": action, "log_prob": log_prob(logits, action), "value": values}
     batch |= {"advantage": advantages, "target": advantages + values}
     return jax.tree.map(lambda leaf: leaf.reshape(STEPS * ENVS, *leaf.shape[2:]), batch)
@@ -89,7 +97,9 @@ def loss_of(params: Any, batch: dict[str, Any]) -> Any:
 
 
 def train(make: Any, tell: Any) -> tuple[Any, Told]:
-    """A run for each seed and rate in one program: `make(rate)` is the optimizer, `tell` says what its state knows."""
+    """A run for each seed and rate in one program: `make(rate)` is the optimizer, `tell` says what
+    its state knows.
+    """
 
     def run(seed: Any, rate: Any, batches: Any) -> Any:
         params = NETWORK.init(jax.random.key(seed), jnp.zeros(3))
@@ -102,7 +112,9 @@ def train(make: Any, tell: Any) -> tuple[Any, Told]:
 
         def epoch(carry: Any, order: Any) -> Any:
             state, batch = carry
-            shuffled = jax.tree.map(lambda leaf: leaf[order].reshape(MINIBATCHES, -1, *leaf.shape[1:]), batch)
+            shuffled = jax.tree.map(
+                lambda leaf: leaf[order].reshape(MINIBATCHES, -1, *leaf.shape[1:]), batch
+            )
             state, told = jax.lax.scan(minibatch, state, shuffled)
             return (state, batch), told
 
@@ -125,11 +137,15 @@ def their_rate(rate: Any, count: Any) -> Any:
 def theirs() -> tuple[Any, Told]:
     def make(rate: Any) -> Any:
         adam = optax.adam(functools.partial(their_rate, rate), eps=1e-5)
-        return optax.apply_if_finite(optax.chain(optax.clip_by_global_norm(MAX_NORM), adam), max_consecutive_errors=10)
+        return optax.apply_if_finite(
+            optax.chain(optax.clip_by_global_norm(MAX_NORM), adam), max_consecutive_errors=10
+        )
 
     def tell(rate: Any, loss: Any, grads: Any, state: Any) -> Told:
         count = state.inner_state[1][0].count - 1  # of Adam, after the update
-        return Told(loss, optax.tree.norm(grads), their_rate(rate, count), state.notfinite_count > 0)
+        return Told(
+            loss, optax.tree.norm(grads), their_rate(rate, count), state.notfinite_count > 0
+        )
 
     return train(make, tell)
 
@@ -143,7 +159,9 @@ def ours() -> tuple[Any, Told]:
     def tell(rate: Any, loss: Any, grads: Any, state: Any) -> Told:
         del rate, grads
         known = wc.metrics(state)
-        return Told(loss, known["grad_norm"], known["learning_rate"], known["consecutive_skips"] > 0)
+        return Told(
+            loss, known["grad_norm"], known["learning_rate"], known["consecutive_skips"] > 0
+        )
 
     return train(make, tell)
 
@@ -158,5 +176,7 @@ def test_losses_norms_and_rates_of_every_seed_and_rate_are_those_of_optax():
     # One value for all updates of a batch, then the next.
     held = np.unique(our_told.rate[0].round(9), return_counts=True)[1]
     assert held.tolist() == [MINIBATCHES * EPOCHS] * UPDATES
-    np.testing.assert_allclose(our_told.rate[0, ::4], RATES[0] * np.array([1, 0.75, 0.5, 0.25]), rtol=1e-6)
+    np.testing.assert_allclose(
+        our_told.rate[0, ::4], RATES[0] * np.array([1, 0.75, 0.5, 0.25]), rtol=1e-6
+    )
     assert np.nanmin(our_told.norm) < MAX_NORM < np.nanmax(our_told.norm)
