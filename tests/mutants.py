@@ -142,7 +142,8 @@ def owner(tree: ast.Module, line: int) -> str:
     """What a line belongs to: functions and classes, outermost first, or the name that it defines;
     "" for neither.
     """
-    names = []
+    names: list[str] = []
+    node: Any
     for node in ast.walk(tree):
         decorators = getattr(node, "decorator_list", [])
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)) or node in tree.body:

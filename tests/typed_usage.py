@@ -5,8 +5,9 @@ mistake that is no longer found fails the check.
 """
 
 # pyright: strict, reportUnnecessaryTypeIgnoreComment=true
-# Optax is untyped. pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false,
-# reportUnknownVariableType=false, reportUnknownArgumentType=false
+# Optax is untyped.
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
+# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 import functools
 from typing import Any, assert_type
@@ -144,9 +145,8 @@ def mistakes(grads: Params, schedule: wc.Schedule) -> None:
     wc.linear_warmup(peak_value="1e-3", warmup_steps=100)  # pyright: ignore[reportArgumentType]
     wc.cosine_decay(init_value=1e-3)  # pyright: ignore[reportCallIssue]
     wc.warmup_cosine_decay(peak_value=1e-3, total_steps=9, warmup_steps=1, decay_from="start")  # pyright: ignore[reportArgumentType]
-    wc.warmup_stable_decay(
-        peak_value=1, total_steps=9, warmup_steps=1, decay_steps=1, decay_shape="sqrt"
-    )  # pyright: ignore[reportArgumentType]
+    shape: Any = {"total_steps": 9, "warmup_steps": 1, "decay_steps": 1}
+    wc.warmup_stable_decay(peak_value=1, decay_shape="sqrt", **shape)  # pyright: ignore[reportArgumentType]
     wc.clip_by_global_norm("1.0")  # pyright: ignore[reportArgumentType]
     wc.clip_by_global_norm(1.0, nonfinite="skip")  # pyright: ignore[reportArgumentType]
     wc.clip_by_global_norm(1.0, "data")  # pyright: ignore[reportCallIssue]

@@ -335,10 +335,10 @@ def test_other_labels_than_at_init_are_named_with_those_of_then():
             r"^pipeline: skip_above needs nonfinite='skip'; got skip_above=3.0 with nonfinite='zero'",
         ),
         (
-            lambda: wc.clip_tree({}, wc.running_bound()),
+            lambda: wc.clip_tree({}, wc.running_bound()),  # pyright: ignore[reportArgumentType]
             TypeError,
             r"^clip_tree: max_norm must be .* got running_bound\(dev",
-        ),  # pyright: ignore[reportArgumentType]
+        ),
         (
             lambda: wc.running_bound(deviations=0),
             ValueError,
@@ -355,20 +355,20 @@ def test_other_labels_than_at_init_are_named_with_those_of_then():
             r"^running_bound: decay must be between 0 and 1; got 0",
         ),
         (
-            lambda: wc.running_bound(ceiling="1"),
+            lambda: wc.running_bound(ceiling="1"),  # pyright: ignore[reportArgumentType]
             TypeError,
             r"^running_bound: ceiling must be .*; got '1' \(str\)",
-        ),  # pyright: ignore[reportArgumentType]
+        ),
         (
             lambda: wc.skip_nonfinite(optax.sgd(0.1), above=-1),
             ValueError,
             r"^skip_nonfinite: above must be a non-negative",
         ),
         (
-            lambda: wc.skip_nonfinite(optax.sgd(0.1), record=1.5),
+            lambda: wc.skip_nonfinite(optax.sgd(0.1), record=1.5),  # pyright: ignore[reportArgumentType]
             ValueError,
             r"^skip_nonfinite: record must be a whole number",
-        ),  # pyright: ignore[reportArgumentType]
+        ),
         (
             lambda: wc.pipeline(optax.sgd, 0.1, record=-1),
             ValueError,
@@ -380,10 +380,10 @@ def test_other_labels_than_at_init_are_named_with_those_of_then():
             r"^pipeline: record must be .* got True",
         ),
         (
-            lambda: wc.pipeline(optax.sgd, 0.1, record="9"),
+            lambda: wc.pipeline(optax.sgd, 0.1, record="9"),  # pyright: ignore[reportArgumentType]
             TypeError,
             r"^pipeline: record must be a whole number",
-        ),  # pyright: ignore[reportArgumentType]
+        ),
     ],
 )
 def test_a_bad_argument_is_named_with_its_rule_and_value(call, error, message):

@@ -280,8 +280,8 @@ def test_one_entry_that_is_not_finite_makes_the_norm_not_finite():
             SHORT,
             lambda dtype: np.full(
                 ENTRIES,
-                min(others, 6e4) if dtype is np.float16 else others,
-                dtype,  # noqa: B023
+                min(others, 6e4) if dtype is np.float16 else others,  # noqa: B023
+                dtype,
             ),
         )
         tree[np.dtype(dtype).name][5] = bad
