@@ -1,3 +1,5 @@
+"""The public names: what the package shows, and that each is documented, typed and called by name."""
+
 import importlib.metadata
 import inspect
 import pathlib
@@ -7,89 +9,64 @@ import typing
 import jax
 import jax.numpy as jnp
 import optax
-import pytest
 
 import warmclip_jax as wc
 
-PUBLIC = [getattr(wc, name) for name in wc.__all__]
+FUNCTIONS = {name: value for name in wc.__all__ if inspect.isfunction(value := getattr(wc, name))}
+#: What may be given by position: what a function is about. All else is an option.
+OPERANDS = {"b2", "text", "schedule", "schedules", "tree", "max_norm", "optimizer", "inner"}
+OPERANDS |= {"params", "opt_state", "grads", "groups", "patterns"}
 
 
 def test_all_is_sorted_and_is_what_the_package_shows():
     shown = [
         name
         for name, value in vars(wc).items()
-        if not name.startswith("_") and not inspect.ismodule(value)
+        if not (name.startswith("_") or inspect.ismodule(value))
     ]
-    assert sorted(shown) == sorted(wc.__all__)
-    assert list(wc.__all__) == sorted(wc.__all__)
-
-
-def test_every_module_is_private():
+    assert sorted(shown) == list(wc.__all__) == sorted(wc.__all__)
     modules = [module.name for module in pkgutil.iter_modules(wc.__path__)]
     assert [name for name in modules if not name.startswith("_")] == []
 
 
-def test_the_version_is_that_of_the_installed_package():
-    assert importlib.metadata.version("warmclip-jax") == wc.__version__
+def test_every_name_is_documented_and_every_function_to_the_end():
+    wrong = [name for name in wc.__all__ if not (inspect.getdoc(getattr(wc, name)) or "").strip()]
+    for name, function in FUNCTIONS.items():
+        doc = inspect.getdoc(function) or ""
+        parts = ("Args:", "Returns:", "Raises:", ">>> ")
+        wrong += [f"{name}: {part}" for part in parts if part not in doc]
+        wrong += [
+            f"{name}: {argument}"
+            for argument in inspect.signature(function).parameters
+            if f"{argument}:" not in doc and f"{argument}`" not in doc
+        ]
+    assert wrong == []
 
 
-@pytest.mark.parametrize("public", PUBLIC, ids=wc.__all__)
-def test_every_public_name_is_documented(public):
-    assert (inspect.getdoc(public) or "").strip()
-
-
-FUNCTIONS = [value for value in PUBLIC if inspect.isfunction(value)]
-
-
-@pytest.mark.parametrize("function", FUNCTIONS, ids=[function.__name__ for function in FUNCTIONS])
-def test_every_function_says_what_it_takes_returns_and_raises_and_shows_an_example(function):
-    doc = inspect.getdoc(function) or ""
-    for part in ("Args:", "Returns:", "Raises:", ">>> "):
-        assert part in doc
-    for name in inspect.signature(function).parameters:
-        assert f"{name}:" in doc or f"{name}`" in doc, name
-
-
-@pytest.mark.parametrize("function", FUNCTIONS, ids=[function.__name__ for function in FUNCTIONS])
-def test_every_argument_and_result_has_a_type(function):
+def test_every_argument_result_and_field_of_a_state_has_a_type():
     # Not get_type_hints: optax's own types name things that are not to be found where they are
     # used.
-    types = inspect.get_annotations(function)
-    assert list(types) == [*inspect.signature(function).parameters, "return"]
-    assert not any(isinstance(annotation, str) for annotation in types.values())
-
-
-@pytest.mark.parametrize("state", [wc.ClipState, wc.SkipState, wc.PipelineState])
-def test_every_field_of_a_state_has_a_type(state):
-    assert list(inspect.get_annotations(state)) == list(state._fields)
-
-
-def test_a_factory_says_at_run_time_too_that_it_returns_a_schedule():
-    hints = typing.get_type_hints(wc.linear_warmup)
+    wrong = []
+    for name, function in FUNCTIONS.items():
+        types = inspect.get_annotations(function)
+        if [*types] != [*inspect.signature(function).parameters, "return"]:
+            wrong.append(name)
+        wrong += [name for annotation in types.values() if isinstance(annotation, str)]
+    assert wrong == []
+    for state in (wc.ClipState, wc.SkipState, wc.PipelineState):
+        assert list(inspect.get_annotations(state)) == list(state._fields)
+    hints = typing.get_type_hints(wc.linear_warmup)  # of what a decorator returns
     assert list(hints) == ["peak_value", "warmup_steps", "init_value", "return"]
     assert hints["return"] is wc.Schedule
 
 
 def test_options_are_keyword_only():
-    operands = {
-        "b2",
-        "text",
-        "schedule",
-        "schedules",
-        "tree",
-        "max_norm",
-        "optimizer",
-        "inner",
-        "params",
-        "opt_state",
-        "grads",
-        "groups",
-        "patterns",
-    }
-    for function in FUNCTIONS:
-        for name, parameter in inspect.signature(function).parameters.items():
-            if parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
-                assert name in operands, f"{function.__name__}({name})"
+    assert [
+        f"{name}({argument})"
+        for name, function in FUNCTIONS.items()
+        for argument, parameter in inspect.signature(function).parameters.items()
+        if parameter.kind is parameter.POSITIONAL_OR_KEYWORD and argument not in OPERANDS
+    ] == []
 
 
 def test_the_pipeline_lowers_for_cpus_gpus_and_tpus():
@@ -100,16 +77,17 @@ def test_the_pipeline_lowers_for_cpus_gpus_and_tpus():
         params, opt_state = wc.apply_gradients(optimizer, params, opt_state, grads=grads)
         return params, wc.metrics(opt_state)
 
-    exported = jax.export.export(jax.jit(step), platforms=["cpu", "cuda", "tpu"])(
+    platforms = ["cpu", "cuda", "tpu"]
+    exported = jax.export.export(jax.jit(step), platforms=platforms)(
         params, optimizer.init(params), params
     )
-    assert set(exported.platforms) == {"cpu", "cuda", "tpu"}
+    assert list(exported.platforms) == platforms
 
 
-def test_the_package_holds_its_licence_changelog_and_type_marker():
+def test_the_installed_package_holds_its_version_licence_changelog_and_type_marker():
     package = pathlib.Path(wc.__file__).parent
+    assert importlib.metadata.version("warmclip-jax") == wc.__version__
     assert (package / "py.typed").is_file()
     assert wc.__version__ in (package / "CHANGELOG.md").read_text(encoding="utf-8")
-    assert "Apache License" in (
-        importlib.metadata.distribution("warmclip-jax").read_text("licenses/LICENSE") or ""
-    )
+    distribution = importlib.metadata.distribution("warmclip-jax")
+    assert "Apache License" in (distribution.read_text("licenses/LICENSE") or "")
