@@ -60,25 +60,29 @@ def adopt_state(
     Moments and counts are kept, clocks of this package are set to `step`, and what is new in
     `optimizer` starts fresh.
 
-    Args: optimizer: what to change over to: a `pipeline`, a chain with `clip_by_global_norm` or
-      `skip_nonfinite`, or plain optax. params: the parameters that `opt_state` belongs to.
+    Args:
+      optimizer: what to change over to: a `pipeline`, a chain with `clip_by_global_norm` or
+        `skip_nonfinite`, or plain optax.
+      params: the parameters that `opt_state` belongs to.
       opt_state: a state of jax or NumPy arrays: of plain optax, in a chain, `apply_if_finite`,
-      `MultiSteps`,
-        `inject_hyperparams` or another container; or of this package, built with other options.
+        `MultiSteps`, `inject_hyperparams` or another container; or of this package, built with
+        other options.
       step: updates made so far, a whole number. A scheduled `max_norm` goes on from it, and so does
         a learning rate that `opt_state` has no count for. Inside of a `MultiSteps` its
         `gradient_step` counts instead.
 
-    Returns: A state like `optimizer.init(params)`, in its dtypes. It shares no buffer with
-      `opt_state`: either can be donated. Counts of clipped and skipped calls are kept. Metrics of
-      the last call are NaN until the next one where nobody measured them. Gradients that a
-      `MultiSteps` has accumulated are dropped where `optimizer` has none. For a moment the memory
-      of three states is used, inside of `jit` that of two.
+    Returns:
+      A state like `optimizer.init(params)`, in its dtypes. It shares no buffer with `opt_state`:
+      either can be donated. Counts of clipped and skipped calls are kept. Metrics of the last call
+      are NaN until the next one where nobody measured them. Gradients that a `MultiSteps` has
+      accumulated are dropped where `optimizer` has none. For a moment the memory of three states is
+      used, inside of `jit` that of two.
 
-    Raises: TypeError: when no part of `opt_state` fits, several do, or moments would be lost.
-      TypeError, ValueError: for a concrete
-        `step` that breaks its rule. Does not check a traced `step`, that `step` agrees with the
-        counts in `opt_state`, nor the hyper-parameters of the two optimizers.
+    Raises:
+      TypeError: when no part of `opt_state` fits, several do, or moments would be lost. TypeError,
+        ValueError: for a concrete `step` that breaks its rule. Does not check a traced `step`, that
+        `step` agrees with the counts in `opt_state`, nor the hyper-parameters of the two
+        optimizers.
 
     >>> import jax.numpy as jnp, optax
     >>> import warmclip_jax as wc

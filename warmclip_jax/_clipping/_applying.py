@@ -20,17 +20,22 @@ def apply_gradients(
 
     A skipped step adds zeros: the parameters stay as they were (but -0.0 becomes 0.0).
 
-    Args: optimizer: any optax optimizer. params: parameters. opt_state: the optimizer's state.
+    Args:
+      optimizer: any optax optimizer.
+      params: parameters.
+      opt_state: the optimizer's state.
       grads: gradients, a tree like `params`. By keyword: two trees of one structure are easily
-      swapped. **extra: more arguments for `optimizer.update`, such as `value`.
+        swapped.
+      **extra: more arguments for `optimizer.update`, such as `value`.
 
-    Returns: The new parameters, each in its dtype, and the new state. A parameter whose update is
-      None comes back as it is. Results have the order of the arguments, so that with `jax.jit(...,
+    Returns:
+      The new parameters, each in its dtype, and the new state. A parameter whose update is None
+      comes back as it is. Results have the order of the arguments, so that with `jax.jit(...,
       donate_argnums=(0, 1))` each reuses the buffer it replaces.
 
-    Raises: TypeError: when `optimizer` is no transformation, and whatever it raises itself. Does
-      not check that `grads` has the
-        structure of `params`.
+    Raises:
+      TypeError: when `optimizer` is no transformation, and whatever it raises itself. Does not
+        check that `grads` has the structure of `params`.
 
     >>> import jax.numpy as jnp, optax
     >>> import warmclip_jax as wc

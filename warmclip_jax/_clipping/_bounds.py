@@ -112,21 +112,23 @@ def running_bound(
     - A lost state means that the next step is not bounded.
     - It bounds gradients. Spikes of the updates that Adam makes of them are another matter.
 
-    Args: deviations: how far above the mean the bound lies, above 0. 3 for a clip, where a false
-      alarm costs next to nothing; 6 for
-        a skip, where it costs a batch.
+    Args:
+      deviations: how far above the mean the bound lies, above 0. 3 for a clip, where a false alarm
+        costs next to nothing; 6 for a skip, where it costs a batch.
       ceiling: the largest bound: 0 or more, or a schedule of the same count as a scheduled bound;
         None for none.
       decay: between 0 and 1, both excluded: the weight of the past when a norm is added. 0.99
         remembers about 100 norms.
 
-    Returns: A `RunningBound`: a value that prints, compares, hashes, pickles and parses like a
-      schedule. It is not called; the transformation that it is given to keeps its history, two
-      floats and an int32 for each bound and group.
+    Returns:
+      A `RunningBound`: a value that prints, compares, hashes, pickles and parses like a schedule.
+      It is not called; the transformation that it is given to keeps its history, two floats and an
+      int32 for each bound and group.
 
-    Raises: TypeError, ValueError: for a concrete argument that breaks its rule. A traced one is not
-      checked: deviations of inf leave
-        the ceiling alone, and a decay outside of its range makes a history that follows nothing.
+    Raises:
+      TypeError, ValueError: for a concrete argument that breaks its rule. A traced one is not
+        checked: deviations of inf leave the ceiling alone, and a decay outside of its range makes a
+        history that follows nothing.
 
     >>> import warmclip_jax as wc
     >>> wc.running_bound(deviations=6) == wc.running_bound(deviations=6.0, decay=0.99)

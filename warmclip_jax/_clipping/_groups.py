@@ -48,16 +48,17 @@ def label_by_path(
     The first pattern that matches the whole path gives the label; without patterns each leaf's
     label is its path.
 
-    Args: patterns: regular expressions by label, in the order in which they are tried: `{"experts":
-      r"moe/.*"}`. A path is the keys
-        joined by `/`.
+    Args:
+      patterns: regular expressions by label, in the order in which they are tried: `{"experts":
+        r"moe/.*"}`. A path is the keys joined by `/`.
       default: the label of leaves that no pattern matches.
 
     Returns:
       A function from parameters to a tree like them of labels.
 
-    Raises: TypeError: for patterns that are no mapping from `str` to `str`. ValueError: for one
-      that is no regular expression.
+    Raises:
+      TypeError: for patterns that are no mapping from `str` to `str`. ValueError: for one that is
+        no regular expression.
 
     >>> import jax.numpy as jnp
     >>> import warmclip_jax as wc

@@ -53,10 +53,10 @@ def skip_nonfinite(
     accumulated gradients) exactly as it was, and is counted. The run continues as if the step had
     not happened.
 
-    Args: inner: the transformation to guard, or an `optax.MultiSteps`. Put the guard outside of
-      `MultiSteps`: inside, the NaN has
-        already been added to what is accumulated. Put it outside of a clip too: after one, every
-          norm is small.
+    Args:
+      inner: the transformation to guard, or an `optax.MultiSteps`. Put the guard outside of
+        `MultiSteps`: inside, the NaN has already been added to what is accumulated. Put it outside
+        of a clip too: after one, every norm is small.
       above: the norm above which a finite gradient is skipped: a number; a schedule, which is given
         the number of earlier calls; or a `running_bound`. `running_bound(deviations=6.0)` is
         recommended: it needs no units, and without a ceiling it never locks up. A number, a
@@ -67,14 +67,15 @@ def skip_nonfinite(
         the gradients.
       axis_name: how gradients are sharded, where their types do not tell: see `global_norm`.
 
-    Returns: A transformation with a `SkipState`. In a compiled step with donated state the guard
-      costs one read of the gradients and no copy (one if `inner` is jitted by itself). `inner` also
-      runs in a skipped step, on zeros; its results are dropped, its prints and callbacks happen.
+    Returns:
+      A transformation with a `SkipState`. In a compiled step with donated state the guard costs one
+      read of the gradients and no copy (one if `inner` is jitted by itself). `inner` also runs in a
+      skipped step, on zeros; its results are dropped, its prints and callbacks happen.
 
-    Raises: TypeError, ValueError: when `inner` is no transformation; for a concrete argument that
-      breaks its rule; when used, as
-        `global_norm`, and for a state that is not its own. A traced `above` is not checked: a
-          negative one acts as 0.
+    Raises:
+      TypeError, ValueError: when `inner` is no transformation; for a concrete argument that breaks
+        its rule; when used, as `global_norm`, and for a state that is not its own. A traced `above`
+        is not checked: a negative one acts as 0.
 
     >>> import jax.numpy as jnp, optax
     >>> import warmclip_jax as wc

@@ -31,14 +31,15 @@ def clip_tree(
       norm: the norm of `tree`, if it is known already; otherwise it is computed.
       axis_name: how leaves are sharded, where their types do not tell: see `global_norm`.
 
-    Returns: The tree, each leaf in its own shape and dtype: bit for bit as it was when `norm <=
-      max_norm`, all NaN when an entry is NaN or inf. And the norm as a scalar, float32 (float64
-      when there is a float64 leaf).
+    Returns:
+      The tree, each leaf in its own shape and dtype: bit for bit as it was when `norm <= max_norm`,
+      all NaN when an entry is NaN or inf. And the norm as a scalar, float32 (float64 when there is
+      a float64 leaf).
 
-    Raises: TypeError, ValueError: for a concrete bound that is negative, NaN or no number, and as
-      `global_norm`. A traced bound is
-        not checked: a negative one acts as 0, a NaN makes everything NaN. That `norm` is the norm
-          is not checked.
+    Raises:
+      TypeError, ValueError: for a concrete bound that is negative, NaN or no number, and as
+        `global_norm`. A traced bound is not checked: a negative one acts as 0, a NaN makes
+        everything NaN. That `norm` is the norm is not checked.
 
     >>> import jax.numpy as jnp
     >>> import warmclip_jax as wc
@@ -74,10 +75,10 @@ def clip_by_global_norm(
     `u * max_norm / max(norm, max_norm)` for every leaf u; the identity, bit for bit, when `norm <=
     max_norm`.
 
-    Args: max_norm: the bound, 0 or more: a number; a schedule, which is given the number of earlier
-      calls; or a `running_bound`.
-        None or inf measures only and never clips; 0 gives zeros, where some systems mean "off" by
-        it.
+    Args:
+      max_norm: the bound, 0 or more: a number; a schedule, which is given the number of earlier
+        calls; or a `running_bound`. None or inf measures only and never clips; 0 gives zeros, where
+        some systems mean "off" by it.
       axis_name: how leaves are sharded, where their types do not tell: see `global_norm`.
       nonfinite: what an update with a NaN or inf entry becomes: `"propagate"`, NaN in every entry
         (as it is when only measuring); `"zero"`, zeros. Either way it is counted.
@@ -87,10 +88,10 @@ def clip_by_global_norm(
     Returns:
       A transformation with a `ClipState`. Each leaf keeps its shape, dtype and sharding.
 
-    Raises: TypeError, ValueError: for a concrete bound that is negative, NaN or no number, for an
-      unknown policy, and (when used)
-        as `global_norm`; for a state that is not a `ClipState`. A traced bound, or what a schedule
-        returns, is not checked: a negative one acts as 0.
+    Raises:
+      TypeError, ValueError: for a concrete bound that is negative, NaN or no number, for an unknown
+        policy, and (when used) as `global_norm`; for a state that is not a `ClipState`. A traced
+        bound, or what a schedule returns, is not checked: a negative one acts as 0.
 
     >>> import jax.numpy as jnp, optax
     >>> import warmclip_jax as wc
@@ -125,10 +126,10 @@ def clip_by_group_norm(
     global norm does not; a clip for each group inside `optax.partition` does the same at the price
     of a record and a policy for each.
 
-    Args: max_norm: one rule for every group, or a dict of them by label; each as in
-      `clip_by_global_norm`, with a history of its
-        own for each group. A label without leaves is no error, so that one config serves several
-        models.
+    Args:
+      max_norm: one rule for every group, or a dict of them by label; each as in
+        `clip_by_global_norm`, with a history of its own for each group. A label without leaves is
+        no error, so that one config serves several models.
       groups: labels (`str`) as a pytree prefix of the parameters, or a function of the parameters
         that returns one, such as `label_by_path`.
       axis_name: how leaves are sharded, where their types do not tell: see `global_norm`.
@@ -136,13 +137,14 @@ def clip_by_group_norm(
         groups.
       record_leaves: as in `clip_by_global_norm`.
 
-    Returns: A transformation with a `ClipState`, whose norms, bounds and coefficients are arrays
-      over the labels in sorted order. A group of zeros is not bounded and teaches its history
-      nothing. `optax.tree.map_params` does not pass through the state.
+    Returns:
+      A transformation with a `ClipState`, whose norms, bounds and coefficients are arrays over the
+      labels in sorted order. A group of zeros is not bounded and teaches its history nothing.
+      `optax.tree.map_params` does not pass through the state.
 
-    Raises: TypeError, ValueError: as `clip_by_global_norm`; for labels that are no `str`, for
-      groups that do not match the
-        parameters, and (at `init`) for a leaf without a rule.
+    Raises:
+      TypeError, ValueError: as `clip_by_global_norm`; for labels that are no `str`, for groups that
+        do not match the parameters, and (at `init`) for a leaf without a rule.
 
     >>> import jax.numpy as jnp
     >>> import warmclip_jax as wc

@@ -23,9 +23,10 @@ class Reduction(NamedTuple):
 def reductions(tree: Any, axis_name: AxisName) -> list[Reduction]:
     """The `Reduction` of each gradient of `tree`, in leaf order.
 
-    Raises: TypeError: for an `axis_name` of another form. ValueError: for an unreduced leaf;
-      without `axis_name` where types do not track axes; for an axis that is not in scope, or
-        that the leaf does not vary over.
+    Raises:
+      TypeError: for an `axis_name` of another form.
+      ValueError: for an unreduced leaf; without `axis_name` where types do not track axes; for an
+        axis that is not in scope, or that the leaf does not vary over.
     """
     check_axis_name(axis_name)
     manual = manual_axes()

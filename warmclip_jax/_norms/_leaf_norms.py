@@ -38,9 +38,10 @@ def leaf_norms(tree: Any, *, axis_name: AxisName = None) -> dict[str, jax.Array]
       tree: gradients, as in `global_norm`. Leaves that are no gradients have no entry.
       axis_name: how leaves are sharded, where their types do not tell: see `global_norm`.
 
-    Returns: Scalars, float32 (float64 when there is a float64 leaf), in leaf order. A path is the
-      keys joined by `/`, `"a/b"`; it stops at a variable of flax.nnx. Leaves of one path are
-      numbered: `"a/b#0"`, `"a/b#1"`.
+    Returns:
+      Scalars, float32 (float64 when there is a float64 leaf), in leaf order. A path is the keys
+      joined by `/`, `"a/b"`; it stops at a variable of flax.nnx. Leaves of one path are numbered:
+      `"a/b#0"`, `"a/b#1"`.
 
     Raises:
       ValueError: as `global_norm`.

@@ -34,9 +34,9 @@ def global_norm(tree: Any, *, axis_name: AxisName = None) -> jax.Array:
 
     `sqrt(sum over leaves of sum(|x| ** 2))`, without the overflow and underflow of that expression.
 
-    Args: tree: gradients: a pytree of arrays of any floating or complex dtype and any shape.
-      `None`, `float0`, integer, bool and
-        `optax.MaskedNode` leaves are no gradients and take no part.
+    Args:
+      tree: gradients: a pytree of arrays of any floating or complex dtype and any shape. `None`,
+        `float0`, integer, bool and `optax.MaskedNode` leaves are no gradients and take no part.
       axis_name: only inside `shard_map(check_vma=False)` and `pmap`, where types do not tell how
         leaves are sharded: an axis name or a tuple of them for every leaf (`()`: the same on every
         device), or a pytree prefix with `PartitionSpec` leaves, in which axes that are left to the
@@ -44,15 +44,15 @@ def global_norm(tree: Any, *, axis_name: AxisName = None) -> jax.Array:
         `shard_map` by the type of each leaf. A map with types inside of one without does not see
         the outer axes, and nothing can detect it: use types in both.
 
-    Returns: A scalar, float32 (float64 when there is a float64 leaf): 0 for an empty tree, not
-      finite when an entry is not. It is inf also where the norm itself is past the largest number.
-      On CPU and TPU, XLA reads float32 and bfloat16 subnormals (below 1.18e-38) as zero, so they
-      add nothing.
+    Returns:
+      A scalar, float32 (float64 when there is a float64 leaf): 0 for an empty tree, not finite when
+      an entry is not. It is inf also where the norm itself is past the largest number. On CPU and
+      TPU, XLA reads float32 and bfloat16 subnormals (below 1.18e-38) as zero, so they add nothing.
 
-    Raises: ValueError: where the sharding of a leaf is not known and `axis_name` does not say it,
-      or contradicts its type; for a
-        leaf that is unreduced. That a leaf is sharded as `axis_name` says is not checked in a map
-        without types.
+    Raises:
+      ValueError: where the sharding of a leaf is not known and `axis_name` does not say it, or
+        contradicts its type; for a leaf that is unreduced. That a leaf is sharded as `axis_name`
+        says is not checked in a map without types.
 
     >>> import jax.numpy as jnp
     >>> import warmclip_jax as wc

@@ -151,7 +151,8 @@ def _together(
     """The places of the leaves that are read together: those of at most `size` entries and one dtype (and shape, if `alike`).
 
     At most `_TOGETHER` of them, with at most `most` entries: instructions take time to compile.
-    Alone where something may be sharded: the compiler might have to gather what is put together.
+    Alone where something may be
+    sharded: the compiler might have to gather what is put together.
     """
     alone: list[tuple[int, ...]] = []
     sorts: dict[tuple[Reduction, Any, Any], list[int]] = {}

@@ -28,9 +28,9 @@ def plot(
     square the step from which it no longer changes. The marks are found in the values, so schedules
     of other libraries have them too.
 
-    Args: schedules: a schedule (a `Schedule`, any optax schedule, or a pure function from a count
-      to a value), a list of them, or a
-        dict from names for the legend to schedules.
+    Args:
+      schedules: a schedule (a `Schedule`, any optax schedule, or a pure function from a count to a
+        value), a list of them, or a dict from names for the legend to schedules.
       steps: how far to draw, in steps, 1 or more; None for the length of the longest schedule and a
         tenth more.
       ax: the matplotlib axes to draw on; None for a new figure.
@@ -40,9 +40,10 @@ def plot(
     Returns:
       The matplotlib figure, neither shown nor saved: `figure.savefig("lr.png")`.
 
-    Raises: TypeError, ValueError: for an argument that breaks its rule. What a function of another
-      library computes is not checked. ModuleNotFoundError: without matplotlib, with the command
-      that installs it.
+    Raises:
+      TypeError, ValueError: for an argument that breaks its rule. What a function of another
+        library computes is not checked.
+      ModuleNotFoundError: without matplotlib, with the command that installs it.
 
     >>> import warmclip_jax as wc
     >>> schedule = wc.warmup_cosine_decay(peak_value=1e-3, total_steps=1000, warmup_steps=100)

@@ -74,9 +74,8 @@ def pipeline(
     Args:
       optimizer: a function from a learning rate to a transformation: `optax.sgd`, `optax.adamw`, or
         `functools.partial(optax.adamw, weight_decay=0.01)`. It is handed a `Schedule`, or the
-        number where `schedule` is one:
-        `lambda lr: optax.partition({"new": optax.adamw(lr), "old": optax.adamw(0.1 * lr)},
-          labels)`.
+        number where `schedule` is one: `lambda lr: optax.partition({"new": optax.adamw(lr), "old":
+        optax.adamw(0.1 * lr)}, labels)`.
       schedule: the learning rate: a `Schedule`, any optax schedule, or a number.
       max_norm: the bound, as in `clip_by_global_norm`; with `groups`, as in `clip_by_group_norm`. A
         schedule is given the number of updates made so far. None clips nothing.
@@ -93,14 +92,15 @@ def pipeline(
         the gradients.
       axis_name: how gradients are sharded, where their types do not tell: see `global_norm`.
 
-    Returns: A transformation with a `PipelineState`, which `metrics` reads. Use it with
-      `apply_gradients`, or as any other. Gradients that `optax.MultiSteps` accumulates are guarded
-      from outside: `skip_nonfinite(optax.MultiSteps(pipeline(...), ...))`.
+    Returns:
+      A transformation with a `PipelineState`, which `metrics` reads. Use it with `apply_gradients`,
+      or as any other. Gradients that `optax.MultiSteps` accumulates are guarded from outside:
+      `skip_nonfinite(optax.MultiSteps(pipeline(...), ...))`.
 
-    Raises: TypeError, ValueError: for an `optimizer` that is already built, or that holds an
-      `optax.MultiSteps` (at `init`); for a
-        concrete argument that breaks its rule; when used, as `global_norm`, and for a state that is
-        not its own. Traced arguments are not checked.
+    Raises:
+      TypeError, ValueError: for an `optimizer` that is already built, or that holds an
+        `optax.MultiSteps` (at `init`); for a concrete argument that breaks its rule; when used, as
+        `global_norm`, and for a state that is not its own. Traced arguments are not checked.
 
     >>> import jax.numpy as jnp, optax
     >>> import warmclip_jax as wc

@@ -53,8 +53,10 @@ def piecewise_constant(*, values: EachFinite, boundaries: EachSteps) -> Schedule
     With boundaries b1 < b2 < ...: `values[0]` while t < b1, then `values[1]` while t < b2, and so
     on.
 
-    Args: values: a list, tuple or array of finite values. boundaries: the steps at which the next
-      value takes over: one fewer than values, strictly increasing.
+    Args:
+      values: a list, tuple or array of finite values.
+      boundaries: the steps at which the next value takes over: one fewer than values, strictly
+        increasing.
 
     Traced arguments are not checked: where boundaries do not increase, the last one that has passed
     is the one that counts.
@@ -86,9 +88,11 @@ def linear_warmup(*, peak_value: Finite, warmup_steps: Steps, init_value: Finite
 
     `init + (peak - init) * min(t / W, 1)` at step t, with W = `warmup_steps`.
 
-    Args: peak_value: the value from step W on, finite. warmup_steps: W, in steps, 0 or more; 0 is
-      the peak from step 0. init_value: the value at step 0, finite. With 0 the first step moves
-      nothing; `init_value=peak/W` avoids that.
+    Args:
+      peak_value: the value from step W on, finite.
+      warmup_steps: W, in steps, 0 or more; 0 is the peak from step 0.
+      init_value: the value at step 0, finite. With 0 the first step moves nothing;
+        `init_value=peak/W` avoids that.
 
     Traced arguments are not checked: a negative W acts as 0.
 
@@ -134,9 +138,10 @@ def exponential_warmup(*, peak_value: Finite, timescale: Timescale) -> Schedule:
 
     `peak * (1 - exp(-t / timescale))` at step t.
 
-    Args: peak_value: the value approached, finite. timescale: in steps, above 0; after that many
-      the value is 63 % of the peak. For Adam's second moment, take
-        `1 / (1 - b2)`.
+    Args:
+      peak_value: the value approached, finite.
+      timescale: in steps, above 0; after that many the value is 63 % of the peak. For Adam's second
+        moment, take `1 / (1 - b2)`.
 
     Traced arguments are not checked: a timescale of 0 or less is the peak from step 1 on.
 
@@ -225,10 +230,11 @@ def inverse_sqrt_decay(*, init_value: Finite, timescale: Timescale) -> Schedule:
 
     `init * sqrt(timescale / (timescale + t))` at step t.
 
-    Args: init_value: the value at step 0, finite. timescale: in steps, above 0; after three times
-      as many the value is half of `init_value`. After a warm-up of W steps
-        (see `with_warmup`), `timescale=W` makes it `init * sqrt(W / t)`, with t counted from the
-        start of the warm-up.
+    Args:
+      init_value: the value at step 0, finite.
+      timescale: in steps, above 0; after three times as many the value is half of `init_value`.
+        After a warm-up of W steps (see `with_warmup`), `timescale=W` makes it `init * sqrt(W / t)`,
+        with t counted from the start of the warm-up.
 
     Traced arguments are not checked: a timescale of 0 or less is nearly 0 from step 1 on.
 

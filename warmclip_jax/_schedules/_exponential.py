@@ -69,10 +69,11 @@ def exponential_decay(
     with `staircase`. With a rate above 1 the value grows, as in a learning-rate range test, and
     `max` is `min`.
 
-    Args: init_value: the value at step 0, finite; above 0 if it grows. decay_steps: D, in steps, 1
-      or more: the value is multiplied once in D steps. decay_rate: the factor, above 0. The
-      logarithm of a Python number is taken in float64, that of a traced one in its own
-        dtype; float32 is too coarse for rates like 0.9999.
+    Args:
+      init_value: the value at step 0, finite; above 0 if it grows.
+      decay_steps: D, in steps, 1 or more: the value is multiplied once in D steps.
+      decay_rate: the factor, above 0. The logarithm of a Python number is taken in float64, that of
+        a traced one in its own dtype; float32 is too coarse for rates like 0.9999.
       end_value: the floor of a decay, finite and not above `init_value`; or the ceiling of growth,
         above `init_value`.
       staircase: whether to move in steps, at each multiple of D, instead of smoothly.

@@ -18,9 +18,9 @@ def product(*operands: Operand) -> Schedule:
     `a(t) * b(t) * ...` at step t, multiplied from left to right. `2 * schedule`, `schedule * other`
     and `schedule / 2` build it too.
 
-    Args: *operands: each a `Schedule`, any optax schedule, a pure function from a count to a value,
-      or a finite number. A product
-        that overflows is clipped to the largest or lowest finite number.
+    Args:
+      *operands: each a `Schedule`, any optax schedule, a pure function from a count to a value, or
+        a finite number. A product that overflows is clipped to the largest or lowest finite number.
 
     >>> import warmclip_jax as wc
     >>> decay = wc.cosine_decay(init_value=1.0, decay_steps=100)
@@ -39,8 +39,9 @@ def minimum(*operands: Operand) -> Schedule:
 
     `min(a(t), b(t), ...)` at step t. A number is a ceiling.
 
-    Args: *operands: each a `Schedule`, any optax schedule, a pure function from a count to a value,
-      or a finite number.
+    Args:
+      *operands: each a `Schedule`, any optax schedule, a pure function from a count to a value, or
+        a finite number.
 
     >>> import warmclip_jax as wc
     >>> rate = wc.minimum(wc.linear_warmup(peak_value=1.0, warmup_steps=100), 0.25)
@@ -56,8 +57,9 @@ def maximum(*operands: Operand) -> Schedule:
 
     `max(a(t), b(t), ...)` at step t. A number is a floor.
 
-    Args: *operands: each a `Schedule`, any optax schedule, a pure function from a count to a value,
-      or a finite number.
+    Args:
+      *operands: each a `Schedule`, any optax schedule, a pure function from a count to a value, or
+        a finite number.
 
     >>> import warmclip_jax as wc
     >>> rate = wc.maximum(wc.inverse_sqrt_decay(init_value=1.0, timescale=100), 0.1)

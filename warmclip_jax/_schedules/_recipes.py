@@ -135,11 +135,15 @@ def warmup_cosine_decay(
     decay counts from. `"warmup_end"`: x = (t - W) / (T - W), so the decay starts at the peak.
     `"zero"`: x = t / T, so the decay also runs during the warm-up, which hides it.
 
-    Args: peak_value: where the warm-up leads, finite. total_steps: T, in steps, the warm-up
-      included; from T on the value is `end_value` and never rises again. warmup_steps: W, in steps,
-      0 or more and short of T. Give either this or warmup_fraction: W as a share of T in [0, 1),
-      rounded to the nearest step, halves up. init_value: the value at step 0, finite. end_value:
-      the value at step T, finite. decay_from: `"warmup_end"` or `"zero"`.
+    Args:
+      peak_value: where the warm-up leads, finite.
+      total_steps: T, in steps, the warm-up included; from T on the value is `end_value` and never
+        rises again.
+      warmup_steps: W, in steps, 0 or more and short of T. Give either this or
+      warmup_fraction: W as a share of T in [0, 1), rounded to the nearest step, halves up.
+      init_value: the value at step 0, finite.
+      end_value: the value at step T, finite.
+      decay_from: `"warmup_end"` or `"zero"`.
 
     Traced arguments are not checked: W >= T gives `end_value` from step W on.
 

@@ -60,12 +60,13 @@ Raises:
     def __call__(self, count: Any) -> jax.Array:
         """The value at step `count`.
 
-        Args: count: a step, or an array of them, of any int or float dtype. A negative count acts
-          as 0, one past int32 as
-            the largest int32, and a fraction is rounded down.
+        Args:
+          count: a step, or an array of them, of any int or float dtype. A negative count acts as 0,
+            one past int32 as the largest int32, and a fraction is rounded down.
 
-        Returns: The value in the default float dtype (float32, or float64 under x64), with the
-          shape of `count`.
+        Returns:
+          The value in the default float dtype (float32, or float64 under x64), with the shape of
+          `count`.
         """
         return computed(self.lowered(), on_host(count))
 

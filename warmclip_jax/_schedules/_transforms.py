@@ -59,9 +59,11 @@ def join(schedules: EachInner, *, boundaries: EachSteps) -> Schedule:
     With boundaries b1 < b2 < ...: `schedules[0](t)` while t < b1, then `schedules[1](t - b1)` while
     t < b2, and so on.
 
-    Args: schedules: a list of schedules, each a `Schedule`, any optax schedule, or a pure function
-      from a count to a value. boundaries: a list of steps, one fewer than schedules, strictly
-      increasing, counted from the start of the run.
+    Args:
+      schedules: a list of schedules, each a `Schedule`, any optax schedule, or a pure function from
+        a count to a value.
+      boundaries: a list of steps, one fewer than schedules, strictly increasing, counted from the
+        start of the run.
 
     Traced arguments are not checked: where boundaries do not increase, the last one that has passed
     is the one that counts.

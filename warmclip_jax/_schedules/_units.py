@@ -71,9 +71,9 @@ def steps(
     `accumulation` batches. `drop_remainder` rounds down instead: examples to batches, in each
     epoch, and batches to steps.
 
-    Args: epochs: passes over the data, 0 or more; needs `dataset_size` and `batch_size`. Give
-      exactly one of `epochs`, `examples`,
-        `tokens` and `fraction`.
+    Args:
+      epochs: passes over the data, 0 or more; needs `dataset_size` and `batch_size`. Give exactly
+        one of `epochs`, `examples`, `tokens` and `fraction`.
       examples: how many examples are seen, 0 or more; needs `batch_size`.
       tokens: how many tokens are seen, 0 or more; needs `batch_size` and `sequence_length`.
       fraction: a share of the run in [0, 1]; needs `total_steps`.
@@ -87,12 +87,14 @@ def steps(
       drop_remainder: whether examples that do not fill a batch are left out, as by data loaders
         that drop the last batch of every epoch. It is not used with `fraction`.
 
-    Returns: A Python int. The last step may be partly filled: the number is rounded up, over the
-      whole run and not in each epoch, unless `drop_remainder`; a fraction is rounded to the nearest
-      step, halves up. A number is its shortest decimal: 0.1 is a tenth.
+    Returns:
+      A Python int. The last step may be partly filled: the number is rounded up, over the whole run
+      and not in each epoch, unless `drop_remainder`; a fraction is rounded to the nearest step,
+      halves up. A number is its shortest decimal: 0.1 is a tenth.
 
-    Raises: TypeError, ValueError: for an argument that breaks its rule, is missing, or is not used;
-      and for every traced argument.
+    Raises:
+      TypeError, ValueError: for an argument that breaks its rule, is missing, or is not used; and
+        for every traced argument.
 
     >>> import warmclip_jax as wc
     >>> wc.steps(epochs=3, dataset_size=50_000, batch_size=128), wc.steps(tokens=2e9, batch_size=256, sequence_length=2048)
@@ -152,8 +154,9 @@ def untuned_warmup_steps(b2: Scalar) -> Any:
     Args:
       b2: Adam's decay of the second moment, in [0, 1).
 
-    Returns: A Python int; for a traced `b2` a whole number in the default float dtype, whose
-      rounding may make it one off.
+    Returns:
+      A Python int; for a traced `b2` a whole number in the default float dtype, whose rounding may
+      make it one off.
 
     Raises:
       TypeError, ValueError: for a concrete `b2` that breaks its rule. A traced one is not checked.

@@ -17,9 +17,10 @@ def plot_records(opt_state: Any, *, ax: Any = None) -> Any:
     dot marks a clipped call, a cross one that was skipped for its norm, a vertical line one with a
     NaN or inf. Below, the learning rate of the updates.
 
-    Args: opt_state: any optimizer state with a recorder, as in `records`, of one run. ax: the
-      matplotlib axes to draw the norms on, without the learning rate; None for a new figure with
-      both.
+    Args:
+      opt_state: any optimizer state with a recorder, as in `records`, of one run.
+      ax: the matplotlib axes to draw the norms on, without the learning rate; None for a new figure
+        with both.
 
     Returns:
       The matplotlib figure, neither shown nor saved: `figure.savefig("records.png")`.

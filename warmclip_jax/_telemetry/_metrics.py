@@ -33,17 +33,18 @@ def metrics(opt_state: Any) -> dict[str, jax.Array]:
 
     A *call* is one call of `update`, numbered from 0; an *update* is a call that was not skipped.
 
-    Args: opt_state: any optimizer state, however nested: of `chain`, `MultiSteps`, `masked`,
-      `partition`, `inject_hyperparams`; a
-        flax `TrainState`, an `nnx.Optimizer`; a raw checkpoint tree, in which states are dicts of
-        their fields.
+    Args:
+      opt_state: any optimizer state, however nested: of `chain`, `MultiSteps`, `masked`,
+        `partition`, `inject_hyperparams`; a flax `TrainState`, an `nnx.Optimizer`; a raw checkpoint
+        tree, in which states are dicts of their fields.
 
-    Returns: Scalars, arrays with a run axis for vmapped states. The keys depend only on how the
-      optimizer was built; what is not known is NaN. Of the last call: `grad_norm` (before
-      clipping), `max_norm` (the bound in force; inf for none), `clip_coef` (0 where skipped). Of
-      the last update: `learning_rate`, the one that the optimizer used, where `pipeline` built it;
-      NaN where some parameters have an injected rate and others a different one. Counts, int32:
-      `calls`, `step` (updates made, where a pipeline or guard counts them), `clipped_count`,
+    Returns:
+      Scalars, arrays with a run axis for vmapped states. The keys depend only on how the optimizer
+      was built; what is not known is NaN. Of the last call: `grad_norm` (before clipping),
+      `max_norm` (the bound in force; inf for none), `clip_coef` (0 where skipped). Of the last
+      update: `learning_rate`, the one that the optimizer used, where `pipeline` built it; NaN where
+      some parameters have an injected rate and others a different one. Counts, int32: `calls`,
+      `step` (updates made, where a pipeline or guard counts them), `clipped_count`,
       `nonfinite_count`, `skipped_count`, `consecutive_skips` and `last_skipped_call` (-1: none). A
       guard around a pipeline owns the plain names that both have; the pipeline's own are
       `"update/skipped_count"` and so on. Several clips have their path before the name:

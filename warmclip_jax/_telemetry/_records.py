@@ -14,22 +14,24 @@ from warmclip_jax._values import is_traced, naming
 def records(opt_state: Any) -> dict[str, np.ndarray]:
     """The last calls of an optimizer built with `record=N`, in order of time: at most N, the newest last.
 
-    Args: opt_state: any optimizer state, however nested, or a raw checkpoint of one, as in
-      `metrics`. It must hold one recorder. A
-        guard's recorder stands for those of the clips and pipelines inside; give that part of the
-        state to read those.
+    Args:
+      opt_state: any optimizer state, however nested, or a raw checkpoint of one, as in `metrics`.
+        It must hold one recorder. A guard's recorder stands for those of the clips and pipelines
+        inside; give that part of the state to read those.
 
-    Returns: Arrays of one length, ready for a DataFrame; for vmapped states they have the run axes
-      before the axis of time. `call`: int32, its number, from 0. `step`: int32, updates made after
-      it. `skipped`: bool. And float32: `grad_norm`, before clipping; `max_norm` and `skip_bound`,
-      the bounds in force, inf for none; `clip_coef`, what gradients were multiplied by, 0 where
+    Returns:
+      Arrays of one length, ready for a DataFrame; for vmapped states they have the run axes before
+      the axis of time. `call`: int32, its number, from 0. `step`: int32, updates made after it.
+      `skipped`: bool. And float32: `grad_norm`, before clipping; `max_norm` and `skip_bound`, the
+      bounds in force, inf for none; `clip_coef`, what gradients were multiplied by, 0 where
       skipped; `learning_rate`, NaN where skipped. What is not known is NaN: under a guard's
       recorder `max_norm`, `clip_coef` and `learning_rate`; under groups `max_norm`, while
       `grad_norm` is the global norm and `clip_coef` the smallest.
 
-    Raises: ValueError: for a state without a recorder, or with several of which none guards the
-      others. TypeError: for a traced
-        state, since records are read on the host. In several processes each may ask by itself.
+    Raises:
+      ValueError: for a state without a recorder, or with several of which none guards the others.
+        TypeError: for a traced state, since records are read on the host. In several processes each
+        may ask by itself.
 
     >>> import jax.numpy as jnp, optax
     >>> import warmclip_jax as wc

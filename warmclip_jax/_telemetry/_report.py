@@ -24,16 +24,17 @@ def report(opt_state: Any) -> str:
     ranked by the ratio of their norm to what is usual for each; skips, clips, the learning rate;
     and what would have to be recorded to know more.
 
-    Args: opt_state: any optimizer state, however nested, or a raw checkpoint of one, as in
-      `metrics`: without the code that trained
-        it, `wc.report(ocp.StandardCheckpointer().restore(path))`.
+    Args:
+      opt_state: any optimizer state, however nested, or a raw checkpoint of one, as in `metrics`:
+        without the code that trained it, `wc.report(ocp.StandardCheckpointer().restore(path))`.
 
-    Returns: Lines of text. A state with several clips or guards has a section for each. The usual
-      norm of a leaf is that of the calls before the report, not before the spike.
+    Returns:
+      Lines of text. A state with several clips or guards has a section for each. The usual norm of
+      a leaf is that of the calls before the report, not before the spike.
 
-    Raises: ValueError: for a state that holds nothing of this package, that another version wrote,
-      or of several runs. TypeError: for
-        a traced state. In several processes each may ask by itself.
+    Raises:
+      ValueError: for a state that holds nothing of this package, that another version wrote, or of
+        several runs. TypeError: for a traced state. In several processes each may ask by itself.
 
     >>> import jax.numpy as jnp
     >>> import warmclip_jax as wc

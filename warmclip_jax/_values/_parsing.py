@@ -21,9 +21,10 @@ def parse(text: str) -> Any:
     Returns:
       The value that the call builds, such as a `Schedule`. `parse(repr(value)) == value`.
 
-    Raises: TypeError: if `text` is no string. ValueError: if it cannot be read, with the part that
-      is wrong, such as a Python function; or if a factory refuses its
-        arguments, with the message of the factory.
+    Raises:
+      TypeError: if `text` is no string.
+      ValueError: if it cannot be read, with the part that is wrong, such as a Python function; or
+        if a factory refuses its arguments, with the message of the factory.
 
     >>> import warmclip_jax as wc
     >>> schedule = wc.parse("with_warmup(cosine_decay(init_value=1.0, decay_steps=100), warmup_steps=10)")

@@ -231,9 +231,12 @@ def makes(
     The annotation of each argument is its rule (see `_rule_of`). The factory itself never calls the
     function: `made` does, with lowered arguments, when the value is called.
 
-    Args: made: the class that the factory builds. prepare: takes all checked arguments, raises for
-      those that do not go together, and returns those to store. resolves: arguments that `prepare`
-      replaces by others, such as a fraction by steps; they are not stored.
+    Args:
+      made: the class that the factory builds.
+      prepare: takes all checked arguments, raises for those that do not go together, and returns
+        those to store.
+      resolves: arguments that `prepare` replaces by others, such as a fraction by steps; they are
+        not stored.
     """
 
     def decorate(function: F) -> F:
