@@ -33,7 +33,6 @@ OPTIMIZERS: dict[str, Callable[[Any], Any]] = {
     "schedule_free_adamw": optax.contrib.schedule_free_adamw,
 }
 every_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
-some_optimizers = pytest.mark.parametrize("name", ["sgd", "adamw", "adafactor"])
 
 
 @functools.cache
@@ -69,7 +68,13 @@ def pipeline(name: str, max_norm: float = 0.8) -> Any:
 
 
 @every_optimizer
-def test_training_lowers_the_loss_and_clips_at_first_and_not_at_last(name: str):
+def test_it_trains_as_with_optax_alone_clips_at_first_and_a_nan_step_never_came(name: str):
+    # Muon's iteration magnifies roundings, from step to step.
+    steps, atol = (2, 2e-5) if name == "muon" else (6, 1e-7)
+    plain = optax.chain(optax.clip_by_global_norm(0.8), OPTIMIZERS[name](SCHEDULE))
+    ours, _, _ = train(pipeline(name), [FEATURES] * steps)
+    chex.assert_trees_all_close(ours, train(plain, [FEATURES] * steps)[0], rtol=2e-5, atol=atol)
+
     _, state, losses = train(pipeline(name), [FEATURES] * 40)
     assert losses[-1] < losses[0] / 4
     known = wc.metrics(state)
@@ -77,28 +82,18 @@ def test_training_lowers_the_loss_and_clips_at_first_and_not_at_last(name: str):
     assert float(known["clip_coef"]) == 1.0
     np.testing.assert_allclose(known["learning_rate"], SCHEDULE(39), rtol=1e-6)
 
-
-@every_optimizer
-def test_the_numbers_are_those_of_optax_alone(name: str):
-    # Muon's iteration magnifies roundings, from step to step.
-    steps, atol = (2, 2e-5) if name == "muon" else (6, 1e-7)
-    ours, _, _ = train(pipeline(name), [FEATURES] * steps)
-    theirs, _, _ = train(
-        optax.chain(optax.clip_by_global_norm(0.8), OPTIMIZERS[name](SCHEDULE)), [FEATURES] * steps
-    )
-    chex.assert_trees_all_close(ours, theirs, rtol=2e-5, atol=atol)
-
-
-@every_optimizer
-def test_a_nan_step_is_one_that_never_came(name: str):
     with_bad, state, _ = train(pipeline(name), [FEATURES, NAN, FEATURES, FEATURES])
     without, expected, _ = train(pipeline(name), [FEATURES] * 3)
     chex.assert_trees_all_equal(with_bad, without)
     chex.assert_trees_all_equal(state.inner_state, expected.inner_state)
     assert int(wc.metrics(state)["skipped_count"]) == 1
+    # Optax finds and sets our fields by name.
+    assert float(optax.tree.get(state, "grad_norm")) == float(wc.metrics(state)["grad_norm"]) > 0
+    changed = optax.tree.set(state, grad_norm=jnp.float32(7.0))
+    assert float(wc.metrics(changed)["grad_norm"]) == 7.0
 
 
-@some_optimizers
+@pytest.mark.parametrize("name", ["sgd", "adafactor"])
 def test_a_scan_over_parameters_of_two_dtypes_keeps_each_and_trains(name: str):
     optimizer = pipeline(name)
     params = {"w": PARAMS["w"].astype(jnp.bfloat16), "b": PARAMS["b"]}
@@ -117,21 +112,19 @@ def test_a_scan_over_parameters_of_two_dtypes_keeps_each_and_trains(name: str):
     assert int(wc.metrics(state)["step"]) == 10
 
 
-@some_optimizers
-def test_multi_steps_of_half_batches_are_steps_of_whole_ones(name: str):
+def test_multi_steps_of_half_batches_are_steps_of_whole_ones():
     halves = [(FEATURES[:16], TARGETS[:16]), (FEATURES[16:], TARGETS[16:])] * 3
-    optimizer: Any = wc.skip_nonfinite(optax.MultiSteps(pipeline(name), 2))
+    optimizer: Any = wc.skip_nonfinite(optax.MultiSteps(pipeline("adamw"), 2))
     params, state, _ = train(optimizer, halves, loss=lambda params, half: loss_of(params, *half))
-    expected, _, _ = train(pipeline(name), [FEATURES] * 3)
+    expected, _, _ = train(pipeline("adamw"), [FEATURES] * 3)
     chex.assert_trees_all_close(params, expected, rtol=2e-5, atol=1e-6)
     assert int(wc.metrics(state)["step"]) == 3
 
 
-@some_optimizers
-def test_injected_hyperparameters_can_be_set_between_steps(name: str):
+def test_injected_hyperparameters_can_be_set_between_steps():
     @functools.partial(optax.inject_hyperparams, hyperparam_dtype=jnp.float32)
     def build(rate: Any, bound: Any) -> Any:
-        return wc.pipeline(OPTIMIZERS[name], rate, max_norm=bound)
+        return wc.pipeline(optax.adamw, rate, max_norm=bound)
 
     optimizer = build(rate=0.02, bound=0.5)
     update: Any = quick.jit(optimizer.update)
@@ -141,19 +134,9 @@ def test_injected_hyperparameters_can_be_set_between_steps(name: str):
     state = state._replace(hyperparams={"rate": jnp.float32(0.0), "bound": jnp.float32(0.25)})
     updates, state = update(grads, state, PARAMS)
     assert not any(jnp.any(leaf) for leaf in jax.tree.leaves(updates))
-    np.testing.assert_allclose(
-        wc.metrics(state)["clip_coef"], 0.25 / float64_norm(grads), rtol=1e-6
-    )
+    coef = wc.metrics(state)["clip_coef"]
+    np.testing.assert_allclose(coef, 0.25 / float64_norm(grads), rtol=1e-6)
     assert update._cache_size() == 1
-
-
-@every_optimizer
-def test_optax_finds_and_sets_our_fields_by_name(name: str):
-    _, state, _ = train(pipeline(name), [FEATURES] * 2)
-    norm = optax.tree.get(state, "grad_norm")
-    assert float(norm) == float(wc.metrics(state)["grad_norm"]) > 0
-    changed = optax.tree.set(state, grad_norm=jnp.float32(7.0))
-    assert float(wc.metrics(changed)["grad_norm"]) == 7.0
 
 
 def _always(step: Any, **extra: Any) -> Any:
@@ -191,28 +174,12 @@ def test_inside_of_a_host_the_numbers_counts_and_skipped_steps_are_the_same(host
     assert known["skipped_count"] == seen
 
 
-def test_masked_trains_its_part_and_its_norm_is_of_that_part():
-    mask, rest = {"w": True, "b": False}, {"w": False, "b": True}
-    optimizer: Any = optax.chain(
-        optax.masked(pipeline("sgd"), mask), optax.masked(optax.set_to_zero(), rest)
-    )
-    params, state, losses = train(optimizer, [FEATURES] * 8)
-    assert losses[-1] < losses[0]
-    np.testing.assert_array_equal(params["b"], PARAMS["b"])
-    _, before, _ = train(optimizer, [FEATURES])
-    np.testing.assert_allclose(
-        wc.metrics(before)["grad_norm"], float64_norm(jax.grad(loss_of)(PARAMS)["w"]), rtol=1e-6
-    )
-    assert int(wc.metrics(state)["step"]) == 8
-
-
-@pytest.mark.parametrize("partition", [optax.partition, optax.multi_transform])
-def test_each_group_of_a_partition_has_its_own_optimizer_norm_and_counts(partition: Any):
+def test_each_group_of_a_partition_has_its_own_optimizer_norm_and_counts():
     groups = {
         "matrix": wc.pipeline(optax.sgd, 0.1, max_norm=0.5),
         "rest": wc.pipeline(optax.adamw, SCHEDULE),
     }
-    params, state, _ = train(partition(groups, {"w": "matrix", "b": "rest"}), [FEATURES])
+    params, state, _ = train(optax.partition(groups, {"w": "matrix", "b": "rest"}), [FEATURES])
     grads = jax.grad(loss_of)(PARAMS)
     known = wc.metrics(state)
     for group, key in (("matrix", "w"), ("rest", "b")):

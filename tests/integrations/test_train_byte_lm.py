@@ -63,23 +63,21 @@ def run_script(*arguments):
         return error.code
 
 
+def command(folder, *arguments):
+    """Starts the script as a person does."""
+    started = [sys.executable, "-W", "error", script.__file__, *TINY, *map(str, arguments)]
+    return subprocess.run(started, cwd=folder, capture_output=True, text=True, check=False)
+
+
 @pytest.fixture(scope="module")
 def whole(text, tmp_path_factory):
-    """The folder of an uninterrupted run, and the step function that made it."""
+    """The folder of an uninterrupted run."""
     folder = tmp_path_factory.mktemp("whole")
-    steps = []
-    make_step = script.make_step
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            script, "make_step", lambda *arguments: steps.append(make_step(*arguments)) or steps[-1]
-        )
-        assert (
-            run_script(
-                "--text", text, "--figure", folder / "figure.png", "--checkpoint", folder / "runs"
-            )
-            == 0
-        )
-    return folder / "runs", steps[0]
+    ran = command(folder, "--text", text, "--figure", "figure.png", "--checkpoint", folder / "runs")
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.endswith("figure: figure.png\n")
+    assert "Warning" not in ran.stderr
+    return folder / "runs"
 
 
 def final_state(folder):
@@ -138,12 +136,11 @@ def test_a_run_that_was_interrupted_and_crashed_has_the_bits_of_an_uninterrupted
     status, _, err = start("--checkpoint", tmp_path / "parts")
     assert status == 0
     assert "5/12" in err  # The last multiple of --save-every.
-    assert_same_bits(final_state(whole[0]), final_state(tmp_path / "parts"))
+    assert_same_bits(final_state(whole), final_state(tmp_path / "parts"))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_is_noted_once_and_then_acts_as_it_did_before(number):
-    came_before = []
+def test_a_signal_is_noted_once_and_then_acts_as_it_did_before():
+    number, came_before = signal.SIGTERM, []
     original = signal.signal(number, lambda *_: came_before.append(number))
     try:
         with script.postponed_signals() as signals:
@@ -159,7 +156,7 @@ def test_a_signal_is_noted_once_and_then_acts_as_it_did_before(number):
 
 def test_a_finished_run_starts_again_only_to_report(start, whole, monkeypatch):
     monkeypatch.setattr(script, "training_batch", lambda *_: pytest.fail("trained again"))
-    status, out, _ = start("--checkpoint", whole[0])
+    status, out, _ = start("--checkpoint", whole)
     assert status == 0
     assert re.search(r"^held-out loss, bits per byte +\d\.\d+$", out, re.MULTILINE)
     assert re.search(r"^steps per second +-$", out, re.MULTILINE)
@@ -177,7 +174,7 @@ def test_a_checkpoint_of_other_settings_or_another_text_is_one_clear_line(
     start, text, whole, arguments, said
 ):
     other = arguments or ["--text", text / "expressions.py"]
-    status, out, err = start("--checkpoint", whole[0], *other)
+    status, out, err = start("--checkpoint", whole, *other)
     assert (status, out, err.count("\n")) == (2, "", 1)
     assert said in err
 
@@ -190,9 +187,19 @@ def test_a_checkpoint_that_cannot_be_read_is_one_clear_line(start, tmp_path):
     assert f"cannot read the checkpoint of step 5 in {tmp_path / 'runs'}" in err
 
 
-def test_the_table_compares_both_runs_and_the_loss_ends_below_the_unigram_entropy(start, tmp_path):
-    status, out, err = start("--compare", "--steps", 150, "--peak", "0.01")
+def test_the_table_compares_both_runs_and_the_report_finds_what_was_injected(
+    start, tmp_path, monkeypatch
+):
+    made, make_step = [], script.make_step
+
+    def noted(*arguments):
+        made.append(make_step(*arguments))
+        return made[-1]
+
+    monkeypatch.setattr(script, "make_step", noted)
+    status, out, err = start("--compare", "--inject", "--steps", 150, "--peak", "0.01")
     assert status == 0
+    assert [step._cache_size() for step in made] == [1, 1]  # one trace makes a whole run
     assert "Traceback" not in err
     lines = out.splitlines()
     rows = {line[:32].strip(): [float(cell) for cell in line[32:].split()] for line in lines[1:8]}
@@ -214,30 +221,19 @@ def test_the_table_compares_both_runs_and_the_loss_ends_below_the_unigram_entrop
     assert rows["steps"] == [150, 150]
     assert 0 < rows["steps clipped"][0] < 150
     assert rows["steps clipped"][1] == 0
-    assert rows["steps skipped"] == [0, 0]
+    assert rows["steps skipped"] == [1, 1]
     assert min(rows["steps per second"]) > 0
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
     for shown in ("bits/byte=", "rate=", "norm=", "clipped="):
         assert shown in err
-
-
-def test_the_report_finds_what_was_injected(start, tmp_path):
-    status, out, _ = start("--inject", "--steps=40", "--warmup=0")
-    assert status == 0
-    assert (
-        "Last call with NaN or inf: call 13, step 13, skipped.\n  Leaves with NaN, 1 of 15: "
-        "unembed/kernel\n" in out
-    )
-    ranked = out.partition("Last spike: call 26, step 26,")[2].splitlines()
+    found = "call 50, step 50, skipped.\n  Leaves with NaN, 1 of 15: unembed/kernel\n"
+    assert out.count(f"Last call with NaN or inf: {found}") == 2
+    ranked = out.partition("Last spike: call 100, step 100,")[2].splitlines()
     assert ranked[2].endswith(" blocks/0/mix/kernel")
 
 
-def test_one_trace_makes_the_whole_run(whole):
-    assert whole[1]._cache_size() == 1
-
-
 def test_the_recorded_history_is_the_schedule_the_threshold_and_the_counts(whole):
-    state = final_state(whole[0])
+    state = final_state(whole)
     history = {name: state[f"[2]['{name}']"] for name in script.RECORDED}
     schedule = wc.warmup_polynomial_decay(peak_value=3e-3, total_steps=12, warmup_fraction=0.1)
     np.testing.assert_allclose(history["learning_rate"], schedule(np.arange(12)), rtol=1e-6)
@@ -283,37 +279,29 @@ def test_a_folder_is_read_without_its_hidden_files_and_its_files_that_are_no_tex
 
 
 def test_the_unigram_entropy_of_two_bytes_in_equal_shares_is_one_bit():
-    assert (
-        script.Corpus(
-            np.zeros(9, np.uint8), np.array([0, 255, 0, 255], np.uint8), ""
-        ).unigram_entropy()
-        == 1.0
-    )
+    nothing, halves = np.zeros(9, np.uint8), np.array([0, 255, 0, 255], np.uint8)
+    assert script.Corpus(nothing, halves, "").unigram_entropy() == 1.0
 
 
-def test_the_default_text_is_the_standard_library():
+def test_the_defaults_are_the_standard_library_and_one_to_three_million_parameters():
     texts = byte_lm_text.read_texts(None)
     assert pathlib.Path(argparse.__file__).read_bytes() in texts
     assert sum(map(len, texts)) > 1_000_000
-
-
-def test_the_default_model_has_one_to_three_million_parameters():
     defaults = script.command_line("").parse_args([])
     model = nnx.eval_shape(lambda: script.ByteLM(defaults.width, defaults.layers, nnx.Rngs(0)))
     assert 1e6 <= sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model))) <= 3e6
 
 
-@pytest.mark.parametrize(("width", "layers"), [(32, 1), (160, 3)])
-def test_the_size_that_is_checked_is_the_size_of_what_is_kept(width, layers):
-    settings = script.Settings(50, 1, 1, width, layers, peak=0.5, warmup=0.0, max_norm=1.0, seed=1)
-    model = nnx.eval_shape(lambda: script.ByteLM(width, layers, nnx.Rngs(0)))
+def test_the_size_that_is_checked_is_the_size_of_what_is_kept():
+    settings = script.Settings(50, 1, 1, 160, 3, peak=0.5, warmup=0.0, max_norm=1.0, seed=1)
+    model = nnx.eval_shape(lambda: script.ByteLM(160, 3, nnx.Rngs(0)))
     parameters = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model)))
     # Of each step five numbers of history, and a row of eight in the record.
     assert settings.bytes == 3 * 4 * parameters + (5 + 8) * 4 * 50
 
 
 def test_a_byte_changes_no_earlier_prediction_and_every_later_one():
-    model = script.ByteLM(32, 1, nnx.Rngs(0))
+    model = nnx.jit(script.ByteLM(32, 1, nnx.Rngs(0)))
     text = jnp.arange(16)[None]
     other = text.at[0, 10].set(200)
     now, then = np.asarray(model(text)), np.asarray(model(other))
@@ -321,29 +309,37 @@ def test_a_byte_changes_no_earlier_prediction_and_every_later_one():
     assert (now[:, 10:] != then[:, 10:]).any(axis=-1).all()
 
 
-@pytest.fixture
-def drawing(monkeypatch, tmp_path):
-    """The figure of two made-up runs: one clipped at calls 1 and 3, the other skipped at call 2."""
+def test_the_figure_shows_loss_rate_and_norm_of_each_run_and_what_was_done_at_each_call(
+    monkeypatch, tmp_path
+):
+    # Two made-up runs: one clipped at calls 1 and 3, the other skipped at call 2.
     history = {
         "bits_per_byte": np.array([8.0, 6.0, 5.0, 4.0]),
         "learning_rate": np.array([0.0, 0.05, 0.1, 0.05]),
     }
-    clipped, skipped = (
-        wc.pipeline(optax.sgd, 0.1, max_norm=max_norm, record=4) for max_norm in (2.0, np.inf)
-    )
-    runs = {
-        "first": report.Run(
-            opt_state_after(clipped, [1.0, 3.0, 2.0, 5.0]), history, 4.0, 4.25, 10.0
-        ),
-        "second": report.Run(
-            opt_state_after(skipped, [1.0, 3.0, np.nan, 9.0]), history, 4.5, 4.75, 10.0
-        ),
-    }
+    runs = {}
+    for name, max_norm, norms in (
+        ("first", 2.0, [1.0, 3.0, 2.0, 5.0]),
+        ("second", np.inf, [1.0, 3.0, np.nan, 9.0]),
+    ):
+        optimizer = wc.pipeline(optax.sgd, 0.1, max_norm=max_norm, record=4)
+        runs[name] = report.Run(opt_state_after(optimizer, norms), history, 4.0, 4.25, 10.0)
     figures = []
     monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
     report.draw(runs, 4.5, tmp_path / "figure.png")
-    figures[0].draw_without_rendering()
-    return figures[0]
+    loss, rate, first, second = map(lines_of, figures[0].axes)
+    calls = [0, 1, 2, 3]
+    for name in ("first", "second"):
+        assert loss[f"{name}: training batch"] == (calls, [8.0, 6.0, 5.0, 4.0])
+        assert rate[name] == (calls, [0.0, 0.05, 0.1, 0.05])
+    assert loss["first: held out, at the end"] == ([3], [4.25])
+    assert loss["unigram entropy"][1] == [4.5, 4.5]
+    assert first["norm"] == (calls, [1.0, 3.0, 2.0, 5.0])
+    np.testing.assert_equal(second["norm"], (calls, [1.0, 3.0, np.nan, 9.0]))
+    assert first["clipped: 2"] == ([1, 3], [3.0, 5.0])
+    assert first["bound of the clip"][1] == [2.0] * 4
+    assert second["NaN or inf: 1"][0] == [2, 2]
+    assert "bound of the clip" not in second
 
 
 def opt_state_after(optimizer, norms):
@@ -360,42 +356,8 @@ def lines_of(axes):
     }
 
 
-def test_the_figure_shows_loss_rate_and_norm_of_each_run_at_each_call(drawing):
-    loss, rate, first, second = drawing.axes
-    calls = [0, 1, 2, 3]
-    for name in ("first", "second"):
-        assert lines_of(loss)[f"{name}: training batch"] == (calls, [8.0, 6.0, 5.0, 4.0])
-        assert lines_of(rate)[name] == (calls, [0.0, 0.05, 0.1, 0.05])
-    assert lines_of(first)["norm"] == (calls, [1.0, 3.0, 2.0, 5.0])
-    np.testing.assert_equal(lines_of(second)["norm"], (calls, [1.0, 3.0, np.nan, 9.0]))
-    assert lines_of(loss)["first: held out, at the end"] == ([3], [4.25])
-    assert lines_of(loss)["unigram entropy"][1] == [4.5, 4.5]
-
-
-def test_the_figure_marks_the_bound_the_clipped_and_the_skipped_calls(drawing):
-    first, second = map(lines_of, drawing.axes[2:])
-    assert first["clipped: 2"] == ([1, 3], [3.0, 5.0])
-    assert first["bound of the clip"][1] == [2.0] * 4
-    assert second["NaN or inf: 1"][0] == [2, 2]
-    assert "bound of the clip" not in second
-
-
-def test_the_figure_names_its_axes_and_no_legend_covers_the_data(drawing):
-    assert [axes.get_ylabel() for axes in drawing.axes] == [
-        "loss (bits per byte)",
-        "learning rate",
-        "gradient norm\nfirst",
-        "gradient norm\nsecond",
-    ]
-    assert drawing.axes[-1].get_xlabel() == "call"
-    for axes in drawing.axes:
-        assert axes.get_legend().get_window_extent().y0 >= axes.get_window_extent().y1 - 1
-
-
 BAD = {
     "no such path": (["--text", "{tmp}/nothing"], "neither a file nor a folder"),
-    "a folder without text": (["--text", "{tmp}/empty"], "no text in {tmp}/empty"),
-    "a file that is no text": (["--text", "{text}/binary"], "no text in {text}/binary"),
     "a text too short": (
         ["--length", "100000"],
         "--length 100000 needs a text of 1000010 bytes or more",
@@ -404,8 +366,6 @@ BAD = {
         ["--batch", "0"],
         "argument --batch: must be a whole number from 1 to 2147483647; got '0'",
     ),
-    "a negative batch": (["--batch=-3"], "got '-3'"),
-    "a batch that is no number": (["--batch", "many"], "got 'many'"),
     "a batch larger than the text": (
         ["--batch", "1000000"],
         "--batch 1000000 is more text than there is",
@@ -414,41 +374,21 @@ BAD = {
         ["--width", "33"],
         "--width must be a multiple of 32; got 33",
     ),
-    "a seed past int32": (
-        ["--seed", "1" + 23 * "0"],
-        "--seed: must be a whole number from 1 to 2147483647",
-    ),
     "a seed of thousands of digits": (["--seed", 9999 * "1"], "--seed: must be a whole number"),
-    "a number of steps past int32": (["--steps", "2147483648"], "--steps: must be a whole number"),
     "more steps than memory": (
         ["--width=1048576", "--steps=2147483647"],
         "--steps 2147483647 need 1",
     ),
-    "more layers than memory": (
-        ["--layers", "2147483647"],
-        "--layers 2147483647 and --steps 12 need 3.24e+05 GB of memory",
-    ),
-    "a negative threshold": (["--max-norm=-1"], "--max-norm: must be a number above 0; got '-1'"),
     "a threshold that stops all": (
         ["--max-norm", "0"],
         "--max-norm: must be a number above 0; got '0'",
     ),
     "a rate that is no number": (["--peak", "nan"], "--peak: must be a number above 0; got 'nan'"),
-    "a rate in words": (["--peak", "high"], "--peak: must be a number above 0; got 'high'"),
-    "a rate that goes uphill": (["--peak", "-1"], "--peak: must be a number above 0; got '-1'"),
-    "a rate that goes nowhere": (["--peak", "0"], "--peak: must be a number above 0; got '0'"),
-    "a rate without end": (["--peak", "inf"], "peak_value must be"),
     "a warm-up as long as the run": (["--warmup", "1"], "warmup_fraction must be"),
-    "a negative warm-up": (["--warmup", "-0.1"], "warmup_fraction must be"),
     "a figure in no known format": (["--figure", "{tmp}/figure.doc"], "must end in one of"),
-    "a figure without a suffix": (["--figure", "{tmp}/figure"], "must end in one of"),
     "a figure that needs what is not here": (
         ["--figure", "{tmp}/figure.pgf"],
         "cannot draw in {tmp}/figure.pgf: 'xelatex'",
-    ),
-    "a figure under a file": (
-        ["--figure", "{text}/binary/figure.png"],
-        "cannot draw in {text}/binary/figure.png",
     ),
     "a figure that is a folder": (
         ["--figure", "{tmp}/folder.png"],
@@ -467,8 +407,6 @@ def test_bad_input_is_one_clear_line_and_exit_status_2(
     start, text, tmp_path, monkeypatch, arguments, said
 ):
     monkeypatch.setenv("PATH", "")  # Here is no LaTeX.
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "empty" / "image").write_bytes(b"\x89PNG\0")
     (tmp_path / "folder.png").mkdir()
     status, out, err = start(*(argument.format(tmp=tmp_path, text=text) for argument in arguments))
     assert (status, out) == (2, "")
@@ -510,18 +448,15 @@ def nearly_full():
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-@pytest.mark.parametrize("arguments", [[], ["--compare"]])
 def test_a_folder_too_full_for_the_checkpoints_is_one_clear_line_before_the_training(
-    start, tmp_path, nearly_full, monkeypatch, arguments
+    start, tmp_path, nearly_full, monkeypatch
 ):
     monkeypatch.setattr(script, "train", lambda *_: pytest.fail("trained"))
     nearly_full(100_000)
-    status, out, err = start("--checkpoint", tmp_path / "runs", *arguments)
+    status, out, err = start("--checkpoint", tmp_path / "runs")
     assert (status, out, err.count("\n")) == (2, "", 1)
-    assert (
-        f"error: cannot keep checkpoints in {tmp_path / 'runs' / 'warm-up-and-clipping'}: File too "
-        "large" in err
-    )
+    folder = tmp_path / "runs" / "warm-up-and-clipping"
+    assert f"error: cannot keep checkpoints in {folder}: File too large" in err
 
 
 def test_both_folders_of_a_comparison_are_looked_at_before_the_training(
@@ -554,32 +489,15 @@ def test_a_figure_that_fails_after_the_training_costs_neither_the_table_nor_the_
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(script, "draw", full)
-    status, out, err = start("--checkpoint", whole[0])
+    status, out, err = start("--checkpoint", whole)
     assert status == 2
     assert "held-out loss" in out
     assert err.splitlines()[-1].endswith(
-        f"No space left on device; the parameters are in {whole[0]}: the same command goes on"
+        f"No space left on device; the parameters are in {whole}: the same command goes on"
     )
 
 
-def test_the_script_starts_as_a_command_without_a_warning_or_a_traceback(text, tmp_path):
-    command = [
-        sys.executable,
-        "-W",
-        "error",
-        script.__file__,
-        *TINY,
-        "--text",
-        str(text),
-        "--figure",
-        "figure.png",
-    ]
-    good = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert good.returncode == 0, good.stderr
-    assert good.stdout.endswith("figure: figure.png\n")
-    assert "Warning" not in good.stderr
-    bad = subprocess.run(
-        [*command, "--batch", "0"], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
+def test_the_command_refuses_bad_input_without_a_warning_or_a_traceback(text, tmp_path):
+    bad = command(tmp_path, "--text", text, "--batch", "0")
     assert (bad.returncode, bad.stdout) == (2, "")
     assert re.fullmatch(r"train_byte_lm\.py: error: .+\n", bad.stderr)
