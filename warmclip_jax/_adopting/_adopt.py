@@ -16,7 +16,6 @@ from warmclip_jax._adopting._links import (
     Path,
     arrays_beside,
     children,
-    described,
     fields_of,
     is_chain,
     is_clock,
@@ -30,7 +29,7 @@ from warmclip_jax._adopting._links import (
 )
 from warmclip_jax._clipping import ClipState, SkipState, as_transformation
 from warmclip_jax._pipeline import PipelineState
-from warmclip_jax._values import MAX_COUNT, Number, Scalar, naming
+from warmclip_jax._values import MAX_COUNT, ArgumentTypeError, Number, Scalar, described, named
 
 _STEP = Number(
     "a whole number, 0 or more",
@@ -47,7 +46,7 @@ class _MisfitError(Exception):
     """Two states do not fit. Says where, when the names of their links are the same."""
 
 
-@naming("adopt_state")
+@named
 def adopt_state(
     optimizer: optax.GradientTransformation | optax.MultiSteps,
     params: optax.Params,
@@ -96,7 +95,7 @@ def adopt_state(
     """
     step = _STEP.check("step", step)
     if any(map(is_state, jax.tree.leaves(params, is_leaf=is_state))):
-        raise TypeError(
+        raise ArgumentTypeError(
             "params must be parameters; got an optimizer's state. The order is (optimizer, params, "
             "opt_state)."
         )
@@ -107,21 +106,21 @@ def adopt_state(
     fitting = [found for found in fitting if jax.tree.leaves(found[1])] or fitting[:1]
     if not fitting:
         where = next((f" ({misfit})" for misfit in misfits if misfit), "")
-        raise TypeError(
+        raise ArgumentTypeError(
             f"opt_state must hold what optimizer.init(params) does, {names(target)}; got "
             f"{names(opt_state)}{where}. Pass the params and opt_state of one run; restore a "
             "checkpoint with the optimizer that wrote it."
         )
     if len(fitting) > 1:
         places = " and ".join(place(path) for path, _, _ in fitting)
-        raise TypeError(
+        raise ArgumentTypeError(
             f"opt_state must hold one state that fits optimizer; got {places} (ambiguous). Pass "
             "the one that is meant."
         )
     path, _, adopted = fitting[0]
     lost = next(arrays_beside(opt_state, path), None)
     if lost is not None:
-        raise TypeError(
+        raise ArgumentTypeError(
             f"opt_state must hold nothing that optimizer has no place for, beside {names(target)}; "
             f"got {place(lost)}. Pass only the part to keep, or an optimizer with that link."
         )

@@ -123,14 +123,6 @@ def names(state: Any) -> str:
     return ", ".join(type(link).__name__ for link in peeled(state)[0]) or "no moments"
 
 
-def described(node: Any) -> str:
-    """A node in a few words, for messages."""
-    if hasattr(node, "dtype"):
-        return f"{node.dtype}{list(node.shape)}"
-    keys = ", ".join(jax.tree_util.keystr((key,)) for key in children(node))
-    return f"a {type(node).__name__} of {keys or 'nothing'}"
-
-
 def place(path: Path) -> str:
     """Where a part of `opt_state` is, for messages."""
     return f"opt_state{jax.tree_util.keystr(path)}"

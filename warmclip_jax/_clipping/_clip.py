@@ -116,8 +116,7 @@ class Clip:
         )
 
     def _labels(self, tree: Any, params: Any) -> list[str]:
-        with naming(self._function):
-            return labels_of(self._groups, tree, params)
+        return naming(self._function)(labels_of)(self._groups, tree, params)
 
     def _members(self, labels: list[str], known: list[str]) -> Members:
         places = {label: place for place, label in enumerate(known)}

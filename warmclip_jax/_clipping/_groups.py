@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from warmclip_jax._norms import from_prefix, joined, paths, shortened, stops_a_path
-from warmclip_jax._values import broken_rule
+from warmclip_jax._values import ArgumentTypeError, ArgumentValueError, broken_rule
 
 #: Labels as a pytree prefix of the parameters with `str` leaves, or a function of the parameters
 #: that returns one.
@@ -81,14 +81,14 @@ def label_by_path(
 
 def _compiled(label: Any, pattern: Any) -> re.Pattern[str]:
     if not (isinstance(label, str) and isinstance(pattern, str)):
-        raise TypeError(
+        raise ArgumentTypeError(
             "label_by_path: patterns must be regular expressions by label, both str; got "
             f"{label!r}: {pattern!r}. {_EXAMPLE}"
         )
     try:
         return re.compile(pattern)
     except re.error as error:
-        raise ValueError(
+        raise ArgumentValueError(
             f"label_by_path: {pattern!r}, for {label!r}, is no regular expression: {error}."
         ) from error
 
@@ -106,7 +106,7 @@ def labels_of(groups: Groups, tree: Any, params: Any = None) -> list[str]:
     for label in jax.tree.leaves(given):
         if not isinstance(label, str):
             kind = type(label).__name__
-            raise TypeError(
+            raise ArgumentTypeError(
                 f"groups must have labels that are str; got {shortened(label)} ({kind}) among "
                 f"{shortened(given)}."
             )

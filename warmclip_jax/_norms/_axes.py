@@ -8,6 +8,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from warmclip_jax._norms._leaves import from_prefix, gradients
+from warmclip_jax._values import ArgumentTypeError, ArgumentValueError
 
 #: `axis_name`: None, a name, a tuple of names, or a pytree prefix of `PartitionSpec`s.
 AxisName = Any
@@ -37,7 +38,7 @@ def reductions(tree: Any, axis_name: AxisName) -> list[Reduction]:
         return []
     if axis_name is None:
         if manual and not _typed(manual):
-            raise ValueError(
+            raise ArgumentValueError(
                 f"axis_name must be given inside a map over the axes {manual} that does not track "
                 "which values vary (shard_map with check_vma=False, or pmap): the norm of sharded "
                 "gradients needs the axes they are sharded over. Pass axis_name=() for gradients "
@@ -59,7 +60,7 @@ def check_axis_name(axis_name: AxisName) -> AxisName:
         return axis_name
     for leaf in jax.tree.leaves(axis_name, is_leaf=_is_spec):
         if not _is_spec(leaf):
-            raise TypeError(
+            raise ArgumentTypeError(
                 "axis_name must be a name, a tuple of names, or a pytree prefix of the gradients "
                 f"with PartitionSpec leaves; got {axis_name!r} with the leaf {leaf!r} "
                 f"({type(leaf).__name__}). For a leaf write PartitionSpec('data')."
@@ -75,7 +76,7 @@ def manual_axes() -> tuple[str, ...]:
 def _check_summed(leaf: Any) -> None:
     unreduced = jax.typeof(leaf).sharding.spec.unreduced | _manual_type(leaf)[1]
     if unreduced:
-        raise ValueError(
+        raise ArgumentValueError(
             "gradients must be summed before they are measured; got one of type "
             f"{jax.typeof(leaf)}, whose sum over {', '.join(map(repr, sorted(unreduced)))} is "
             "still to come. Take it first: jax.lax.psum inside of a map, jax.sharding.reshard "
@@ -106,7 +107,7 @@ def _said(leaf: Any, axes: tuple[str, ...], manual: Sequence[str]) -> Reduction:
     varying = _varying(leaf, manual)
     outside = [axis for axis in axes if axis in manual and axis not in varying]
     if outside:
-        raise ValueError(
+        raise ArgumentValueError(
             f"axis_name must name axes that the gradient varies over; got {axes!r} for a leaf of "
             f"type {jax.typeof(leaf)}, which is the same along {', '.join(map(repr, outside))} and "
             "would be counted once per device. Leave axis_name out: the types tell."
@@ -153,7 +154,7 @@ def _in_scope(axes: tuple[str, ...]) -> tuple[str, ...]:
         try:
             lax.axis_index(axis)
         except NameError as error:
-            raise ValueError(
+            raise ArgumentValueError(
                 f"axis_name must name axes in scope; got {axis!r}, and the mapped axes here are "
                 f"{manual_axes()!r}. Outside of shard_map and pmap leave axis_name out: under jit "
                 "the compiler sums over all shards by itself."

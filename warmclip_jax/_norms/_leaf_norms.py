@@ -24,11 +24,13 @@ from warmclip_jax._norms._sums import (
     summed_rows,
     sums_of_rows,
 )
+from warmclip_jax._values import named
 
 #: At least this many second passes before leaves share them: each is a branch to compile.
 _BRANCHES = 32
 
 
+@named
 def leaf_norms(tree: Any, *, axis_name: AxisName = None) -> dict[str, jax.Array]:
     """The L2 norm of each leaf by its path, correct for every finite input.
 

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from warmclip_jax._values import ArgumentValueError, shortened
+
 
 def is_gradient(leaf: Any) -> bool:
     """Whether a leaf is a gradient: a floating or complex array, or a Python number of that kind."""
@@ -43,16 +45,10 @@ def from_prefix(
     try:
         parts = structure.flatten_up_to(tree)
     except ValueError as error:
-        raise ValueError(
+        raise ArgumentValueError(
             f"{rule}; got {shortened(prefix)}, which does not match the gradients: {error!s:.200}"
         ) from error
     return [value for value, part in zip(values, parts, strict=True) for _ in gradients(part)]
-
-
-def shortened(value: Any) -> str:
-    """What a message says of a value that may be long."""
-    text = repr(value)
-    return text if len(text) <= 200 else f"{text[:200]} ..."
 
 
 def paths(tree: Any) -> list[str]:

@@ -27,8 +27,10 @@ from warmclip_jax._norms._sums import (
     summed,
     sums_of_squares,
 )
+from warmclip_jax._values import named
 
 
+@named
 def global_norm(tree: Any, *, axis_name: AxisName = None) -> jax.Array:
     """The L2 norm over all leaves, correct for every finite input.
 

@@ -6,14 +6,14 @@ from typing import Any
 import numpy as np
 
 from warmclip_jax._pictures._sampling import Drawable, Sampled, sampled
-from warmclip_jax._values import Choice, naming
+from warmclip_jax._values import Choice, named
 
 #: More curves than this take their colours from one scale, and the legend names only this many of
 #: them.
 _MANY = 10
 
 
-@naming("plot")
+@named
 def plot(
     schedules: Drawable | Sequence[Drawable] | Mapping[str, Drawable],
     *,

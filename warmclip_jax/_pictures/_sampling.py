@@ -174,7 +174,9 @@ def _values_at(schedule: Drawable, steps: np.ndarray, name: str) -> np.ndarray:
         np.pad(steps, (0, (1 << (steps.size - 1).bit_length()) - steps.size), mode="edge"), np.int32
     )
     try:
-        values = (schedule if isinstance(schedule, Schedule) else Foreign(schedule))(padded)
+        values = (schedule if isinstance(schedule, Schedule) else Foreign(schedule, "schedules"))(
+            padded
+        )
     except _UNTRACEABLE:
         values = [schedule(step) for step in steps]
     values = np.asarray(values, np.float64)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from warmclip_jax._schedules._counts import as_step, on_host
-from warmclip_jax._values import Foreign, Number, Scalar, Value, default_float, factories
+from warmclip_jax._values import Foreign, Number, Scalar, Value, default_float, factories, naming
 
 
 class Schedule(Value):
@@ -38,15 +38,6 @@ class Schedule(Value):
     #: NumPy leaves `array * schedule` to the operators below, instead of multiplying each entry.
     __array_ufunc__ = None
 
-    _elsewhere = {  # noqa: RUF012
-        "transition_steps": (("decay_steps", "warmup_steps", "total_steps"), ""),
-        "decay_steps": (("total_steps",), ", which includes the warm-up"),
-        "init_value": (("peak_value",), ""),
-        "peak_lr": (("peak_value", "init_value", "value"), ""),
-        "learning_rate": (("peak_value", "init_value", "value"), ""),
-        "alpha": (("end_value",), ", a value and not a share of the first one"),
-        "end_lr": (("end_value",), ""),
-    }
     _promise = """
 
 Returns:
@@ -57,6 +48,7 @@ Raises:
     is not checked.
 """
 
+    @naming("Schedule")
     def __call__(self, count: Any) -> jax.Array:
         """The value at step `count`.
 
@@ -76,10 +68,11 @@ Raises:
     def __rmul__(self, other: Scalar | Callable[[Any], Any]) -> "Schedule":
         return _product(other, self)
 
+    @naming("Schedule")
     def __truediv__(self, other: Scalar) -> "Schedule":
         if callable(other) or getattr(other, "ndim", 0):
             raise _no_operator("/", other)
-        return _product(self, 1 / _DIVISOR.check("Schedule / other: other", other))
+        return _product(self, 1 / _DIVISOR.check("divisor", other))
 
     def lowered(self) -> "Schedule":
         """The schedule with the numbers that a compiled call receives, for `computed`."""

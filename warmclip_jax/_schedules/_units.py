@@ -18,7 +18,7 @@ from warmclip_jax._values import (
     default_float,
     exactly_one,
     is_traced,
-    naming,
+    named,
 )
 
 _AMOUNT = Number(
@@ -48,7 +48,7 @@ _NEEDS = {
 }
 
 
-@naming("steps")
+@named
 def steps(
     *,
     epochs: Scalar | None = None,
@@ -145,7 +145,7 @@ def steps(
     return math.ceil((passes + rest) * size / (needed["batch_size"] * accumulated)) * updates
 
 
-@naming("untuned_warmup_steps")
+@named
 def untuned_warmup_steps(b2: Scalar) -> Any:
     """The length of an untuned linear warm-up for Adam.
 

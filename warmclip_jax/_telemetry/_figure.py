@@ -6,10 +6,10 @@ import numpy as np
 
 from warmclip_jax._pictures import matplotlib_figure
 from warmclip_jax._telemetry._records import check_one_run, on_host, recorded
-from warmclip_jax._values import naming
+from warmclip_jax._values import named
 
 
-@naming("plot_records")
+@named
 def plot_records(opt_state: Any, *, ax: Any = None) -> Any:
     """A figure of the calls that an optimizer built with `record=N` recorded: the norm, the bounds, and the learning rate.
 

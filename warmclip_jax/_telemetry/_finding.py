@@ -7,6 +7,7 @@ import jax
 
 from warmclip_jax._clipping import ClipState, History, LeafRecord, Ring, SkipState, as_keys
 from warmclip_jax._pipeline import PipelineState
+from warmclip_jax._values import ArgumentTypeError, ArgumentValueError, described
 
 #: What only a dict made of a state has, in any version: the dict that `metrics` returns has none of
 #: these pairs.
@@ -39,15 +40,21 @@ def found(opt_state: Any) -> list[Found]:
     """The states of clips, guards and pipelines in an optimizer state, outermost first.
 
     Raises ValueError where there is none, and for a checkpoint with a state that another version
-    wrote.
+    wrote; TypeError for shapes without numbers.
     """
     seen: list[Found] = []
     _collect(opt_state, (), None, seen)
     if not seen:
-        raise ValueError(
+        raise ArgumentValueError(
             "opt_state must hold a state of clip_by_global_norm, skip_nonfinite or pipeline; got "
-            f"{type(opt_state).__name__} without one. Pass the state that init or update returned, "
-            "or a checkpoint of it."
+            f"{described(opt_state)} without one. Pass the state that init or update returned, or a "
+            "checkpoint of it."
+        )
+    leaves = jax.tree.leaves([each.state for each in seen])
+    if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves):
+        raise ArgumentTypeError(
+            "opt_state must hold arrays; got their shapes alone, as jax.eval_shape gives them. "
+            "Pass the state that init, update or a checkpoint gave."
         )
     return seen
 
@@ -112,7 +119,7 @@ def _as_state(kind: Any, node: Any, at: Path) -> Any:
         parts = [f"without {', '.join(lacking)}"] * bool(lacking) + [
             f"with {', '.join(unknown)}"
         ] * bool(unknown)
-        raise ValueError(
+        raise ArgumentValueError(
             "opt_state must hold states that this version of warmclip_jax wrote; got one of "
             f"another version at {jax.tree_util.keystr(at) or 'its top'}: a {kind.__name__} "
             f"{' and '.join(parts)}. Read it with the version that wrote it."

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from warmclip_jax._clipping import ClipState, History, SkipState, from_keys, shown, shown_bound
 from warmclip_jax._pipeline import PipelineState
 from warmclip_jax._telemetry._finding import Path, calls_of, found, of_this_process
-from warmclip_jax._values import is_traced
+from warmclip_jax._values import ArgumentValueError, is_traced, named
 
 _OF_SKIPS = ("skipped_count", "consecutive_skips", "last_skipped_call")
 #: What a guard knows of every call, and the clip or pipeline inside only of calls that were not
@@ -28,6 +28,7 @@ _KEYS = (
 Places = tuple[tuple[Path, int | None], ...]
 
 
+@named
 def metrics(opt_state: Any) -> dict[str, jax.Array]:
     """What the clips, guards and pipelines in an optimizer state know, by name.
 
@@ -96,7 +97,7 @@ def _merged(states: tuple[Any, ...], places: Places) -> dict[str, jax.Array]:
                     continue
                 full = f"{group}/update/{name}" if group else f"update/{name}"
             if full in merged and not (name == "step" and guard is not None):
-                raise ValueError(
+                raise ArgumentValueError(
                     f"metrics must have names of their own; two states would both be {full!r}, the "
                     f"second at {jax.tree_util.keystr(path)}. Put them under different keys, in a "
                     "dict or in optax.named_chain."

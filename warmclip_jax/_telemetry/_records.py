@@ -7,10 +7,10 @@ import numpy as np
 
 from warmclip_jax._clipping import COUNTS, NUMBERS, Ring, shown, shown_bound
 from warmclip_jax._telemetry._finding import Found, calls_of, found, of_this_process
-from warmclip_jax._values import is_traced, naming
+from warmclip_jax._values import ArgumentTypeError, ArgumentValueError, is_traced, named
 
 
-@naming("records")
+@named
 def records(opt_state: Any) -> dict[str, np.ndarray]:
     """The last calls of an optimizer built with `record=N`, in order of time: at most N, the newest last.
 
@@ -56,13 +56,13 @@ def recorded(seen: list[Found]) -> dict[str, np.ndarray]:
 
     holders = [each for each in seen if ring_of(each.state) is not None and not is_guarded(each)]
     if not holders:
-        raise ValueError(
+        raise ArgumentValueError(
             "opt_state must hold a recorder; got one without. Build the optimizer with record=256, "
             "in pipeline or skip_nonfinite, and take the state over with adopt_state."
         )
     if len(holders) > 1:
         places = " and ".join(repr(jax.tree_util.keystr(holder.path)) for holder in holders)
-        raise ValueError(
+        raise ArgumentValueError(
             f"opt_state must hold one recorder, or one that guards the others; got {len(holders)}, "
             f"at {places}. Pass one of these parts of the state."
         )
@@ -73,7 +73,7 @@ def on_host(opt_state: Any) -> list[Found]:
     """What `found` gives, with NumPy arrays in the states. Raises as `found`, and TypeError for a traced state."""
     seen = found(opt_state)
     if any(map(is_traced, jax.tree.leaves([each.state for each in seen]))):
-        raise TypeError(
+        raise ArgumentTypeError(
             "opt_state must hold arrays, since it is read on the host; got a traced state. Return "
             "the state from the compiled function and read it outside."
         )
@@ -90,7 +90,7 @@ def check_one_run(seen: list[Found]) -> None:
     for each in seen:
         shape = np.shape(calls_of(each.state))
         if shape:
-            raise ValueError(
+            raise ArgumentValueError(
                 f"opt_state must be of one run; got a state with the axes {shape} in front, as "
                 "vmap and pmap make it. Pass one run: jax.tree.map(lambda leaf: leaf[0], "
                 "opt_state)."

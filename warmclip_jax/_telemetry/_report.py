@@ -10,13 +10,13 @@ import numpy as np
 from warmclip_jax._clipping import STANDS_OUT, from_keys, names_of, shown_bound
 from warmclip_jax._telemetry._metrics import of_state
 from warmclip_jax._telemetry._records import check_one_run, in_order_of_time, on_host, ring_of
-from warmclip_jax._values import naming
+from warmclip_jax._values import named
 
 #: How many leaves, groups, or runs of skips are listed; the others are counted.
 _LISTED = 5
 
 
-@naming("report")
+@named
 def report(opt_state: Any) -> str:
     """What an optimizer state knows of the run, for a person: a few lines of text.
 

@@ -1,6 +1,17 @@
-"""What a value is, and the rules of arguments."""
+"""What a value is, the rules of arguments, and the wording of messages."""
 
+from warmclip_jax._values._factories import factories, makes
 from warmclip_jax._values._foreign import Foreign
+from warmclip_jax._values._function import Function
+from warmclip_jax._values._messages import (
+    ArgumentTypeError,
+    ArgumentValueError,
+    broken_rule,
+    described,
+    named,
+    naming,
+    shortened,
+)
 from warmclip_jax._values._parsing import parse
 from warmclip_jax._values._rules import (
     MAX_COUNT,
@@ -11,11 +22,9 @@ from warmclip_jax._values._rules import (
     as_array_like,
     as_length,
     as_number,
-    broken_rule,
     default_float,
     exactly_one,
     is_real,
     is_traced,
-    naming,
 )
-from warmclip_jax._values._value import Function, Value, factories, makes
+from warmclip_jax._values._value import Value

@@ -1,4 +1,4 @@
-"""A function of another library as an argument of a value: called when the value is called, and never compiled."""
+"""A function of another library as an argument of a value: called when the value is called."""
 
 import inspect
 from collections.abc import Callable
@@ -7,33 +7,34 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from warmclip_jax._values._rules import default_float
+from warmclip_jax._values._messages import ArgumentTypeError, shortened
+from warmclip_jax._values._rules import as_array_like, default_float
 
 
 class Foreign:
-    """A function compared by identity; a pytree without leaves."""
+    """A function that is compared by identity and never compiled; a pytree without leaves.
 
-    __slots__ = ("function",)
+    `name` is the argument that it was passed as.
+    """
 
-    def __init__(self, function: Callable[[Any], Any]) -> None:
-        self.function = function
+    __slots__ = ("function", "name")
+
+    def __init__(self, function: Callable[[Any], Any], name: str) -> None:
+        self.function, self.name = function, name
 
     def __call__(self, count: jax.Array) -> jax.Array:
-        """The function's value at a count, or at each count of an array, in the default float dtype."""
+        """Its value at a count, or at each count of an array, in the default float dtype."""
 
         def at_scalar(count: jax.Array) -> jax.Array:
-            result = self.function(count)
-            if callable(result) and not hasattr(result, "__jax_array__"):
-                raise TypeError(
-                    f"{self.function!r} returned another function, not a number. Call it with its "
-                    "arguments first."
-                )
-            if isinstance(
-                result, tuple
-            ):  # A transformation is one: `optax.adam` takes the count for a learning rate.
-                raise TypeError(
-                    f"{self.function!r} returned a {type(result).__name__}, not a number. Pass a "
-                    "schedule."
+            result = as_array_like(self.function(count))
+            is_number = isinstance(result, (int, float)) or getattr(result, "shape", None) == ()
+            if not is_number:
+                # `optax.adam` takes the count for a learning rate, `optax.constant_schedule` for
+                # its value.
+                raise ArgumentTypeError(
+                    f"{self.name} must return one number for a count; got {shortened(result)} from "
+                    f"{self.function!r}. Pass a schedule; a function that makes schedules is "
+                    "called with its arguments first."
                 )
             return jnp.asarray(result).astype(default_float())
 

@@ -5,12 +5,13 @@ import contextlib
 import re
 from typing import Any
 
-from warmclip_jax._values._rules import nearest
-from warmclip_jax._values._value import Value, factories
+from warmclip_jax._values._factories import factories
+from warmclip_jax._values._messages import ArgumentValueError, broken_rule, named, nearest
 
 
+@named
 def parse(text: str) -> Any:
-    """The value written in `text`, such as a config file or a command line holds: the `repr` of a value, or a call.
+    """The value written in a text: the `repr` of a value, or a call, from a config file, say.
 
     The text is read and never run. It may hold only calls of this package's factories (with or
     without `wc.`), numbers, names in quotes, lists, True, False and None.
@@ -27,48 +28,40 @@ def parse(text: str) -> Any:
         if a factory refuses its arguments, with the message of the factory.
 
     >>> import warmclip_jax as wc
-    >>> schedule = wc.parse("with_warmup(cosine_decay(init_value=1.0, decay_steps=100), warmup_steps=10)")
-    >>> schedule == wc.parse(repr(schedule)), float(schedule(5))
+    >>> schedule = wc.parse("shift(linear_warmup(peak_value=1.0, warmup_steps=10), by=2)")
+    >>> schedule == wc.parse(repr(schedule)), float(schedule(3))
     (True, 0.5)
     """
     if not isinstance(text, str):
-        raise TypeError(
-            f"text must be a string; got {text!r} ({type(text).__name__}). Pass what repr printed."
-        )
+        raise broken_rule("text", "a string", text, "Pass what repr printed.", TypeError)
     try:
         tree = ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         if function := re.search(r"<.+? at 0x\w+>", text):
-            raise ValueError(
-                f"cannot rebuild {function[0]} from text: it is a Python object, not a call"
+            raise ArgumentValueError(
+                f"cannot rebuild {function[0]} from text: it is a Python object, and no call. "
+                "Build this schedule in Python."
             ) from error
-        raise ValueError(
-            f"cannot read {_short(text)!r}: {getattr(error, 'msg', None) or error}"
-        ) from error
+        why = getattr(error, "msg", None) or error
+        raise ArgumentValueError(f"cannot read {_short(text)!r}: {why}.") from error
     if not isinstance(tree, ast.Call):
-        raise ValueError(
-            f"{_short(text)!r} must be the call of a factory, such as "
-            f"{next(iter(factories()))}(...)"
-        )
+        raise ArgumentValueError(f"{_short(text)!r} must be a call, such as constant(value=0.1).")
     return _called(tree)
 
 
-def _called(call: ast.Call) -> Value:
-    name, known = re.sub(r"^(wc|warmclip_jax)\.", "", ast.unparse(call.func)), factories()
-    if not name.isidentifier():
-        raise ValueError(
-            f"{_short(ast.unparse(call.func))!r} is not the name of a factory; it is not run"
-        )
-    if name not in known:
-        raise ValueError(f"there is no {name!r} to call{nearest(name, known)}")
-    said = [keyword.arg for keyword in call.keywords]
-    if None in said:
-        raise ValueError(f"{name}: write each argument out instead of **")
-    if repeated := [argument for argument in said if said.count(argument) > 1]:
-        raise ValueError(f"{name}: {repeated[0]} is repeated")
-    named = {str(keyword.arg): _literal(keyword.value) for keyword in call.keywords}
+def _called(call: ast.Call) -> Any:
+    name = re.sub(r"^(wc|warmclip_jax)\.", "", ast.unparse(call.func))
+    if name not in factories():
+        meant = nearest(name, factories()) or f"; there are {', '.join(sorted(factories()))}."
+        raise ArgumentValueError(f"there is no {_short(name)!r} to call{meant}")
+    given = [keyword.arg for keyword in call.keywords]
+    if None in given:
+        raise ArgumentValueError(f"write each argument of {name} out, instead of **.")
+    if repeated := [argument for argument in given if given.count(argument) > 1]:
+        raise ArgumentValueError(f"{repeated[0]} is repeated in {name}(...).")
+    arguments = {str(keyword.arg): _literal(keyword.value) for keyword in call.keywords}
     try:
-        return known[name](*map(_literal, call.args), **named)
+        return factories()[name](*map(_literal, call.args), **arguments)
     except TypeError as error:
         raise ValueError(str(error)) from error
 
@@ -83,8 +76,8 @@ def _literal(node: ast.expr) -> Any:
         literal = ast.literal_eval(node)
         if isinstance(literal, (int, float, str, type(None))):
             return literal
-    raise ValueError(
-        f"{_short(ast.unparse(node))!r} is neither a number nor a call; write the number itself"
+    raise ArgumentValueError(
+        f"{_short(ast.unparse(node))!r} is neither a number nor a call. Write the number itself."
     )
 
 

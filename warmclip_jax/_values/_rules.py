@@ -1,19 +1,19 @@
-"""Argument checks that are safe under tracing, and the wording of every message.
+"""Argument checks that are safe under tracing.
 
 A traced value has a dtype and a shape but no number, so only those two are checked; each public
 docstring says what a traced number that breaks its rule does.
 """
 
-import contextlib
 import dataclasses
-import difflib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
+
+from warmclip_jax._values._messages import ArgumentValueError, broken_rule
 
 #: A number as users write it: Python, NumPy, a JAX scalar or a tracer of one.
 Scalar = float | np.integer[Any] | np.floating[Any] | jax.Array
@@ -37,32 +37,6 @@ def is_real(dtype: Any) -> bool:
     return jnp.issubdtype(dtype, jnp.integer) or jnp.issubdtype(dtype, jnp.floating)
 
 
-def broken_rule(
-    name: str, rule: str, value: object, remedy: str, error: type[Exception] = ValueError
-) -> Exception:
-    """An error in the wording that all share: the argument, its rule, the value received, and what to do."""
-    shown = f"{value!r} ({type(value).__name__})" if error is TypeError else repr(value)
-    return error(f"{name} must be {rule}; got {shown}. {remedy}")
-
-
-@contextlib.contextmanager
-def naming(function: str) -> Iterator[None]:
-    """Puts the name of a public function before the messages of its checks; a context manager or a decorator."""
-    try:
-        yield
-    except (TypeError, ValueError) as error:
-        if type(error) not in (TypeError, ValueError):  # JAX's subclasses take more than a message.
-            raise
-        raise type(error)(f"{function}: {error}") from error.__cause__
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The end of a message about an unknown name: the known name spelt most like it, or all known names."""
-    known = sorted(known)
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(known)}"
-
-
 def as_array_like(value: Any) -> Any:
     """`value`, or the array that it wraps, as a `flax.nnx` variable does."""
     return (
@@ -73,9 +47,10 @@ def as_array_like(value: Any) -> Any:
 
 
 def as_number(value: Any) -> Any:
-    """A concrete scalar array as the Python number with the shortest decimal of its dtype; anything else as it is.
+    """A concrete scalar array as the Python number with the shortest decimal of its dtype.
 
-    `np.float32(0.1)` is 0.1, as its user wrote it, and not 0.10000000149.
+    `np.float32(0.1)` is 0.1, as its user wrote it, and not 0.10000000149. Anything else stays as it
+    is.
     """
     if not hasattr(value, "dtype") or is_traced(value) or np.ndim(value):
         return value
@@ -109,14 +84,15 @@ class Number:
     lowering: Callable[[Any], Any] | None = None
 
     def check(self, name: str, value: Any) -> Any:
-        """`value` as a Python number, or as it is when it is traced. Raises TypeError or ValueError."""
+        """`value` as a Python number; as it is when it is traced. Raises what breaks the rule."""
         value = as_array_like(value)
         if not isinstance(value, (int, float)) or isinstance(value, bool):
             shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
             if shape is None or dtype is None or not is_real(dtype):
-                raise broken_rule(
-                    name, self.rule, value, "Pass a Python number or a scalar array.", TypeError
-                )
+                remedy = "Pass a Python number or a scalar array."
+                if is_decimal(value):
+                    remedy = "Pass a number, not text; YAML reads 1.0e-4 as a number, 1e-4 as text."
+                raise broken_rule(name, self.rule, value, remedy, TypeError)
             if shape != ():
                 remedy = f"Its shape is {shape}; use jax.vmap to build one object for each entry."
                 raise broken_rule(name, f"{self.rule}, a scalar", value, remedy)
@@ -135,12 +111,20 @@ class Number:
         return number if self.lowering is None else self.lowering(number)
 
     def as_array(self, number: Any) -> jax.Array:
-        """A lowered number, traced or stacked too, in the dtype of the computation: int32 for steps, else the default float."""
+        """A lowered number, traced or stacked too, in the dtype of the computation."""
         array = jnp.asarray(number)
         is_int32 = (
             jnp.issubdtype(array.dtype, jnp.integer) and jnp.iinfo(array.dtype).max <= MAX_COUNT
         )
         return array.astype(jnp.int32 if self.whole and is_int32 else default_float())
+
+
+def is_decimal(value: Any) -> bool:
+    """Whether `value` is the text of a number."""
+    try:
+        return isinstance(value, str) and isinstance(float(value), float)
+    except ValueError:
+        return False
 
 
 def as_length(steps: Any) -> int | float:
@@ -154,21 +138,16 @@ def as_length(steps: Any) -> int | float:
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """The rule for an argument with a few fixed values. It selects the program, so it cannot be traced."""
+    """The rule for an argument with a few fixed values. It selects the program: none is traced."""
 
     options: tuple[Any, ...]
 
     def check(self, name: str, value: Any) -> Any:
-        """`value`, when it is one of the options. Raises TypeError (another type) or ValueError."""
+        """`value`, when it is one of the options. Raises where it is not."""
         rule = f"one of {', '.join(map(repr, self.options))}"
         if not isinstance(value, type(self.options[0])):
-            raise broken_rule(
-                name,
-                rule,
-                value,
-                "It is fixed when the object is built and cannot be traced.",
-                TypeError,
-            )
+            remedy = "It is fixed when the object is built, and cannot be traced."
+            raise broken_rule(name, rule, value, remedy, TypeError)
         if value not in self.options:
             raise broken_rule(name, rule, value, "Check the spelling.")
         return value
@@ -182,13 +161,12 @@ class Each:
     may_be_empty: bool = False
 
     def check(self, name: str, value: Any) -> tuple[Any, ...]:
-        """`value` as a tuple of checked entries. Raises TypeError, or what the rule of an entry raises."""
+        """`value` as a tuple of checked entries. Raises where it, or an entry, breaks its rule."""
         is_array = getattr(value, "ndim", None) == 1
         if not is_array and (not isinstance(value, Sequence) or isinstance(value, (str, bytes))):
             remedy = "Put the entries in brackets, even a single one."
-            raise broken_rule(
-                name, "a list, tuple or array of one dimension", value, remedy, TypeError
-            )
+            rule = "a list, tuple or array of one dimension"
+            raise broken_rule(name, rule, value, remedy, TypeError)
         if not self.may_be_empty and not len(value):
             raise broken_rule(name, "a sequence of one or more", list(value), "Pass at least one.")
         entries = value if not is_array or is_traced(value) else np.asarray(value)
@@ -207,9 +185,8 @@ def exactly_one(arguments: dict[str, Any]) -> str:
     """The name of the only argument that is not None. Raises ValueError for none or several."""
     given = [name for name, value in arguments.items() if value is not None]
     if len(given) != 1:
-        received = ", ".join(f"{name}={arguments[name]!r}" for name in given or arguments)
-        raise ValueError(
-            f"exactly one of {', '.join(arguments)} must be given; got {received}. Give one of "
-            "them."
+        received = ", ".join(f"{name}={arguments[name]!r}" for name in given)
+        raise ArgumentValueError(
+            f"exactly one of {', '.join(arguments)} must be given; got {received or 'none'}."
         )
     return given[0]
