@@ -29,7 +29,7 @@ FRONT = {"__init__", "__main__"}
 NARROW = {
     ("_telemetry", "_pictures"): {"matplotlib_figure"},
 }
-MOST_TOKENS, MOST_TOKENS_IN_ALL = 2050, 41_000
+MOST_TOKENS, MOST_TOKENS_IN_ALL = 2050, 41_700
 
 #: Modules whose tests stand in the file of the neighbour that they are a part of.
 TESTED_BY = {
@@ -41,6 +41,8 @@ TESTED_BY = {
     "_norms/_leaves": "_norms/test_norm.py",
     "_norms/_range": "_norms/test_norm.py",
     "_clipping/_states": "_clipping/test_transformations_state.py",
+    "_values/_factories": "_values/test_value.py",
+    "_values/_function": "_values/test_messages.py",
     "_schedules/_arguments": "_values/test_rules.py",
     "_schedules/_recipes": "_schedules/test_curves.py",
     "_schedules/_transforms": "_schedules/test_curves.py",

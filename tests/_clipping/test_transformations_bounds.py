@@ -254,7 +254,7 @@ def test_a_bound_that_breaks_its_rule_is_named_and_quoted(build, max_norm, error
     )
     rule = "max_norm must be a non-negative number, a schedule, running_bound(...) or None"
     assert message.startswith((f"clip_by_global_norm: {rule}", f"clip_tree: {rule}"))
-    assert repr(shown) in message
+    assert " ".join(repr(shown).split())[:200] in message
     if error is TypeError:
         assert type(max_norm).__name__ in message
 

@@ -99,61 +99,6 @@ def test_a_fraction_is_the_warm_up_of_the_same_fraction(fraction: float):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "error", "words"),
-    [
-        ({}, ValueError, ["epochs, examples, tokens, fraction", "epochs=None"]),
-        ({"epochs": 1, "tokens": 2}, ValueError, ["epochs=1, tokens=2"]),
-        ({"epochs": 1, "batch_size": 2}, ValueError, ["dataset_size", "None"]),
-        ({"examples": 1}, ValueError, ["batch_size", "examples"]),
-        (
-            {"examples": 1, "batch_size": 2, "dataset_size": 3},
-            ValueError,
-            ["dataset_size", "left out", "3"],
-        ),
-        ({"tokens": 1, "batch_size": 2}, ValueError, ["sequence_length"]),
-        ({"fraction": 1.1, "total_steps": 3}, ValueError, ["fraction", "1.1"]),
-        (
-            {"fraction": 0.1, "total_steps": 3, "batch_size": 1},
-            ValueError,
-            ["batch_size", "left out"],
-        ),
-        ({"examples": -1, "batch_size": 2}, ValueError, ["examples", "-1"]),
-        ({"examples": 1, "batch_size": 0}, ValueError, ["batch_size", "0"]),
-        ({"examples": 1, "batch_size": 2.5}, ValueError, ["batch_size", "2.5"]),
-        ({"examples": 1, "batch_size": 2, "accumulation": 0}, ValueError, ["accumulation", "0"]),
-        (
-            {"examples": 1, "batch_size": 2, "updates_per_batch": True},
-            TypeError,
-            ["updates_per_batch", "bool"],
-        ),
-        ({"examples": "1", "batch_size": 2}, TypeError, ["steps", "examples", "str"]),
-        (
-            {"examples": 1, "batch_size": 2, "drop_remainder": 1},
-            TypeError,
-            ["steps", "drop_remainder"],
-        ),
-        (
-            {"fraction": 0.1, "total_steps": 3, "drop_remainder": True},
-            ValueError,
-            ["drop_remainder", "fraction", "got True"],
-        ),
-    ],
-)
-def test_what_does_not_add_up_is_refused(
-    arguments: dict[str, Any], error: type[Exception], words: list[str]
-):
-    with pytest.raises(error) as caught:
-        wc.steps(**arguments)
-    for word in words:
-        assert word in str(caught.value)
-
-
-def test_a_traced_length_is_refused_with_the_reason():
-    with pytest.raises(TypeError, match="before tracing"):
-        jax.jit(lambda size: wc.steps(examples=10, batch_size=size))(2)
-
-
-@pytest.mark.parametrize(
     ("b2", "expected"),
     [(0.999, 2000), (0.99, 200), (0.95, 40), (0.98, 100), (0.0, 2), (0.9999, 20000)],
 )

@@ -8,7 +8,6 @@ import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 import warmclip_jax as wc
 from tests._schedules.catalogue import catalogue
@@ -63,34 +62,6 @@ def test_pickles_and_hashes_hold_in_a_process_with_other_hash_seeds():
     back = pickle.loads(run.stdout)
     assert back == schedules
     assert list(map(hash, back)) == list(map(hash, schedules))
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("constant(value=1", "cannot read"),
-        ("constant(value=1) * 2", "must be the call of a factory"),
-        ("product(constant(value=1), scale=2)", "product: there is no argument 'scale'"),
-        ("cosine_decay(init_value=1, transition_steps=3)", "here it is 'decay_steps'"),
-        (
-            "piecewise_constant(values=[1, 2], boundaries=3)",
-            "boundaries must be a list, tuple or array",
-        ),
-        ("piecewise_constant(values=[1, x], boundaries=[3])", "'x' is neither a number nor a call"),
-        ("shift(<function f at 0x7f>, by=1)", "cannot rebuild <function f at 0x7f>"),
-        (
-            "shift(<function a.<locals>.<lambda> at 0x7f>, by=1)",
-            "cannot rebuild <function a.<locals>.<lambda> at 0x7f>",
-        ),
-        ("shift(abs, by=1)", "'abs' is neither a number nor a call"),
-        ("steps(fraction=0.1, total_steps=10)", "there is no 'steps' to call"),
-    ],
-)
-def test_what_is_no_value_is_refused_with_the_part_that_is_wrong(text: str, words: str):
-    with pytest.raises(ValueError, match=r"\w") as caught:
-        wc.parse(text)
-    assert words in str(caught.value)
-    assert caught.type is ValueError
 
 
 def test_lists_tuples_and_nested_calls_are_read():

@@ -15,8 +15,8 @@ import pytest
 import warmclip_jax as wc
 from tests._schedules.catalogue import catalogue
 from warmclip_jax._schedules._schedule import curve
-from warmclip_jax._values._rules import Number
-from warmclip_jax._values._value import Function, Kind, Value, factories, makes
+from warmclip_jax._values import Function, Number, Value, factories, makes
+from warmclip_jax._values._factories import Kind
 
 SCHEDULES = {name: entry.schedule for name, entry in catalogue(100).items()}
 NAMES = list(SCHEDULES)
@@ -126,11 +126,6 @@ def test_it_cannot_be_changed():
     arguments: Any = schedule.arguments
     arguments["peak_value"] = 2.0
     assert schedule == linear()
-
-
-def test_it_is_built_by_a_factory_only():
-    with pytest.raises(TypeError, match="linear_warmup"):
-        wc.Schedule()
 
 
 def test_a_traced_number_has_no_equality_and_no_hash():
@@ -281,7 +276,7 @@ def test_a_value_need_not_be_a_schedule():
         TypeError, match=r"limit: ceiling must be .* Call it with its arguments: constant"
     ):
         limit(ceiling=wc.constant)
-    with pytest.raises(TypeError, match="a Limit is made by calling one of limit"):
+    with pytest.raises(TypeError, match="Limit: it is built by calling one of limit"):
         Limit()
 
 
@@ -309,7 +304,7 @@ PUBLIC = [name for name in factories() if hasattr(wc, name)]
 
 @pytest.mark.parametrize("name", PUBLIC)
 def test_a_docstring_says_what_comes_in_and_out_and_runs(name: str):
-    doc = inspect.getdoc(getattr(wc, name)) or ""
+    doc = " ".join((inspect.getdoc(getattr(wc, name)) or "").split())
     for part in ("Args:", "Returns:", "Raises:", "not checked", ">>>"):
         assert part in doc, part
     for argument in inspect.signature(getattr(wc, name)).parameters:

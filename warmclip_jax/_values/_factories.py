@@ -6,7 +6,7 @@ import typing
 from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar, cast
 
-from warmclip_jax._values._messages import bound_arguments, naming
+from warmclip_jax._values._messages import naming
 from warmclip_jax._values._rules import Choice, Each
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -41,7 +41,7 @@ class Kind:
 
     def checked(self, args: tuple[Any, ...], given: dict[str, Any]) -> Any:
         """Builds a value from a user's arguments, each checked by its rule."""
-        bound = bound_arguments(self.name, self.signature, args, given)
+        bound = self.signature.bind(*args, **given)
         bound.apply_defaults()
         checked = {name: self._check(name, value) for name, value in bound.arguments.items()}
         return self.value(self.prepare(checked))

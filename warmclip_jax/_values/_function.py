@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any, Self
 
 from warmclip_jax._values._foreign import Foreign, takes_a_count
-from warmclip_jax._values._messages import ArgumentTypeError, broken_rule, is_named
+from warmclip_jax._values._messages import ArgumentTypeError, broken_rule
 from warmclip_jax._values._rules import Number, is_decimal
 from warmclip_jax._values._value import Value
 
@@ -34,7 +34,7 @@ class Function:
             raise broken_rule(name, self.rule, value, self.remedy, TypeError)
         if isinstance(value, (Value, Foreign)):
             return value
-        if is_named(value) or not takes_a_count(value):
+        if hasattr(value, "is_named") or not takes_a_count(value):
             called = getattr(value, "__name__", repr(value))
             raise ArgumentTypeError(
                 f"{name} must be {self.rule}; got the function {called} itself. Call it with its "

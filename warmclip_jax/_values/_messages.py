@@ -8,24 +8,18 @@ from typing import Any, TypeVar, cast
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_END = {"end_value": ""}
-_RATE = {"peak_value": "", "value": "", "init_value": "warmup_steps"}
-#: What other libraries call an argument: the names that it may have here, each with another name
-#: beside which it means something else.
-_ELSEWHERE: dict[str, dict[str, str]] = {
-    "alpha": _END,
-    "decay_steps": {"total_steps": "fraction"},
-    "end_lr": _END,
-    "eta_min": _END,
-    "final_value": _END,
-    "learning_rate": _RATE,
-    "loss": {"value": ""},
-    "lr_min": _END,
-    "min_lr": _END,
-    "peak_lr": _RATE,
-    "peak_value": {"init_value": "warmup_steps"},
-    "transition_steps": {"decay_steps": "warmup_steps", "warmup_steps": "total_steps"},
-}
+#: What other libraries call an argument, what it may be here, and a name beside which that means
+#: something else.
+_ELSEWHERE = (
+    ("alpha end_lr eta_min final_value lr_min min_lr", "end_value", ""),
+    ("decay_steps", "total_steps", "fraction"),
+    ("learning_rate peak_lr", "peak_value", ""),
+    ("learning_rate peak_lr", "value", ""),
+    ("learning_rate peak_lr peak_value", "init_value", "warmup_steps"),
+    ("loss", "value", ""),
+    ("transition_steps", "decay_steps", "warmup_steps"),
+    ("transition_steps", "warmup_steps", "total_steps"),
+)
 #: What else differs.
 _NOTES = {
     "alpha": ", a value and not a share of the first one",
@@ -84,15 +78,14 @@ def naming(name: str) -> Callable[[F], F]:
         @functools.wraps(function)
         def named(*args: Any, **given: Any) -> Any:
             try:
-                try:
-                    return function(*args, **given)
-                except TypeError as error:
-                    if not isinstance(error, ArgumentTypeError):
-                        bound_arguments(name, inspect.signature(function), args, given)
-                    raise
+                return function(*args, **given)
             except (ArgumentTypeError, ArgumentValueError) as error:
                 plain = TypeError if isinstance(error, TypeError) else ValueError
                 raise plain(f"{name}: {error}") from error.__cause__
+            except TypeError:
+                if misfit := _misfit(name, inspect.signature(function), args, given):
+                    raise TypeError(f"{name}: {misfit}") from None
+                raise
 
         cast(Any, named).is_named = True
         return cast(F, named)
@@ -105,32 +98,26 @@ def named(function: F) -> F:
     return naming(function.__name__)(function)
 
 
-def is_named(function: object) -> bool:
-    """Whether a function is one of this package's."""
-    return getattr(function, "is_named", False)
-
-
-def bound_arguments(
-    name: str, signature: inspect.Signature, args: tuple[Any, ...], given: dict[str, Any]
-) -> inspect.BoundArguments:
-    """The arguments by name. Raises a TypeError that says how the function is called."""
+def _misfit(name: str, signature: inspect.Signature, args: Any, given: dict[str, Any]) -> str:
+    """What is wrong with the arguments of a call, and what to write; nothing where they fit."""
     try:
-        return signature.bind(*args, **given)
+        signature.bind(*args, **given)
     except TypeError as error:
-        parameters = signature.parameters
-        plain = [each.replace(annotation=each.empty) for each in parameters.values()]
+        names = signature.parameters.keys()
+        plain = [each.replace(annotation=each.empty) for each in signature.parameters.values()]
         usage = f". It is called as {name}{inspect.Signature(plain)}."
-        unknown = next((argument for argument in given if argument not in parameters), None)
-        if unknown is None or any(each.kind is each.VAR_KEYWORD for each in plain):
-            raise ArgumentTypeError(f"{error}{usage}") from None
-        free = parameters.keys() - given.keys()
-        meant = _elsewhere(unknown, free, parameters.keys()) or nearest(unknown, free)
-        raise ArgumentTypeError(f"there is no argument {unknown!r}{meant or usage}") from None
+        unknown = next((argument for argument in given if argument not in names), None)
+        if unknown is None or "**" in usage:
+            return f"{error}{usage}"
+        free = names - given.keys()
+        meant = _elsewhere(unknown, free, names) or nearest(unknown, free)
+        return f"there is no argument {unknown!r}{meant or usage}"
+    return ""
 
 
 def _elsewhere(name: str, free: Iterable[str], names: Iterable[str]) -> str:
-    for here, unless in _ELSEWHERE.get(name, {}).items():
-        if here in free and unless not in names:
+    for theirs, here, unless in _ELSEWHERE:
+        if name in theirs.split() and here in free and unless not in names:
             return f"; here it is {here!r}{_NOTES.get(name, '')}."
     return ""
 

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Mapping
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Never, cast
 
 import jax
 import numpy as np
@@ -63,13 +63,12 @@ class Value:
     def __reduce__(self) -> tuple[Any, ...]:
         return _restored, (self.kind, self._arguments)
 
-    def __setattr__(self, name: str, value: object) -> None:
+    def _refuse_change(self, name: str, *_: object) -> Never:
         raise AttributeError(
-            f"a {type(self).__name__} is immutable; make a new one instead of setting {name}"
+            f"a {type(self).__name__} is immutable; make a new one with another {name}"
         )
 
-    def __delattr__(self, name: str) -> None:
-        raise AttributeError(f"a {type(self).__name__} is immutable; {name} cannot be deleted")
+    __setattr__ = __delattr__ = _refuse_change
 
     def _identity(self) -> tuple[Any, ...]:
         return self.kind, *map(_key_of, self._arguments.values())

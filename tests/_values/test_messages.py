@@ -1,0 +1,340 @@
+"""Every public function refuses a wrong call in a message that begins with its name, shows what
+came and says what to do; and no other error is renamed.
+"""
+
+import inspect
+import operator
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import warmclip_jax as wc
+
+LATER = {"apply_gradients", "clip_by_global_norm", "clip_by_group_norm", "clip_tree", "label_by_path", "pipeline", "skip_nonfinite"}  # fmt: skip
+FUNCTIONS: dict[str, Callable[..., Any]] = {
+    name: getattr(wc, name)
+    for name in wc.__all__
+    if inspect.isfunction(getattr(wc, name)) and name not in LATER
+}
+PARAMETERS = {name: inspect.signature(function).parameters for name, function in FUNCTIONS.items()}
+#: Those that refuse names that they do not have.
+STRICT = [
+    name
+    for name, parameters in PARAMETERS.items()
+    if not any(each.kind is each.VAR_KEYWORD for each in parameters.values())
+]
+
+decay = wc.linear_warmup(peak_value=1.0, warmup_steps=4)
+params = {"w": jnp.ones(3), "b": jnp.ones(2)}
+adam = optax.adam(0.1)
+clip = wc.clip_by_global_norm(1.0)
+#: What the calls below are written with, beside the public functions, `jax`, `np` and `optax`.
+WORDS = {
+    "decay": decay,
+    "shifted": lambda function: wc.shift(function, by=1),
+    "times": operator.mul,
+    "params": params,
+    "adam": adam,
+    "adam_state": adam.init(params),
+    "clip": clip,
+    "clip_state": clip.init(params),
+    "vector": lambda count: jnp.ones(2),
+    "nothing": lambda count: None,
+    "abstract": jax.eval_shape(clip.init, params),
+    "stacked": jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), clip.init(params)),
+}
+#: What begins a message where it is not the function that is called first.
+NAMES = {"decay": "Schedule", "shifted": "Schedule", "times": "product"}
+
+#: Wrong calls, each with parts of its message: what is wrong, what came, what to do.
+CALLS = {
+    # Numbers.
+    "constant(value=np.nan)": "value must be a finite number | got nan.",
+    "constant(value=1e39)": "value must be | from -1e38 to 1e38; got 1e+39. Learning rates are finite",
+    "constant(value=10**400)": "value must be | finite",
+    "constant(value=True)": "value must be | got True (bool). Pass a Python number",
+    "constant(value='1e-4')": "got '1e-4' (str). Pass a number, not text; YAML reads 1.0e-4 as a",
+    "constant(value='a')": "got 'a' (str). Pass a Python number or a scalar array.",
+    "constant(value=b'1')": "got b'1' (bytes)",
+    "constant(value=None)": "got None (NoneType)",
+    "constant(value=1j)": "got 1j (complex)",
+    "constant(value=[0.1])": "got [0.1] (list)",
+    "constant(value=np.bool_(True))": "(bool",
+    "constant(value=np.array([0.1, 0.2]))": "a scalar; got array([0.1, 0.2]) | (2,); use jax.vmap",
+    "constant(value=np.array(['a']))": "(ndarray). Pass a Python number or a scalar array.",
+    "jax.jit(lambda x: constant(value=x)(0))(np.ones(3))": "a scalar; got | use jax.vmap",
+    "jax.jit(lambda x: constant(value=x)(0))(np.bool_(True))": "value must be | bool",
+    "linear_warmup(peak_value=-np.inf, warmup_steps=4)": "peak_value must be | got -inf",
+    "linear_warmup(peak_value=1, warmup_steps=4, init_value=np.nan)": "init_value must be",
+    "linear_warmup(peak_value=1, warmup_steps=-1)": "warmup_steps must be a whole number of steps, 0 or more; got -1. Count optimizer steps; 0 means none.",
+    "linear_warmup(peak_value=1, warmup_steps=2.5)": "warmup_steps must be a whole | got 2.5",
+    "linear_warmup(peak_value=1, warmup_steps=np.inf)": "warmup_steps must be a whole | got inf",
+    "linear_warmup(peak_value=1, warmup_steps=False)": "warmup_steps must be | got False (bool)",
+    "polynomial_warmup(peak_value=1, warmup_steps=4, power=0)": "power must be a number above 0; got 0. 1 is a straight line",
+    "exponential_warmup(peak_value=1, timescale=0)": "timescale must be a number of steps above 0",
+    "polynomial_decay(init_value=1, decay_steps=0)": "decay_steps must be | 1 or more; got 0.",
+    "polynomial_decay(init_value=1, decay_steps=4, cycle=1)": "cycle must be one of False, True; got 1 (int). It is fixed",
+    "cosine_decay(init_value=1, decay_steps=-100)": "decay_steps must be | got -100",
+    "exponential_decay(init_value=1, decay_steps=4, decay_rate=0)": "decay_rate must be a number above 0; got 0. It is the factor",
+    "exponential_decay(init_value=0.1, decay_steps=4, decay_rate=0.5, end_value=0.2)": "end_value must be at most init_value=0.1; got 0.2. It is the floor",
+    "exponential_decay(init_value=0, decay_steps=4, decay_rate=2, end_value=1)": "init_value must be above 0",
+    "inverse_sqrt_decay(init_value=1, timescale=0)": "timescale must be | got 0.",
+    "shift(decay, by=0.5)": "by must be a whole number between -2**31 and 2**31; got 0.5",
+    "shift(decay, by=2**31)": "by must be a whole number between -2**31 and 2**31; got 2147483648",
+    "stretch(decay, factor=0)": "factor must be | 1 or more; got 0",
+    "repeat(decay, period=1.5)": "period must be | got 1.5",
+    "untuned_warmup_steps(1)": "b2 must be a number in [0, 1); got 1. It is Adam's b2",
+    "running_bound(deviations=0)": "deviations must be a positive number; got 0. 3 suits a clip",
+    "running_bound(ceiling=-1)": "ceiling must be a non-negative number, a schedule or None; got -1",
+    "running_bound(decay=1)": "decay must be between 0 and 1; got 1",
+    # Numbers that do not go together.
+    "warmup_polynomial_decay(peak_value=1, total_steps=9, warmup_steps=9)": "warmup_steps must be short of total_steps=9, which includes the warm-up; got 9. Leave at least",
+    "warmup_polynomial_decay(peak_value=1, total_steps=9, warmup_fraction=0.999)": "warmup_fraction must be short of total_steps=9",
+    "warmup_polynomial_decay(peak_value=1, total_steps=9, warmup_fraction=1)": "warmup_fraction must be a fraction in [0, 1); got 1",
+    "warmup_polynomial_decay(peak_value=1, total_steps=9)": "exactly one of warmup_steps, warmup_fraction must be given; got none.",
+    "warmup_polynomial_decay(peak_value=1, total_steps=9, warmup_steps=1, warmup_fraction=0.1)": "exactly one of | got warmup_steps=1, warmup_fraction=0.1.",
+    "warmup_polynomial_decay(peak_value=1, total_steps=9, warmup_steps=1, decay_from='Zero')": "decay_from must be one of 'warmup_end', 'zero'; got 'Zero'. Check the spelling.",
+    "warmup_cosine_decay(peak_value=1, total_steps=9, warmup_steps=1, decay_from=0)": "decay_from must be one of | got 0 (int)",
+    "warmup_stable_decay(peak_value=1, total_steps=9, warmup_steps=5, decay_steps=5)": "decay_steps must be at most what warmup_steps=5 leaves of total_steps=9; got 5.",
+    "warmup_stable_decay(peak_value=1, total_steps=9, warmup_steps=5, decay_fraction=0.9)": "decay_fraction must be at most what warmup_steps=5 leaves",
+    "warmup_stable_decay(peak_value=1, total_steps=9, warmup_steps=5, decay_fraction=0.01)": "decay_fraction must be at least one step",
+    "steps(epochs=3)": "dataset_size must be given with epochs; got None. epochs needs dataset_size and batch_size.",
+    "steps()": "exactly one of epochs, examples, tokens, fraction must be given; got none.",
+    "steps(epochs=1, tokens=2)": "exactly one of | got epochs=1, tokens=2.",
+    "steps(tokens=1, batch_size=2)": "sequence_length must be given with tokens; got None.",
+    "steps(examples=1, batch_size=2, dataset_size=3)": "dataset_size must be left out with examples, which does not use it; got 3.",
+    "steps(fraction=1.1, total_steps=3)": "fraction must be a fraction in [0, 1]; got 1.1",
+    "steps(examples=-1, batch_size=2)": "examples must be a finite number, 0 or more; got -1",
+    "steps(examples='1', batch_size=2)": "examples must be | Pass a number, not text",
+    "steps(examples=1, batch_size=2.5)": "batch_size must be a whole number, 1 or more; got 2.5",
+    "steps(examples=1, batch_size=2, accumulation=0)": "accumulation must be | got 0",
+    "steps(examples=1, batch_size=2, updates_per_batch=True)": "updates_per_batch must be | (bool)",
+    "steps(examples=1, batch_size=2, drop_remainder=1)": "drop_remainder must be one of",
+    "steps(fraction=0.1, total_steps=3, drop_remainder=True)": "drop_remainder must be False with fraction, which counts no batches; got True.",
+    "jax.jit(lambda x: steps(examples=9, batch_size=x))(2)": "batch_size must be | and not traced; got | before tracing; pass a Python number",
+    # Sequences.
+    "piecewise_constant(values=0.1, boundaries=[])": "values must be a list, tuple or array of one dimension; got 0.1 (float). Put the entries in brackets",
+    "piecewise_constant(values='0.1', boundaries=[])": "values must be a list | got '0.1' (str)",
+    "piecewise_constant(values={0.1: 1}, boundaries=[])": "values must be a list | (dict)",
+    "piecewise_constant(values=[], boundaries=[])": "values must be a sequence of one or more; got []",
+    "piecewise_constant(values=[1, 2, 3], boundaries=[10])": "boundaries must be one fewer than the 3 values; got [10]. Each is the step",
+    "piecewise_constant(values=[1, 2], boundaries=np.ones((2, 2)))": "boundaries must be | of one dimension",
+    "piecewise_constant(values=np.array([1, np.nan]), boundaries=[3])": "values[1] must be a finite",
+    "join([], boundaries=[])": "schedules must be a sequence of one or more",
+    "join(decay, boundaries=[])": "schedules must be a list, tuple or array",
+    "join([decay, 0.1], boundaries=[3])": "schedules[1] must be a schedule; got 0.1 (float)",
+    "join([decay] * 3, boundaries=range(20, 0, -10))": "boundaries must be strictly increasing; got [20, 10]. Count each from the start",
+    "join([decay] * 3, boundaries=[10, 10])": "boundaries must be strictly increasing",
+    "join([decay] * 3, boundaries=[10, -20])": "boundaries[1] must be | got -20",
+    "join([decay] * 3, boundaries=np.array(10))": "boundaries must be a list, tuple or array",
+    "product()": "operands must be a sequence of one or more; got []",
+    "maximum([decay, decay])": "operands[0] must be a schedule, or a finite number | (list)",
+    "minimum(decay, np.nan)": "operands[1] must be a schedule, or a finite number | got nan",
+    "times(decay, True)": "operands[1] must be | got True (bool)",
+    "times(2 * decay, linear_warmup)": "operands[1] must be | linear_warmup(...)",
+    # Schedules.
+    "with_warmup(0.1, warmup_steps=3)": "schedule must be a schedule; got 0.1 (float). Pass warmclip_jax.linear_warmup(...), any optax schedule, or",
+    "with_warmup(Schedule, warmup_steps=3)": "schedule must be a schedule; got <class",
+    "with_warmup(cosine_decay, warmup_steps=3)": "schedule must be a schedule; got the function cosine_decay itself. Call it with its arguments: cosine_decay(...).",
+    "shift(product, by=3)": "got the function product itself. Call it with its arguments",
+    "shift(optax.cosine_decay_schedule, by=3)": "got the function cosine_decay_schedule itself",
+    "repeat('constant(value=3)', period=9)": "got 'constant(value=3)' (str). It is text; warmclip_jax.parse(text) makes a schedule of it.",
+    "product(decay, '1e-4')": "operands[1] must be | got '1e-4' (str). Pass a number, not text; YAML",
+    "product(decay, 'constant(value=3)')": "operands[1] must be | warmclip_jax.parse(text)",
+    "shifted(optax.constant_schedule)(3)": "schedule must return one number for a count; got <function constant_schedule | Pass a schedule; a function that makes schedules is called with its arguments",
+    "shifted(optax.adam)(3)": "schedule must return one number | from <function adam",
+    "shifted(vector)(3)": "schedule must return one number | got Array([1., 1.]",
+    "shifted(nothing)(3)": "schedule must return one number | got None from",
+    "decay(optax.adamw)": "count must be a step number or an array of them; got <function adamw",
+    "decay / 0": "divisor must be a finite number other than 0; got 0. Divide by a number",
+    "decay / '2'": "divisor must be | got '2' (str)",
+    "Schedule(nothing)": "it is built by calling one of constant, | pass it as it is.",
+    "plot(cosine_decay)": "schedules must be a schedule; got the function cosine_decay itself. Call it",
+    "plot(['constant(value=3)'])": "schedules[0] must be | warmclip_jax.parse(text)",
+    "plot([])": "schedules must be a schedule, or a list or dict of at least one; got []",
+    "plot(decay, steps='10')": "steps must be a whole number of steps from 1 | Pass a number, not text",
+    "plot(decay, log_scale=1)": "log_scale must be one of False, True; got 1",
+    # Text.
+    "parse(3)": "text must be a string; got 3 (int). Pass what repr printed.",
+    "parse('constant(value=1')": "cannot read 'constant(value=1': '(' was never closed.",
+    "parse('constant')": "'constant' must be a call, such as constant(value=0.1).",
+    "parse('constant(value=1) * 2')": "'constant(value=1) * 2' must be a call",
+    "parse('constants(value=1)')": "there is no 'constants' to call; did you mean 'constant'?",
+    "parse('steps(fraction=0.1, total_steps=10)')": "there is no 'steps' to call; there are constant,",
+    "parse('os.system(3)')": "there is no 'os.system' to call",
+    "parse('shift(<function f at 0x7f>, by=1)')": "cannot rebuild <function f at 0x7f> from text",
+    "parse('shift(<function a.<locals>.<lambda> at 0x7f>, by=1)')": "cannot rebuild <function a.<locals>.<lambda> at 0x7f>",
+    "parse('shift(abs, by=1)')": "'abs' is neither a number nor a call. Write the number itself.",
+    "parse('constant(value=10**9**9)')": "'10 ** 9 ** 9' is neither a number nor a call",
+    "parse('constant(value=-True)')": "'-True' is neither a number nor a call",
+    "parse('constant(**x)')": "write each argument of constant out, instead of **.",
+    "parse('constant(value=1, value=2)')": "value is repeated in constant(...).",
+    # Norms.
+    "global_norm(params, axis_name=3)": "axis_name must be a name, a tuple of names, or a pytree prefix | got 3 | write PartitionSpec('data')",
+    "global_norm(params, axis_name='x')": "axis_name must name axes in scope; got 'x' | leave axis_name out",
+    "leaf_norms(params, axis_name=3)": "axis_name must be a name | got 3",
+    "leaf_norms(params, axis_name={'w': jax.P()})": "axis_name must be | does not match the gradients",
+    # Telling.
+    "metrics(3)": "opt_state must hold a state of clip_by_global_norm, skip_nonfinite or pipeline; got 3 without one. Pass the state that init or update returned",
+    "metrics(adam_state)": "got a tuple of ScaleByAdamState, EmptyState without one",
+    "metrics(abstract)": "opt_state must hold arrays; got their shapes alone",
+    "records(clip_state)": "opt_state must hold a recorder; got one without. Build the optimizer with record=256",
+    "report(params)": "opt_state must hold a state | got a dict of 'w', 'b' without one",
+    "report(abstract)": "opt_state must hold arrays; got their shapes alone | Pass the state that",
+    "report(stacked)": "opt_state must be of one run; got a state with the axes (2,) in front | jax.tree.map(lambda",
+    "plot_records(clip_state)": "opt_state must hold a recorder",
+    # Adopting.
+    "adopt_state(adam, adam_state, params, step=3)": "params must be parameters; got an optimizer's state. The order is (optimizer, params, opt_state).",
+    "adopt_state(adam, params, adam_state, step=-1)": "step must be a whole number, 0 or more; got -1. Count the updates made.",
+    "adopt_state(adam, params, optax.sgd(0.1).init(params), step=1)": "opt_state must hold what optimizer.init(params) does, ScaleByAdamState; got no moments. Pass",
+    # Too few, too many.
+    "linear_warmup(peak_value=1.0)": "missing a required argument: 'warmup_steps'. It is called as linear_warmup(*, peak_value, warmup_steps, init_value=0.0).",
+    "cosine_decay(1.0, 10)": "too many positional arguments. It is called as cosine_decay(*, init_value",
+    "with_warmup(10, decay)": "too many positional arguments",
+    "with_warmup(10, warmup_steps=decay)": "schedule must be a schedule; got 10 (int)",
+    "product(decay, operands=3)": "'operands'. It is called as product(*operands).",
+    "steps(3, 50_000, 32)": "too many positional arguments. It is called as steps(*, epochs=None,",
+    "adopt_state(adam, params, adam_state)": "missing a required argument: 'step'. It is called as adopt_state(optimizer, params, opt_state, *, step).",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_a_wrong_call_is_refused_by_name_with_what_came_and_what_to_do(call: str):
+    first = re.findall(r"\w+", call.removeprefix("jax.jit(lambda x: "))[0]
+    scope = {**FUNCTIONS, **WORDS, "Schedule": wc.Schedule, "jax": jax, "np": np, "optax": optax}
+    with pytest.raises((TypeError, ValueError)) as caught:
+        eval(call, scope)
+    message = str(caught.value)
+    assert caught.type in (TypeError, ValueError)  # and no class of this package's own
+    assert message.startswith(f"{NAMES.get(first, first)}: ")
+    assert message.endswith((".", "?"))
+    assert [part for part in CALLS[call].split(" | ") if part not in message] == [], message
+
+
+def test_every_public_function_is_among_the_wrong_calls():
+    assert {
+        name for name in FUNCTIONS if not any(call.startswith(f"{name}(") for call in CALLS)
+    } == set()
+
+
+# Names that a function does not have.
+
+
+def refusal(name: str, *wrong: str) -> str:
+    """The message of a call with these names, without the function's own."""
+    with pytest.raises(TypeError) as caught:
+        FUNCTIONS[name](**dict.fromkeys(wrong, 1))
+    assert caught.type is TypeError
+    start = f"{name}: there is no argument {wrong[0]!r}"
+    assert str(caught.value).startswith(start), caught.value
+    return str(caught.value).removeprefix(start)
+
+
+def hint(name: str, wrong: str) -> str | None:
+    found = re.match(r"; (?:here it is|did you mean) '(\w+)'", refusal(name, wrong))
+    return found and found[1]
+
+
+@pytest.mark.parametrize("name", STRICT)
+def test_a_name_that_means_nothing_gets_the_call_with_all_names(name: str):
+    for wrong in ("qqq", "stable_steps", "min_lr_ratio", "lr_max"):
+        rest = refusal(name, wrong)
+        assert rest.startswith(f". It is called as {name}(")
+        assert all(re.search(rf"\b{argument}\b", rest) for argument in PARAMETERS[name])
+
+
+def test_a_slip_of_spelling_gets_the_name_that_is_meant():
+    slips = [
+        (name, slip, argument)
+        for name in STRICT
+        for argument, parameter in PARAMETERS[name].items()
+        for slip in (argument[:-1], f"{argument}s")
+        if len(argument) > 5 and slip not in PARAMETERS[name]
+        if parameter.kind is not parameter.VAR_POSITIONAL
+    ]
+    assert len(slips) > 100
+    assert [slip for slip in slips if hint(*slip[:2]) != slip[2]] == []
+    assert hint("linear_warmup", "num_warmup_steps") == "warmup_steps"
+
+
+def of_elsewhere(name: str, wrong: str) -> str | None:
+    """What a name of other libraries means here; None where it may mean several, or nothing."""
+    has = PARAMETERS[name].keys()
+    is_decay = "init_value" in has and not has & {"peak_value", "warmup_steps"}
+    first = "peak_value" if "peak_value" in has else "init_value" if is_decay else None
+    if wrong in ("peak_lr", "learning_rate"):
+        return first or ("value" if name == "constant" else None)
+    if wrong == "peak_value":
+        return "init_value" if is_decay else None
+    if wrong == "transition_steps":
+        lengths = has & {"decay_steps", "warmup_steps", "total_steps"}
+        return lengths.pop() if len(lengths) == 1 and name != "steps" else None
+    if wrong == "decay_steps":
+        return "total_steps" if has >= {"total_steps", "peak_value"} else None
+    return "end_value" if "end_value" in has else None
+
+
+@pytest.mark.parametrize("wrong", ["alpha", "decay_steps", "end_lr", "eta_min", "final_value", "learning_rate", "lr_min", "min_lr", "peak_lr", "peak_value", "transition_steps"])  # fmt: skip
+def test_a_name_of_other_libraries_is_hinted_where_it_is_surely_meant_and_nowhere_else(wrong: str):
+    functions = [name for name in STRICT if wrong not in PARAMETERS[name]]
+    assert {name: hint(name, wrong) for name in functions} == {
+        name: of_elsewhere(name, wrong) for name in functions
+    }
+
+
+def test_a_hint_says_what_else_differs_and_names_nothing_that_is_given_already():
+    assert (
+        refusal("cosine_decay", "alpha")
+        == "; here it is 'end_value', a value and not a share of the first one."
+    )
+    assert (
+        refusal("warmup_cosine_decay", "decay_steps")
+        == "; here it is 'total_steps', which includes the warm-up."
+    )
+    assert refusal("constant", "values") == "; did you mean 'value'?"
+    assert refusal("constant", "values", "value") == ". It is called as constant(*, value)."
+    assert refusal("cosine_decay", "min_lr", "end_value").startswith(". It is called as")
+
+
+# Errors of other code.
+
+
+class UsersError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("error", [TypeError("no"), ValueError("no"), UsersError("no")], ids=repr)
+def test_an_error_of_the_users_own_code_passes_as_it_is(error: Exception):
+    def fails(*_: Any, **__: Any) -> Any:
+        raise error
+
+    class Fails:
+        __jax_array__ = fails
+
+    calls: list[Callable[[], Any]] = [
+        lambda: wc.shift(fails, by=1)(3),
+        lambda: jax.jit(wc.shift(fails, by=1))(3),
+        lambda: wc.constant(value=Fails()),  # pyright: ignore[reportArgumentType]
+        lambda: wc.plot(fails),
+    ]
+    for call in calls:
+        with pytest.raises(type(error)) as caught:
+            call()
+        assert caught.value is error
+
+
+def test_a_message_is_named_once_by_the_function_that_wrote_it():
+    def inner(count: Any) -> Any:
+        return wc.constant(value="x")(count)  # pyright: ignore[reportArgumentType]
+
+    for call in (lambda: wc.shift(inner, by=1)(3), lambda: wc.plot(inner)):
+        with pytest.raises(TypeError, match=r"^constant: value must be"):
+            call()
+    with pytest.raises(ValueError, match=r"^constant: there is no argument 'qqq'"):
+        wc.parse("shift(constant(qqq=1), by=1)")
