@@ -29,7 +29,7 @@ FRONT = {"__init__", "__main__"}
 NARROW = {
     ("_telemetry", "_pictures"): {"matplotlib_figure"},
 }
-MOST_TOKENS, MOST_TOKENS_IN_ALL = 2050, 41_700
+MOST_TOKENS, MOST_TOKENS_IN_ALL = 2050, 46_000
 
 #: Modules whose tests stand in the file of the neighbour that they are a part of.
 TESTED_BY = {
@@ -38,6 +38,13 @@ TESTED_BY = {
     "_clipping/_applying": "_clipping/test_skipping.py",
     "_clipping/_coefficient": "_clipping/test_transformations.py",
     "_clipping/_ring": "_telemetry/test_records.py",
+    "_clipping/_coding": "_clipping/test_leaf_record.py",
+    "_clipping/_gate": "_clipping/test_transformations_derivatives.py",
+    "_clipping/_guard": "_clipping/test_skipping.py",
+    "_clipping/_limit": "_clipping/test_bounds.py",
+    "_clipping/_rule": "_clipping/test_bounds.py",
+    "_clipping/_loss": "_clipping/test_skipping.py",
+    "_clipping/_loss_history": "_clipping/test_history.py",
     "_norms/_leaves": "_norms/test_norm.py",
     "_norms/_range": "_norms/test_norm.py",
     "_clipping/_states": "_clipping/test_transformations_state.py",

@@ -14,14 +14,13 @@ import pytest
 
 import warmclip_jax as wc
 from warmclip_jax._clipping._bounds import (
-    Limit,
     RunningBound,
     check_bound,
-    rule_of,
     running_bound,
-    stacked,
 )
 from warmclip_jax._clipping._history import History, bound_from, init_history
+from warmclip_jax._clipping._limit import Limit
+from warmclip_jax._clipping._rule import Rule
 
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
 
@@ -234,9 +233,9 @@ def test_groups_with_bounds_of_their_own_are_as_each_alone():
     for history in (init_history(), KNOWN):
         groups = jax.tree.map(lambda field: jnp.full(len(bounds), field), history)
         calls.clear()
-        together = bound_from(groups, stacked(bounds), jnp.int32(4))
+        together = bound_from(groups, Rule.of_groups(bounds), jnp.int32(4))
         assert len(calls) == 1  # two groups of one schedule ask it once
         np.testing.assert_array_equal(
-            together, [bound_from(history, rule_of(bound), jnp.int32(4)) for bound in bounds]
+            together, [bound_from(history, Rule.of(bound), jnp.int32(4)) for bound in bounds]
         )
     np.testing.assert_allclose(together[:4], [math.inf, 1.5, 8, math.exp(1.5)], rtol=1e-6)

@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 import warmclip_jax as wc
 from tests import quick, reference
 from tests.trees import assert_same_bits
-from warmclip_jax._clipping._bounds import Limit
+from warmclip_jax._clipping._limit import Limit
 
 CALLS = 240
 

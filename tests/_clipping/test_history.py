@@ -17,13 +17,13 @@ from jax.sharding import PartitionSpec
 from tests import reference
 from warmclip_jax._clipping._history import (
     History,
-    Rule,
     bound_from,
     deviations_above,
     init_history,
     log_of,
     taught,
 )
+from warmclip_jax._clipping._rule import Rule
 from warmclip_jax._norms._norm import scaled_norm
 from warmclip_jax._norms._range import ScaledNorm
 

@@ -1,18 +1,19 @@
-"""What a state keeps of its last calls, as arrays: `records` and `report` read it."""
+"""What a state keeps of the leaves of its calls: `records` and `report` read it."""
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 import warmclip_jax as wc
+from warmclip_jax._clipping._coding import coded, decoded, is_unknown, unknown
 from warmclip_jax._clipping._leaf_record import names_of
 
 PARAMS = {"a": jnp.ones(2), "b": {"c": jnp.ones(3)}}
 CLIP: Any = wc.clip_by_global_norm(5.0, record_leaves=True)
+USUAL = [(1.0, 6.0)] * 10
 
 
 def after(stream: Any, state: Any = None) -> Any:
@@ -22,70 +23,88 @@ def after(stream: Any, state: Any = None) -> Any:
     return state
 
 
-def test_leaves_are_named_and_their_norms_are_those_of_the_last_bad_and_large_calls():
-    leaves = after([(3.0, 4.0), (6.0, 8.0), (np.nan, -np.inf), (1.0, 2.0)]).leaves
+def test_leaves_are_named_and_their_norms_are_those_of_the_last_call_and_the_last_spike():
+    leaves = after([*USUAL, (1e4, 6.0), (1.0, 2.0)]).leaves
     assert names_of(leaves) == ["a", "b/c"]
     assert leaves.leaf_norms.tolist() == [1.0, 2.0]
-    assert (int(leaves.bad_call), int(leaves.spike_call)) == (2, 1)
-    np.testing.assert_equal(
-        np.asarray(leaves.bad_leaf_norms), np.array([np.nan, np.inf], np.float32)
-    )
-    assert leaves.spike_leaf_norms.tolist() == [6.0, 8.0]
+    assert int(leaves.spike_call) == 10
+    assert leaves.spike_leaf_norms.tolist() == [1e4, 6.0]
+    # Norms that are all equal have a deviation of 0.1 in logarithms; the first counts as 0.5.
+    np.testing.assert_allclose(leaves.spike_deviations, np.log(1e4) / 0.1, rtol=0.05)
 
 
-def test_a_call_in_which_a_leaf_stands_out_is_kept_until_the_next_of_its_kind():
-    usual = [(1.0, 6.0)] * 10
-    state = after([*usual, (1e4, 6.0), *usual])
-    assert (int(state.leaves.spike_call), int(state.clipped_count)) == (10, 21)
-    # What is usual was 1 throughout, and its deviation from a mean of equal logarithms counts as
-    # 0.1.
-    np.testing.assert_allclose(state.leaves.spike_deviations, np.log(1e4) / 0.1, rtol=0.05)
-    assert int(after([(1.0, 1e5)], state).leaves.spike_call) == 21
+def test_of_a_run_of_bad_calls_the_first_is_kept_and_the_number_of_the_last():
+    bad = [(np.nan, 6.0), (np.nan, np.inf), (np.inf, np.nan)]
+    leaves = after([(np.inf, 1.0), *USUAL, *bad, (1.0, 6.0)]).leaves
+    assert (int(leaves.bad_call), int(leaves.last_bad_call)) == (11, 13)
+    np.testing.assert_equal(decoded(np.asarray(leaves.bad_leaf_norms)), np.float32([np.nan, 6.0]))
+    leaves = after([(np.nan, 1.0), (np.inf, -np.inf)]).leaves
+    assert (int(leaves.bad_call), int(leaves.last_bad_call)) == (0, 1)
+    np.testing.assert_equal(decoded(np.asarray(leaves.leaf_norms)), np.float32([np.inf, np.inf]))
 
 
-def test_before_a_bad_and_a_large_call_the_record_knows_of_none():
-    for leaves in (CLIP.init(PARAMS).leaves, after([(1.0, 2.0)]).leaves):
-        assert (int(leaves.bad_call), int(leaves.spike_call), float(leaves.spike_deviations)) == (
-            -1,
-            -1,
-            0.0,
-        )
-        assert not leaves.bad_leaf_norms.any()
-        assert not leaves.spike_leaf_norms.any()
+@pytest.mark.parametrize(
+    ("call", "is_spike"),
+    [
+        ((1e4, 6.0), True),  # without a bound that it is over, as well as with one
+        ((100.0, 6.0), True),
+        ((8.0, 6.0), False),  # the leaf stands out; all leaves together are not twice the usual
+        ((13.0, 6.0), True),
+        ((2.0, 13.0), True),
+        ((1.0, 9.0), False),
+    ],
+)
+def test_a_spike_is_over_twice_the_usual_norm_and_one_of_its_leaves_stands_out(
+    call: Any, is_spike: bool
+):
+    leaves = after([*[(1.0, 6.0)] * 200, call]).leaves
+    assert int(leaves.spike_call) == (200 if is_spike else -1)
 
 
-def test_at_the_limit_a_leaf_stands_out():
-    state = after([(1.0, 6.0)])
-    at_limit = state._replace(leaves=state.leaves._replace(spike_deviations=jnp.float32(6.0)))
-    assert int(after([(1.0, 6.0)], at_limit).leaves.spike_call) == 0
-    assert int(after([(1.0, 6.0)], state).leaves.spike_call) == 1
-    # The next leaf that stands out is kept: log(8) is six deviations of 1/2 above log(8) - 3.
-    history = state.leaves.leaf_history._replace(
-        log_mean=jnp.float32([0.0, np.log(np.float32(8)) - 3]),
-        log_variance=jnp.float32([0.25, 0.25]),
-    )
-    at_limit = state._replace(
-        leaves=state.leaves._replace(spike_deviations=jnp.float32(9.0), leaf_history=history)
-    )
-    leaves = after([(1.0, 8.0)], at_limit).leaves
-    assert (int(leaves.spike_call), float(leaves.spike_deviations)) == (1, 6.0)
+def test_before_a_bad_call_and_a_spike_the_record_holds_none():
+    for leaves in (CLIP.init(PARAMS).leaves, after([(1.0, 2.0), (1e3, 2.0)][:1]).leaves):
+        assert (int(leaves.bad_call), int(leaves.spike_call)) == (-1, -1)
+        assert float(leaves.spike_deviations) == 0.0
+        assert is_unknown(leaves.bad_leaf_norms).all()
+        assert is_unknown(leaves.spike_leaf_norms).all()
+
+
+def test_a_skipped_finite_call_is_a_spike_though_no_leaf_stands_out():
+    guard: Any = wc.skip_nonfinite(wc.clip_by_global_norm(1.0), above=4.0, record_leaves=True)
+    _, state = guard.update(PARAMS, guard.init(PARAMS))
+    _, state = guard.update(jax.tree.map(lambda leaf: 2 * leaf, PARAMS), state)
+    assert int(state.leaves.spike_call) == 1
+    assert float(state.leaves.spike_deviations) < 6
 
 
 def test_a_finite_leaf_stays_finite_where_its_norm_is_past_the_largest_number():
-    leaves = after([(3e38, 1.0)] * 2 + [(np.nan, 3e38)]).leaves
-    assert np.isfinite(np.asarray(leaves.bad_leaf_norms)).tolist() == [False, True]
     big = {"a": jnp.full(2, 3e38), "b": {"c": jnp.array([jnp.nan, 0.0, 0.0])}}
     _, state = CLIP.update(big, CLIP.init(PARAMS))
-    assert np.isfinite(np.asarray(state.leaves.bad_leaf_norms)).tolist() == [True, False]
+    norms = decoded(np.asarray(state.leaves.bad_leaf_norms))
+    assert np.isfinite(norms).tolist() == [True, False]
 
 
 def test_gradients_of_other_leaves_than_at_init_are_an_error_in_words():
-    with pytest.raises(
-        ValueError, match=r"updates must have the gradients that init saw, 2 leaves; got 1\."
-    ):
+    with pytest.raises(ValueError, match=r"updates must have the gradients that init saw, 2 le.*1"):
         CLIP.update({"a": jnp.ones(2)}, CLIP.init(PARAMS))
 
 
-def test_a_record_costs_nothing_in_the_state_where_it_is_not_asked_for():
-    state: Any = wc.pipeline(optax.sgd, 0.1).init(PARAMS)
-    assert (state.ring, state.clip_state.leaves) == ((), ())
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float64])
+@pytest.mark.usefixtures("x64")
+def test_every_number_of_a_state_is_finite_and_is_read_as_what_it_was(dtype: Any):
+    like = jnp.zeros(8, dtype)
+    numbers = jnp.array([0.0, -1.5, 3e38, -3e38, 1e-30, jnp.nan, jnp.inf, -jnp.inf], dtype)
+    held = coded(numbers, like)
+    assert held.dtype == dtype
+    assert jnp.isfinite(held).all()
+    for number in (held, np.asarray(held)):
+        np.testing.assert_array_equal(decoded(number).astype(float), numbers.astype(float))
+        assert type(decoded(number)) is (np.ndarray if number is not held else type(held))
+    assert not is_unknown(held).any()
+    assert is_unknown(coded(None, like)).all()
+    assert is_unknown(unknown((2,), dtype)).all()
+    assert np.isnan(decoded(np.asarray(unknown((), dtype))))
+    # What a state in float32 holds is the same after a cast to bfloat16.
+    narrow = coded(numbers.astype(jnp.float32), like.astype(jnp.float32)).astype(jnp.bfloat16)
+    np.testing.assert_array_equal(np.isnan(decoded(narrow)), np.isnan(numbers))
+    np.testing.assert_array_equal(np.isinf(decoded(narrow)), np.isinf(numbers))

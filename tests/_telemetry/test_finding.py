@@ -74,7 +74,8 @@ OLDER = {
         "clipped_count": 3,
         "nonfinite_count": 0,
     },
-    "PipelineState without above_bound, consecutive_skips, last_skipped_call": {
+    "PipelineState without above_bound, consecutive_skips, last_loss, last_skipped_call, "
+    "loss_bound, nonfinite_loss_count": {
         "clip_state": {
             "clip_calls": 3,
             "grad_norm": 5.0,
@@ -86,7 +87,8 @@ OLDER = {
         "last_learning_rate": 0.25,
         "inner_state": [{"trace": 1.0}],
     },
-    "SkipState without above_bound, consecutive_skips, grad_norm, last_skipped_call, nonfinite_count, skip_calls": {
+    "SkipState without above_bound, consecutive_skips, grad_norm, last_loss, last_skipped_call, "
+    "loss_bound, nonfinite_count, nonfinite_loss_count, skip_calls": {
         "skipped_count": 0,
         "inner_state": {},
     },

@@ -14,6 +14,8 @@ from tests import quick
 COLUMNS = [
     "call",
     "step",
+    "value",
+    "value_bound",
     "grad_norm",
     "max_norm",
     "skip_bound",
@@ -48,6 +50,8 @@ def test_each_call_has_a_row_with_what_was_done_at_it():
         {
             "call": [0, 1, 2, 3, 4, 5],
             "step": [1, 2, 2, 3, 3, 4],
+            "value": [np.nan] * 6,
+            "value_bound": [np.inf] * 6,
             "grad_norm": [1.0, 4.0, np.nan, 1.0, 20.0, 8.0],
             "max_norm": [2.0] * 6,
             "skip_bound": [10.0] * 6,

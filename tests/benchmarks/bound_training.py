@@ -17,7 +17,8 @@ import optax
 from jax import lax
 
 import warmclip_jax as wc
-from warmclip_jax._clipping._history import Rule, bound_from, init_history, log_of, taught
+from warmclip_jax._clipping._history import bound_from, init_history, log_of, taught
+from warmclip_jax._clipping._rule import Rule
 from warmclip_jax._norms._norm import scaled_norm
 
 STEPS, BATCH, SEEDS = 3_000, 32, 8

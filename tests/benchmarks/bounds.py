@@ -31,7 +31,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from tests.benchmarks.bound_rules import RULES, BoundRule
-from warmclip_jax._clipping._history import History, Rule, bound_from, init_history, log_of, taught
+from warmclip_jax._clipping._history import History, bound_from, init_history, log_of, taught
+from warmclip_jax._clipping._rule import Rule
 from warmclip_jax._norms._range import ScaledNorm
 
 CALLS, HALF = 6_000, 3_000

@@ -3,13 +3,19 @@
 from warmclip_jax._clipping._applying import apply_gradients, as_transformation
 from warmclip_jax._clipping._bounds import Bound, running_bound
 from warmclip_jax._clipping._clip import Clip, ClipState
+from warmclip_jax._clipping._coding import coded, decoded, quietly, unknown
+from warmclip_jax._clipping._coefficient import scale_tree
+from warmclip_jax._clipping._gate import gated
 from warmclip_jax._clipping._groups import Groups, as_keys, from_keys, label_by_path
+from warmclip_jax._clipping._guard import Guard
 from warmclip_jax._clipping._history import History
 from warmclip_jax._clipping._leaf_record import STANDS_OUT, LeafRecord, names_of
+from warmclip_jax._clipping._loss import loss_of
+from warmclip_jax._clipping._loss_history import LossHistory
 from warmclip_jax._clipping._ring import COUNTS, NUMBERS, Ring
 from warmclip_jax._clipping._selecting import choose
-from warmclip_jax._clipping._skipping import Guard, SkipState, skip_nonfinite
-from warmclip_jax._clipping._states import UNKNOWN, like, own, shown, shown_bound, stored
+from warmclip_jax._clipping._skipping import SkipState, skip_nonfinite
+from warmclip_jax._clipping._states import own
 from warmclip_jax._clipping._transformations import (
     clip_by_global_norm,
     clip_by_group_norm,

@@ -1,25 +1,11 @@
-"""What a bound on a norm may be: None (never), a number, a schedule of the count, or a rule that follows a run's own norms."""
+"""What a bound may be: None (never), a number, a schedule, or a rule that follows a run's numbers."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from typing import Annotated, Any, cast
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-
-from warmclip_jax._clipping._history import History, Rule, bound_from, init_history, log_of, taught
-from warmclip_jax._norms import ScaledNorm
-from warmclip_jax._values import (
-    Function,
-    Number,
-    Scalar,
-    Value,
-    as_array_like,
-    as_number,
-    default_float,
-    makes,
-)
+from warmclip_jax._clipping._rule import Rule, of_count
+from warmclip_jax._values import Function, Number, Scalar, Value, as_array_like, as_number, makes
 
 
 class RunningBound(Value):
@@ -47,8 +33,8 @@ class RunningBound(Value):
 Bound = Scalar | Callable[[Any], Any] | RunningBound | None
 
 
-class _NonNegative(Number):
-    """The rule for a number of 0 or more, or None. inf becomes None: both never bound."""
+class _OrNever(Number):
+    """The rule for a number, or None. inf becomes None: both never bound."""
 
     def check(self, name: str, value: Any) -> Any:
         number = as_number(as_array_like(value))
@@ -56,15 +42,24 @@ class _NonNegative(Number):
         return None if never else super().check(name, value)
 
 
-def _function_or_number(rule: str, remedy: str) -> Function:
-    return Function(rule, remedy, _NonNegative(rule, remedy, lambda number: number >= 0))
+def _function_or_number(rule: str, remedy: str, holds: Callable[[float], bool]) -> Function:
+    return Function(rule, remedy, _OrNever(rule, remedy, holds))
 
 
 _BOUND = _function_or_number(
-    "a non-negative number, a schedule, running_bound(...) or None", "None or inf is no bound."
+    "a non-negative number, a schedule, running_bound(...) or None",
+    "None or inf is no bound.",
+    lambda number: number >= 0,
+)
+_LOSS_BOUND = _function_or_number(
+    "a finite number, a schedule, running_bound(...) or None",
+    "None or inf is no bound.",
+    lambda number: True,
 )
 _CEILING = _function_or_number(
-    "a non-negative number, a schedule or None", "None or inf is no ceiling."
+    "a non-negative number, a schedule or None",
+    "None or inf is no ceiling.",
+    lambda number: number >= 0,
 )
 _DEVIATIONS = Number("a positive number", "3 suits a clip and 6 a skip.", lambda number: number > 0)
 _DECAY = Number("between 0 and 1", "0.99 remembers about 100 norms.", lambda number: 0 < number < 1)
@@ -141,68 +136,14 @@ def running_bound(
     polynomial-decay averaging.
     """
     # What `RunningBound.rule` asks for; a caller of the factory gets a `RunningBound`.
-    return cast(RunningBound, Rule(deviations, 1 - decay, _of_count(ceiling)))
+    return cast(RunningBound, Rule(deviations, 1 - decay, of_count(ceiling)))
 
 
 def check_bound(name: str, bound: Any) -> Any:
-    """A bound as None (never), a number, a tracer, a callable, or a `RunningBound`. Raises TypeError or ValueError."""
+    """A bound as None (never), a number, a tracer, a callable, or a `RunningBound`; or raises."""
     return bound if isinstance(bound, RunningBound) else _BOUND.check(name, bound)
 
 
-class Limit:
-    """A checked bound in use, or a list of one for each group. Its history stands in the state of its owner."""
-
-    def __init__(self, bound: Any) -> None:
-        self._bound = bound
-        bounds = bound if isinstance(bound, list) else [bound]
-        self._is_never = all(one is None for one in bounds)
-        #: Whether it keeps a history.
-        self.learns = any(isinstance(one, RunningBound) for one in bounds)
-
-    def init(self, shape: tuple[int, ...], dtype: np.dtype) -> History | tuple[()]:
-        """The history before the first call; () for a bound without one."""
-        return init_history(shape, dtype) if self.learns else ()
-
-    def at(self, history: Any, count: jax.Array) -> Any:
-        """The bound at `count`: None (never reached), a number, or an array over groups."""
-        if self.learns:
-            return bound_from(history, self._rule(), count)
-        return None if self._is_never else self._rule().ceiling(count)
-
-    def after(self, history: Any, norm: ScaledNorm) -> History | tuple[()]:
-        """The history after a call with this norm, whether or not the call was skipped."""
-        return taught(history, *log_of(norm), self._rule()) if self.learns else ()
-
-    def _rule(self) -> Any:
-        return stacked(self._bound) if isinstance(self._bound, list) else rule_of(self._bound)
-
-
-def rule_of(bound: Any) -> Rule:
-    """A checked bound as a rule; a number or schedule becomes the ceiling, with infinite deviations."""
-    return bound.rule if isinstance(bound, RunningBound) else Rule(math.inf, 0.0, _of_count(bound))
-
-
-def stacked(bounds: Sequence[Any]) -> Rule:
-    """The rule of groups that have a checked bound each: arrays in the order of `bounds`."""
-    # Groups that share a schedule ask it once.
-    rules = {id(bound): rule_of(bound) for bound in bounds}
-    places = {key: place for place, key in enumerate(rules)}
-    of_group = jnp.asarray([places[id(bound)] for bound in bounds])
-
-    def over_groups(numbers: Iterable[Any]) -> jax.Array:
-        return jnp.stack([jnp.asarray(number).astype(default_float()) for number in numbers])[
-            of_group
-        ]
-
-    def ceiling(count: jax.Array) -> jax.Array:
-        return over_groups(
-            [math.inf if rule.ceiling is None else rule.ceiling(count) for rule in rules.values()]
-        )
-
-    deviations, rates, _ = zip(*rules.values(), strict=True)
-    return Rule(over_groups(deviations), over_groups(rates), ceiling)
-
-
-def _of_count(number: Any) -> Callable[[Any], Any] | None:
-    """A number as what a schedule is, a function of the count; None stays None."""
-    return number if number is None or callable(number) else lambda count: number
+def check_loss_bound(name: str, bound: Any) -> Any:
+    """The same for a bound on losses, which may be negative."""
+    return bound if isinstance(bound, RunningBound) else _LOSS_BOUND.check(name, bound)

@@ -1,4 +1,4 @@
-"""One call of a clip, by the global norm or by groups: what it measures, multiplies and remembers."""
+"""One call of a clip: what it measures, multiplies by, and remembers."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -8,14 +8,22 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from warmclip_jax._clipping._bounds import Limit, check_bound
-from warmclip_jax._clipping._coefficient import Coefficient, coefficient, scale_tree
+from warmclip_jax._clipping._bounds import check_bound
+from warmclip_jax._clipping._coding import coded, unknown
+from warmclip_jax._clipping._coefficient import Coefficient, coefficient
 from warmclip_jax._clipping._groups import Groups, as_keys, from_keys, labels_of
-from warmclip_jax._clipping._history import History
+from warmclip_jax._clipping._history import History, log_of
 from warmclip_jax._clipping._leaf_record import LeafRecord, init_leaf_record, with_leaves
+from warmclip_jax._clipping._limit import Limit
 from warmclip_jax._clipping._measuring import Measured, Members, measured
-from warmclip_jax._clipping._states import counter, increment_if, like, own, stored
-from warmclip_jax._norms import AxisName, accumulation_dtype, check_axis_name, shortened
+from warmclip_jax._clipping._states import as_number, counter, increment_if, own
+from warmclip_jax._norms import (
+    AxisName,
+    accumulation_dtype,
+    check_axis_name,
+    is_gradient,
+    shortened,
+)
 from warmclip_jax._values import Choice, naming
 
 
@@ -23,25 +31,19 @@ class ClipState(NamedTuple):
     """What a clip counts and remembers. Counters stop at int32's largest value.
 
     Scalars; where leaves are in groups, norms, bounds and coefficients are arrays over their labels
-    in sorted order.
+    in sorted order. Numbers are coded: see `metrics` for what they mean.
     """
 
     clip_calls: jax.Array  # int32: calls seen
-    grad_norm: (
-        jax.Array
-    )  # float32 (float64 with float64 parameters): norm at the last call, before clipping
-    norm_bound: (
-        jax.Array
-    )  # same dtype: the bound in force at the last call; -1 for one that is never reached
-    clip_coef: (
-        jax.Array
-    )  # same dtype: what the last call multiplied by, in [0, 1]; NaN where it made everything NaN
+    grad_norm: jax.Array  # float32 (float64 with float64 parameters): at the last call, unclipped
+    norm_bound: jax.Array  # same dtype: the bound in force at the last call
+    clip_coef: jax.Array  # same dtype: what the last call multiplied by, in [0, 1]; or NaN
     clipped_count: jax.Array  # int32 scalar: finite calls that were over a bound, and not skipped
     nonfinite_count: jax.Array  # int32 scalar: calls with a NaN or inf entry
-    clip_history: History | tuple[()]  # of a running bound
-    group_labels: dict[str, tuple[()]]  # `as_keys` of the labels: a dict without leaves
-    group_clipped_count: jax.Array | tuple[()]  # int32: the same for each group
-    leaves: LeafRecord | tuple[()]
+    clip_history: History | tuple[()] = ()  # of a running bound
+    group_labels: Mapping[str, tuple[()]] = {}  # `as_keys` of the labels: a dict without leaves
+    group_clipped_count: jax.Array | tuple[()] = ()  # int32: the same for each group
+    leaves: LeafRecord | tuple[()] = ()
 
 
 class Clip:
@@ -77,61 +79,53 @@ class Clip:
     def init(self, params: optax.Params) -> ClipState:
         """The state before the first call: no norm measured, nothing clipped."""
         dtype = accumulation_dtype(params)
-        labels = [] if self._groups is None else sorted(set(self._labels(params, params)))
-        shape = () if self._groups is None else (len(labels),)
+        labels = sorted(set(self._labels(params, params)))
+        shape = (len(labels),) if labels else ()
         return ClipState(
             clip_calls=counter(),
-            grad_norm=jnp.zeros(shape, dtype),
-            norm_bound=jnp.zeros(shape, dtype),
-            clip_coef=jnp.ones(shape, dtype),
+            grad_norm=unknown(shape, dtype),
+            norm_bound=unknown(shape, dtype),
+            clip_coef=unknown(shape, dtype),
             clipped_count=counter(),
             nonfinite_count=counter(),
             clip_history=self._limit(labels).init(shape, dtype),
             group_labels=as_keys(labels),
-            group_clipped_count=() if self._groups is None else jnp.zeros(shape, jnp.int32),
+            group_clipped_count=jnp.zeros(shape, jnp.int32) if labels else (),
             leaves=init_leaf_record(params) if self._record_leaves else (),
         )
 
     def call(self, updates: Any, state: Any, params: Any) -> "Call":
-        """One more call, with its norms measured. Raises TypeError when `state` is not this clip's."""
-        state = own(
-            ClipState,
-            state,
-            updates,
-            group_clipped_count=self._groups is not None,
-            leaves=self._record_leaves,
-        )
+        """One more call, with its norms measured. Raises TypeError when `state` is not its own."""
+        has_leaves = any(map(is_gradient, jax.tree.leaves(updates)))
+        is_grouped = has_leaves and self._groups is not None
+        has_record = has_leaves and self._record_leaves
+        state = own(ClipState, state, updates, group_clipped_count=is_grouped, leaves=has_record)
         labels = from_keys(state.group_labels)
         limit = self._limit(labels)
         own(ClipState, state, updates, clip_history=limit.learns)
-        members = (
-            None if self._groups is None else self._members(self._labels(updates, params), labels)
-        )
-        return Call(
-            state,
-            limit,
-            measured(
-                updates, axis_name=self._axis_name, members=members, leaves=self._record_leaves
-            ),
-        )
+        members = self._members(self._labels(updates, params), labels) if is_grouped else None
+        norms = measured(updates, axis_name=self._axis_name, members=members, leaves=has_record)
+        return Call(state, limit, norms)
 
     def _labels(self, tree: Any, params: Any) -> list[str]:
+        if self._groups is None:
+            return []
         return naming(self._function)(labels_of)(self._groups, tree, params)
 
-    def _members(self, labels: list[str], known: list[str]) -> Members:
-        places = {label: place for place, label in enumerate(known)}
+    def _members(self, labels: list[str], labels_at_init: list[str]) -> Members:
+        group_of = {label: group for group, label in enumerate(labels_at_init)}
         for label in labels:
-            if label not in places:
+            if label not in group_of:
                 raise ValueError(
                     f"{self._function}: groups must give the labels that init saw, "
-                    f"{shortened(known)}; got {label!r}. For other groups call init again, or "
-                    "adopt_state."
+                    f"{shortened(labels_at_init)}; got {label!r}. For other groups call init "
+                    "again, or adopt_state."
                 )
-        return Members(np.array([places[label] for label in labels], np.int32), len(places))
+        return Members(np.array([group_of[label] for label in labels], np.int32), len(group_of))
 
     def _limit(self, labels: list[str]) -> Limit:
         if not isinstance(self._bounds, dict):
-            return Limit(self._bounds if self._groups is None else [self._bounds] * len(labels))
+            return Limit([self._bounds] * len(labels) if labels else self._bounds)
         for label in labels:
             if label not in self._bounds:
                 raise ValueError(
@@ -139,7 +133,7 @@ class Clip:
                     f"for {label!r}. There are rules for {shortened(sorted(self._bounds))} and "
                     f"groups {shortened(labels)}. None as a rule measures only."
                 )
-        return Limit([self._bounds[label] for label in labels])
+        return Limit([self._bounds[label] for label in labels] or None)
 
 
 class Call(NamedTuple):
@@ -149,30 +143,33 @@ class Call(NamedTuple):
     limit: Limit
     norms: Measured
 
-    def clipped(self, updates: Any, count: jax.Array, nonfinite: str) -> tuple[Any, Coefficient]:
-        """The updates clipped at the bound of `count`, and the coefficient."""
-        coef = coefficient(self.norms, self.limit.at(self.state.clip_history, count), nonfinite)
-        return scale_tree(updates, coef), coef
+    def coefficient(self, count: jax.Array, nonfinite: str) -> Coefficient:
+        """What clips the updates at the bound of `count`."""
+        return coefficient(self.norms, self.limit.at(self.state.clip_history, count), nonfinite)
 
-    def after(self, coef: Coefficient, taken: jax.Array | bool = True) -> ClipState:
+    def after(
+        self, coef: Coefficient, taken: Any = True, is_bad: jax.Array | None = None
+    ) -> ClipState:
         """The state after the call. A call that is bad, or skipped (not `taken`), clips nothing."""
-        state, norms, is_finite = self.state, self.norms, self.norms.total.is_finite
-        value = jnp.where(taken, coef.value, 0)
-        clipped = is_finite & (value != 1) & taken
-        is_large = jnp.any(clipped) | ~jnp.asarray(taken)
-        return ClipState(
+        state, norms = self.state, self.norms
+        is_finite, taken = norms.total.is_finite, jnp.asarray(taken)
+        factor = jnp.where(taken, coef.value, 0)
+        clipped = is_finite & (factor != 1) & taken
+        counts = state.group_clipped_count
+        return state._replace(
             clip_calls=increment_if(True, state.clip_calls),
-            grad_norm=like(state.grad_norm, norms.groups.value),
-            norm_bound=jnp.broadcast_to(
-                like(state.norm_bound, stored(coef.bound)), state.norm_bound.shape
-            ),
-            clip_coef=like(state.clip_coef, value),
+            grad_norm=coded(as_number(norms.groups), state.grad_norm),
+            norm_bound=coded(coef.shown_bound, state.norm_bound),
+            clip_coef=coded(factor, state.clip_coef),
             clipped_count=increment_if(jnp.any(clipped), state.clipped_count),
             nonfinite_count=increment_if(~is_finite, state.nonfinite_count),
-            clip_history=self.limit.after(state.clip_history, norms.groups),
-            group_labels=state.group_labels,
-            group_clipped_count=()
-            if norms.members is None
-            else increment_if(clipped, state.group_clipped_count),
-            leaves=with_leaves(state.leaves, norms, state.clip_calls, is_large),
+            clip_history=self.limit.after(state.clip_history, *log_of(norms.groups)),
+            group_clipped_count=increment_if(clipped, counts) if norms.members else counts,
+            leaves=with_leaves(
+                state.leaves,
+                norms,
+                state.clip_calls,
+                is_bad=~is_finite if is_bad is None else is_bad,
+                is_skipped=~taken,
+            ),
         )

@@ -14,9 +14,9 @@ from warmclip_jax._norms import ScaledNorm, entries, is_gradient
 
 
 class Coefficient(NamedTuple):
-    """The number that clips a tree, `rest * factor * rest`: one alone could not reach from a norm of 1e38 to 1e-38.
+    """The number that clips a tree, `rest * factor * rest`; or an array of them over groups.
 
-    Or an array of them over groups.
+    One number alone could not reach from a norm of 1e38 to 1e-38.
     """
 
     factor: jax.Array  # 0 or more, or NaN
@@ -31,9 +31,14 @@ class Coefficient(NamedTuple):
         """The coefficient as one number, in [0, 1]."""
         return self.factor * self.rest * self.rest
 
+    @property
+    def shown_bound(self) -> jax.Array:
+        """The bound as users read it: inf for one that is never reached, 0 for a negative one."""
+        return jnp.maximum(np.inf if self.bound is None else self.bound, 0)
+
 
 def coefficient(norms: Measured, bound: Any, nonfinite: str) -> Coefficient:
-    """`bound / norm` where the norm is over the bound, 1 where it is not, NaN or 0 where an entry is not finite."""
+    """`bound / norm` where the norm is over the bound, 1 elsewhere; NaN or 0 where not finite."""
     norm, is_finite = norms.groups, norms.total.is_finite
     ones = jnp.ones_like(norm.mantissa)
     numerator, denominator, rest = (ones, ones, ones) if bound is None else _fraction(norm, bound)
@@ -50,13 +55,16 @@ def coefficient(norms: Measured, bound: Any, nonfinite: str) -> Coefficient:
 
 
 def is_over(norm: ScaledNorm, bound: Any) -> jax.Array:
-    """Whether a norm is above a bound, or either is NaN. No norm is above inf, not even one that is not representable."""
+    """Whether a norm is above a bound, or either is NaN. No norm is above inf, not even inf."""
     bound = jnp.asarray(bound).astype(norm.mantissa.dtype)
     return ~(norm.mantissa <= bound * norm.scale) & (bound != jnp.inf)
 
 
 def _fraction(norm: ScaledNorm, max_norm: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """`max_norm / norm` as `rest * (numerator / denominator) * rest`, 1 if that is over 1. Nothing in it leaves the range."""
+    """`max_norm / norm`, 1 at most, as `rest * (numerator / denominator) * rest`.
+
+    Nothing in it leaves the range.
+    """
     dtype = norm.mantissa.dtype
     bound = jnp.maximum(jnp.asarray(max_norm).astype(dtype), 0)
     over = is_over(norm, bound)

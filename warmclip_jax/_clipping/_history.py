@@ -1,6 +1,5 @@
 """The history of a running bound: its three numbers, its bound, and its update by one more norm."""
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -8,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from warmclip_jax._clipping._rule import Rule
 from warmclip_jax._norms import ScaledNorm
 
 #: The deviation counts as at least this: norms that are all equal must not make the bound the norm
@@ -22,19 +22,9 @@ _REACH = 3.0
 class History(NamedTuple):
     """What a running bound remembers. Scalars, or arrays over groups."""
 
-    log_mean: (
-        jax.Array
-    )  # float32 (float64 with float64 gradients): moving mean of the norms' logarithms
-    log_variance: jax.Array  # same dtype: their moving variance
+    log_mean: jax.Array  # float32 (float64 with float64 gradients): of the norms' logarithms
+    log_variance: jax.Array  # same dtype: moving, as the mean
     norms_taught: jax.Array  # int32: finite norms above 0 so far; stops at the largest value
-
-
-class Rule(NamedTuple):
-    """How bounds follow from histories: the numbers of one running bound, or arrays of them over groups."""
-
-    deviations: Any  # positive; inf where there is no running bound
-    rate: Any  # 1 - decay: the weight of one more norm in the long run
-    ceiling: Callable[[jax.Array], Any] | None  # from the count to the largest bound allowed
 
 
 def init_history(shape: tuple[int, ...] = (), dtype: Any = jnp.float32) -> History:
@@ -48,26 +38,22 @@ def init_history(shape: tuple[int, ...] = (), dtype: Any = jnp.float32) -> Histo
 
 
 def bound_from(history: History, rule: Rule, count: jax.Array) -> jax.Array:
-    """`exp(mean + deviations * deviation)`, at most the ceiling at `count`; without a ceiling inf before the first norm.
+    """`exp(mean + deviations * deviation)`, at most the ceiling at `count`.
 
-    In the history's dtype, float32 at least. A bound past its largest number is inf.
+    Without a ceiling it is inf before the first norm. In the history's dtype, float32 at least. A bound past its largest number is inf.
     """
-    dtype = _dtype_of(history)
+    dtype = dtype_of(history)
     deviations = jnp.asarray(rule.deviations).astype(dtype)
     follows = (history.norms_taught > 0) & (deviations < jnp.inf)
     # No inf in the branch that is not taken: its derivative would be NaN.
     margin = jnp.where(follows, deviations, 0) * _deviation(history.log_variance.astype(dtype))
     bound = jnp.where(follows, jnp.exp(history.log_mean.astype(dtype) + margin), jnp.inf)
-    return (
-        bound
-        if rule.ceiling is None
-        else jnp.minimum(bound, jnp.asarray(rule.ceiling(count)).astype(dtype))
-    )
+    return rule.lowered(bound, count)
 
 
 def taught(history: History, log_norm: jax.Array, usable: jax.Array, rule: Rule) -> History:
     """The history after one more norm; unchanged where that is not usable."""
-    dtype = _dtype_of(history)
+    dtype = dtype_of(history)
     mean, variance, seen = (field.astype(dtype) for field in history)
     log_norm = log_norm.astype(dtype)
     reach = _REACH * _deviation(variance)
@@ -82,34 +68,28 @@ def taught(history: History, log_norm: jax.Array, usable: jax.Array, rule: Rule)
         ),
         norms_taught=jnp.asarray(optax.safe_increment(history.norms_taught)),
     )
-    return jax.tree.map(
-        lambda after, before: jnp.where(usable, after.astype(before.dtype), before), new, history
-    )
+    return kept_unless(usable, new, history)
 
 
 def deviations_above(history: History, log_norm: jax.Array, usable: jax.Array) -> jax.Array:
-    """By how many deviations a norm is above the usual one; 0 where it is below, or nothing is usual yet."""
-    dtype = _dtype_of(history)
+    """By how many deviations a norm is above the usual one; 0 below it, and before the first."""
+    dtype = dtype_of(history)
     mean, variance, seen = (field.astype(dtype) for field in history)
-    return jnp.where(
-        usable & (seen > 0),
-        jnp.maximum((log_norm.astype(dtype) - mean) / _deviation(variance), 0),
-        0,
-    )
+    deviations = (log_norm.astype(dtype) - mean) / _deviation(variance)
+    return jnp.where(usable & (seen > 0), jnp.maximum(deviations, 0), 0)
 
 
 def log_of(norm: ScaledNorm) -> tuple[jax.Array, jax.Array]:
-    """The natural logarithm of a norm, also of one that its dtype cannot hold; and whether it is finite and above 0.
+    """The natural logarithm of a norm, and whether the norm is finite and above 0; if not, 0.
 
-    Where it is not, the logarithm is 0.
+    Also of a norm that its dtype cannot hold.
     """
     # Not `> 0`: XLA may flush a subnormal in one loop and keep it in another. No scaled mantissa is
     # subnormal.
     usable = norm.is_finite & (norm.mantissa >= jnp.finfo(norm.mantissa.dtype).tiny)
     # The scale is 1 in the ordinary case, and its logarithm then exactly 0.
-    return jnp.where(
-        usable, jnp.log(jnp.where(usable, norm.mantissa, 1)) - jnp.log(norm.scale), 0
-    ), usable
+    logarithm = jnp.log(jnp.where(usable, norm.mantissa, 1)) - jnp.log(norm.scale)
+    return jnp.where(usable, logarithm, 0), usable
 
 
 def _deviation(variance: jax.Array) -> jax.Array:
@@ -117,7 +97,14 @@ def _deviation(variance: jax.Array) -> jax.Array:
     return jnp.sqrt(jnp.maximum(variance, _SMALLEST_DEVIATION**2))
 
 
-def _dtype_of(history: History) -> np.dtype:
+def dtype_of(history: tuple[jax.Array, ...]) -> np.dtype:
     """What a history is computed in: float32 also where a user has cast it to less."""
-    dtype = np.dtype(history.log_mean.dtype)
+    dtype = np.dtype(history[0].dtype)
     return dtype if jnp.finfo(dtype).bits >= 32 else np.dtype(np.float32)
+
+
+def kept_unless(usable: jax.Array, new: Any, old: Any) -> Any:
+    """A history after one more number in the dtypes it had; the old one where that is not usable."""
+    return jax.tree.map(
+        lambda after, before: jnp.where(usable, after.astype(before.dtype), before), new, old
+    )

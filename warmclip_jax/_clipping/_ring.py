@@ -5,15 +5,21 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from warmclip_jax._clipping._states import UNKNOWN, like
+from warmclip_jax._clipping._coding import coded, unknown
+from warmclip_jax._clipping._states import counter, increment_if
 from warmclip_jax._values import Number
 
 #: The columns of a ring, in order.
 COUNTS = ("call", "step", "skipped")
-
-
-NUMBERS = ("grad_norm", "max_norm", "skip_bound", "clip_coef", "learning_rate")
-
+NUMBERS = (
+    "value",
+    "value_bound",
+    "grad_norm",
+    "max_norm",
+    "skip_bound",
+    "clip_coef",
+    "learning_rate",
+)
 
 #: The rule for the length of a ring.
 LENGTH = Number(
@@ -22,13 +28,16 @@ LENGTH = Number(
     lambda n: n >= 0,
     whole=True,
 )
+#: Of calls in a row that change nothing, so many are written: what led there is worth more.
+_MOST_IN_A_ROW = 16
 
 
 class Ring(NamedTuple):
-    """The last calls; call `c` is in row `c % length`."""
+    """The last calls. A new one takes the place of the oldest."""
 
     ring_counts: jax.Array  # int32 [length, 3]: `COUNTS`; a call of -1 is a row not written yet
-    ring_numbers: jax.Array  # float32 [length, 5]: `NUMBERS`
+    ring_numbers: jax.Array  # float32 [length, 7]: `NUMBERS`, coded
+    lost_in_a_row: jax.Array  # int32: calls skipped, or not finite, since the last that was neither
 
 
 def init_ring(length: int) -> Ring | tuple[()]:
@@ -37,17 +46,26 @@ def init_ring(length: int) -> Ring | tuple[()]:
         return ()
     return Ring(
         jnp.full((length, len(COUNTS)), -1, jnp.int32),
-        jnp.zeros((length, len(NUMBERS)), jnp.float32),
+        unknown((length, len(NUMBERS)), jnp.float32),
+        counter(),
     )
 
 
-def with_row(
-    ring: Ring | tuple[()], *, call: jax.Array, step: Any, skipped: Any, **numbers: Any
-) -> Ring | tuple[()]:
-    """The ring with one more call. Numbers left out are stored as `UNKNOWN`; bounds come as `stored` writes them."""
+def with_row(ring: Ring | tuple[()], is_lost: jax.Array, **columns: Any) -> Ring | tuple[()]:
+    """The ring with one more call, if it is not one of many in a row that are lost.
+
+    Numbers left out are unknown.
+    """
     if not isinstance(ring, Ring):
         return ()
-    row = (call % ring.ring_counts.shape[-2]).astype(jnp.int32)
-    counts = jnp.stack([like(ring.ring_counts, value) for value in (call, step, skipped)])
-    values = jnp.stack([like(ring.ring_numbers, numbers.get(name, UNKNOWN)) for name in NUMBERS])
-    return Ring(ring.ring_counts.at[row].set(counts), ring.ring_numbers.at[row].set(values))
+    counts, numbers, lost = ring
+    lost = jnp.where(is_lost, increment_if(True, lost), 0)
+    oldest = jnp.argmin(counts[:, 0])
+    is_written = lost <= _MOST_IN_A_ROW
+    row_counts = jnp.stack([jnp.asarray(columns[name]).astype(jnp.int32) for name in COUNTS])
+    row_numbers = jnp.stack([coded(columns.get(name), numbers[0, 0]) for name in NUMBERS])
+    return Ring(
+        counts.at[oldest].set(jnp.where(is_written, row_counts, counts[oldest])),
+        numbers.at[oldest].set(jnp.where(is_written, row_numbers, numbers[oldest])),
+        lost,
+    )

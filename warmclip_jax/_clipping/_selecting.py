@@ -1,4 +1,4 @@
-"""Choose between new and old values one by one, so that each new value can reuse the old one's buffer.
+"""Choose between new and old values one by one, so that each new one can reuse the old buffer.
 
 An optimizer writes new moments over the old ones, then makes updates from the new. In a compiled
 step, a select after all of that keeps both alive, and a branch has to keep the updates: a copy of
@@ -25,7 +25,7 @@ def choose(
     arguments: tuple[Any, ...],
     before: tuple[Any, ...],
 ) -> Any:
-    """What `function(*arguments)` returns where the scalar `condition` holds; elsewhere zero updates, and `before`.
+    """What `function(*arguments)` returns where `condition` holds; else zero updates, and `before`.
 
     `function` returns updates and what becomes of each entry of `before`. A leaf that is no number
     passes through.
@@ -45,12 +45,12 @@ def _select_late(
     leaves, structure = jax.tree.flatten(result)
     olds = _olds(result, before)
     chosen = [
-        place
-        for place, (new, old) in enumerate(zip(leaves, olds, strict=True))
+        index
+        for index, (new, old) in enumerate(zip(leaves, olds, strict=True))
         if _may_change(new, old)
     ]
     selected = _selected(
-        condition, [leaves[place] for place in chosen], [olds[place] for place in chosen]
+        condition, [leaves[index] for index in chosen], [olds[index] for index in chosen]
     )
     return structure.unflatten(_replaced(leaves, chosen, selected))
 
@@ -60,8 +60,8 @@ def _select_early(
 ) -> Any:
     given, structure = jax.tree.flatten(arguments)
     inputs = [
-        place
-        for place, leaf in enumerate(given)
+        index
+        for index, leaf in enumerate(given)
         if isinstance(leaf, (jax.Array, np.ndarray)) and _is_number(leaf)
     ]
     result: Any = None
@@ -71,20 +71,20 @@ def _select_early(
         result = function(*structure.unflatten(_replaced(given, inputs, values)))
         return [leaf for leaf in jax.tree.leaves(result) if _is_number(leaf)]
 
-    closed = jax.make_jaxpr(program)([given[place] for place in inputs])
+    closed = jax.make_jaxpr(program)([given[index] for index in inputs])
     leaves, structure_out = jax.tree.flatten(result)
-    outputs = [place for place, leaf in enumerate(leaves) if _is_number(leaf)]
+    outputs = [index for index, leaf in enumerate(leaves) if _is_number(leaf)]
     olds = _olds(result, before)
     made = _evaluated(
-        condition, closed, [given[place] for place in inputs], [olds[place] for place in outputs]
+        condition, closed, [given[index] for index in inputs], [olds[index] for index in outputs]
     )
     return structure_out.unflatten(_replaced(leaves, outputs, made))
 
 
-def _replaced(leaves: list[Any], places: list[int], values: Sequence[Any]) -> list[Any]:
-    """The leaves, with `values` at `places`."""
-    new = dict(zip(places, values, strict=True))
-    return [new.get(place, leaf) for place, leaf in enumerate(leaves)]
+def _replaced(leaves: list[Any], indices: list[int], values: Sequence[Any]) -> list[Any]:
+    """The leaves, with `values` at `indices`."""
+    new = dict(zip(indices, values, strict=True))
+    return [new.get(index, leaf) for index, leaf in enumerate(leaves)]
 
 
 def _evaluated(

@@ -6,18 +6,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from warmclip_jax._values import default_float
-
-#: How a state writes a bound that is never reached, and a number that is not known: past every
-#: rate, and short of inf in bfloat16 too. It holds no inf or NaN of its own, which `jax_debug_infs`
-#: and `jax_debug_nans` would stop at.
-NEVER, UNKNOWN = -1.0, 3e38
+from warmclip_jax._norms import ScaledNorm
 
 State = TypeVar("State", bound=tuple[Any, ...])
 
 
-def own(kind: type[State], state: Any, updates: Any, **keeps: bool) -> State:
-    """`state`, when it is a `kind` whose fields named in `keeps` are filled (True) or empty (False).
+def own(kind: type[State], state: Any, updates: Any, **filled: bool) -> State:
+    """`state`, when it is a `kind` whose fields named in `filled` hold arrays (True) or none (False).
 
     Raises TypeError with what came instead, and what to do.
     """
@@ -25,13 +20,13 @@ def own(kind: type[State], state: Any, updates: Any, **keeps: bool) -> State:
     if isinstance(state, kind):
         wrong = [
             field
-            for field, is_kept in keeps.items()
-            if is_kept != bool(jax.tree.leaves(getattr(state, field)))
+            for field, is_filled in filled.items()
+            if is_filled != bool(jax.tree.leaves(getattr(state, field)))
         ]
         if not wrong:
             return state
         rule = "that of an optimizer with the options of this one"
-        came = f"a {name} {'without' if keeps[wrong[0]] else 'with'} {wrong[0]}"
+        came = f"a {name} {'without' if filled[wrong[0]] else 'with'} {wrong[0]}"
     elif isinstance(updates, kind):
         raise TypeError(
             f"updates and state are swapped: got the {name} first. Call update(updates, state, "
@@ -67,21 +62,7 @@ def like(old: jax.Array, new: Any) -> jax.Array:
     return jnp.asarray(new).astype(old.dtype)
 
 
-def stored(bound: Any) -> Any:
-    """A bound as a state holds it."""
-    if bound is None:
-        return NEVER
-    number = jnp.asarray(bound)
-    number = number if jnp.issubdtype(number.dtype, jnp.inexact) else number.astype(default_float())
-    return jnp.where(number == jnp.inf, NEVER, jnp.maximum(number, 0))
-
-
-def shown(number: Any) -> jax.Array:
-    """A number from a state as users read it: NaN where it is not known."""
-    number = jnp.asarray(number)
-    return jnp.where(number > 2.9e38, jnp.nan, number)
-
-
-def shown_bound(bound: Any) -> jax.Array:
-    """A bound from a state as users read it: inf where it is never reached."""
-    return jnp.where(jnp.asarray(bound) < 0, jnp.inf, shown(bound))
+def as_number(norm: ScaledNorm) -> jax.Array:
+    """A norm as one number, which is finite where all entries are: the largest of its dtype, if need be."""
+    largest = jnp.finfo(norm.mantissa.dtype).max
+    return jnp.where(norm.is_finite, jnp.minimum(norm.value, largest), norm.value)

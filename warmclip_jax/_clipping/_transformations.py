@@ -9,6 +9,7 @@ import optax
 
 from warmclip_jax._clipping._bounds import Bound, RunningBound, check_bound
 from warmclip_jax._clipping._clip import Clip, ClipState
+from warmclip_jax._clipping._coding import quietly
 from warmclip_jax._clipping._coefficient import coefficient, scale_tree
 from warmclip_jax._clipping._groups import Groups
 from warmclip_jax._clipping._measuring import Measured
@@ -60,7 +61,9 @@ def clip_tree(
         scaled = scaled_norm(tree, axis_name=axis_name)
     else:
         scaled = ScaledNorm.of(jnp.asarray(norm).astype(accumulation_dtype(tree)))
-    return scale_tree(tree, coefficient(Measured(scaled, scaled), bound, "propagate")), scaled.value
+    return scale_tree(
+        tree, coefficient(Measured(total=scaled, groups=scaled), bound, "propagate")
+    ), scaled.value
 
 
 def clip_by_global_norm(
@@ -168,8 +171,9 @@ def clip_by_group_norm(
 
 def _transformation(clip: Clip, nonfinite: str) -> optax.GradientTransformationExtraArgs:
     def update(updates: Any, state: Any, params: Any = None, **_: Any) -> tuple[Any, ClipState]:
-        call = clip.call(updates, state, params)
-        updates, coef = call.clipped(updates, state.clip_calls, nonfinite)
-        return updates, call.after(coef)
+        with quietly():
+            call = clip.call(updates, state, params)
+            coef = call.coefficient(state.clip_calls, nonfinite)
+            return scale_tree(updates, coef), call.after(coef)
 
     return optax.GradientTransformationExtraArgs(clip.init, update)

@@ -1,6 +1,6 @@
 """A tree in, norms out: they know no bounds and no schedules."""
 
-from warmclip_jax._norms._axes import AxisName, check_axis_name
+from warmclip_jax._norms._axes import AxisName, check_axis_name, varying_axes
 from warmclip_jax._norms._entries import entries
 from warmclip_jax._norms._leaf_norms import combined, leaf_norms, scaled_leaf_norms
 from warmclip_jax._norms._leaves import (

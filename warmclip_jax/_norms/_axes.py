@@ -73,6 +73,11 @@ def manual_axes() -> tuple[str, ...]:
     return tuple(jax.sharding.get_abstract_mesh().manual_axes)
 
 
+def varying_axes(array: jax.Array) -> tuple[str, ...]:
+    """The mesh axes that `array` is mapped over by its type: those along which devices may differ."""
+    return _varying(array, manual_axes())
+
+
 def _check_summed(leaf: Any) -> None:
     unreduced = jax.typeof(leaf).sharding.spec.unreduced | _manual_type(leaf)[1]
     if unreduced:

@@ -9,22 +9,26 @@ import numpy as np
 import optax
 
 from warmclip_jax._clipping import (
-    UNKNOWN,
     Bound,
     Clip,
     ClipState,
     Groups,
     Guard,
     History,
+    LossHistory,
     Ring,
     as_transformation,
     choose,
-    like,
+    decoded,
+    gated,
+    loss_of,
     own,
-    stored,
+    quietly,
+    scale_tree,
+    unknown,
 )
 from warmclip_jax._norms import AxisName, accumulation_dtype
-from warmclip_jax._pipeline._rates import Rate
+from warmclip_jax._pipeline._rates import WatchedRate
 from warmclip_jax._schedules import Schedule
 from warmclip_jax._values import Choice, Function, Scalar, default_float
 
@@ -37,21 +41,21 @@ _NONFINITE = Choice(("skip", "propagate", "zero"))
 
 
 class PipelineState(NamedTuple):
-    """What `pipeline` keeps. The clip's record stands outside of what a skipped step leaves alone, so it knows of that step."""
+    """What `pipeline` keeps. Numbers are coded: see `metrics` for what they mean."""
 
-    clip_state: ClipState
+    clip_state: ClipState  # not among what a skipped step leaves alone: it knows of that step
     skipped_count: jax.Array  # int32: calls skipped
     consecutive_skips: jax.Array  # int32: calls skipped since the last that was not
     last_skipped_call: jax.Array  # int32: its number, from 0; -1 before there is one
-    # Float scalar: the bound of skipping in force at the last call; -1 for one that is never
-    # reached.
-    above_bound: jax.Array
-    skip_history: History | tuple[()]  # of a running bound of skipping
-    last_learning_rate: (
-        jax.Array
-    )  # default float: what the optimizer used in the last update; past 1e38: not known
-    ring: Ring | tuple[()]
+    above_bound: jax.Array  # float scalar: the bound of skipping in force at the last call
+    last_loss: jax.Array  # same dtype: the loss of the last call
+    loss_bound: jax.Array  # same dtype: the bound on the loss in force at the last call
+    nonfinite_loss_count: jax.Array  # int32: calls with a loss that is not finite
+    last_learning_rate: jax.Array  # default float: what the optimizer used in the last update
     inner_state: optax.OptState
+    skip_history: History | tuple[()] = ()  # of a running bound of skipping
+    loss_history: LossHistory | tuple[()] = ()  # of a running bound on the loss
+    ring: Ring | tuple[()] = ()
 
 
 def pipeline(
@@ -60,13 +64,14 @@ def pipeline(
     *,
     max_norm: Bound | Mapping[str, Bound] = 1.0,
     skip_above: Bound = None,
+    skip_value_above: Bound = None,
     groups: Groups | None = None,
     nonfinite: Literal["skip", "propagate", "zero"] = "skip",
     record: int = 0,
     record_leaves: bool = False,
     axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Global-norm clipping, then an optimizer with a learning-rate schedule, as one optax transformation.
+    """Clipping, then an optimizer with a learning-rate schedule, as one optax transformation.
 
     The same numbers as `optax.chain(clip_by_global_norm(max_norm), optimizer(schedule))`; with one
     computation of the norm for clip, skip and metrics.
@@ -81,6 +86,8 @@ def pipeline(
         schedule is given the number of updates made so far. None clips nothing.
       skip_above: the norm above which a step is skipped, as `above` in `skip_nonfinite`. It is
         decided first, by the global norm. `running_bound(deviations=6.0)` is recommended.
+      skip_value_above: the loss above which a step is skipped, as `value_above` in
+        `skip_nonfinite`, where `update` is given `value=loss`.
       groups: groups with bounds of their own, as in `clip_by_group_norm`; None for one bound on the
         global norm.
       nonfinite: what happens at a gradient with a NaN or inf entry. `"skip"`: the step is skipped,
@@ -94,7 +101,7 @@ def pipeline(
 
     Returns:
       A transformation with a `PipelineState`, which `metrics` reads. Use it with `apply_gradients`,
-      or as any other. Gradients that `optax.MultiSteps` accumulates are guarded from outside:
+      or as any other. `update(..., value=loss)` records the loss, as in `skip_nonfinite`. Gradients that `optax.MultiSteps` accumulates are guarded from outside:
       `skip_nonfinite(optax.MultiSteps(pipeline(...), ...))`.
 
     Raises:
@@ -104,30 +111,34 @@ def pipeline(
 
     >>> import jax.numpy as jnp, optax
     >>> import warmclip_jax as wc
-    >>> optimizer = wc.pipeline(optax.sgd, wc.linear_warmup(peak_value=0.1, warmup_steps=2), max_norm=1.0)
-    >>> params = jnp.zeros(2)
+    >>> schedule = wc.linear_warmup(peak_value=0.1, warmup_steps=2)
+    >>> optimizer = wc.pipeline(optax.sgd, schedule, max_norm=1.0)
+    >>> params, grads = jnp.zeros(2), jnp.array([3.0, 4.0])
     >>> opt_state = optimizer.init(params)
     >>> for _ in range(3):
-    ...     params, opt_state = wc.apply_gradients(optimizer, params, opt_state, grads=jnp.array([3.0, 4.0]))
-    >>> [round(float(p), 4) for p in params], round(float(wc.metrics(opt_state)["learning_rate"]), 4)
+    ...     params, opt_state = wc.apply_gradients(optimizer, params, opt_state, grads=grads)
+    >>> rate = wc.metrics(opt_state)["learning_rate"]
+    >>> [round(float(p), 4) for p in params], round(float(rate), 4)
     ([-0.09, -0.12], 0.1)
 
     Source: the recipe of Devlin et al. 2018, "BERT", appendix A.2.
     """
     _NONFINITE.check("pipeline: nonfinite", nonfinite)
-    if skip_above is not None and nonfinite != "skip":
-        raise ValueError(
-            f"pipeline: skip_above needs nonfinite='skip'; got skip_above={skip_above!r} with "
-            f"nonfinite={nonfinite!r}. A run that skips large gradients should skip those that are "
-            "not finite."
-        )
+    for name, bound in {"skip_above": skip_above, "skip_value_above": skip_value_above}.items():
+        if bound is not None and nonfinite != "skip":
+            raise ValueError(
+                f"pipeline: {name} needs nonfinite='skip'; got {name}={bound!r} with "
+                f"nonfinite={nonfinite!r}. A run that skips what is large should skip what is not "
+                "finite."
+            )
     if groups is not None and max_norm is None:
         raise ValueError(
-            "pipeline: groups need a max_norm, one rule for all or a dict of them by label; got groups with max_norm=None. To "
-            "measure groups only, pass {label: None} for each."
+            "pipeline: groups need a max_norm, one rule for all or a dict of them by label; got "
+            "groups with max_norm=None. To measure groups only, pass {label: None} for each."
         )
     clip = Clip("pipeline", max_norm, groups, axis_name=axis_name, record_leaves=record_leaves)
-    guard = Guard("pipeline", "skip_above", skip_above, record)
+    skips = nonfinite == "skip"
+    guard = Guard("pipeline: skip_", skip_above, skip_value_above, record, skips=skips)
     is_built = isinstance(optimizer, optax.GradientTransformation)
     if is_built or isinstance(optimizer, Schedule) or not callable(optimizer):
         raise TypeError(
@@ -137,9 +148,8 @@ def pipeline(
             f"({type(optimizer).__name__}). Pass optax.adamw, or functools.partial(optax.adamw, "
             "weight_decay=0.01), not optax.adamw(1e-3); the schedule comes second."
         )
-    asked = Rate(_LEARNING_RATE.check("pipeline: schedule", schedule))
-    inner = as_transformation("pipeline: what optimizer returns", optimizer(asked.handed()))
-    becomes = "propagate" if nonfinite == "propagate" else "zero"
+    rate = WatchedRate(_LEARNING_RATE.check("pipeline: schedule", schedule))
+    inner = as_transformation("pipeline: what optimizer returns", optimizer(rate.for_optimizer()))
 
     def init(params: optax.Params) -> PipelineState:
         inner_state = inner.init(params)
@@ -152,45 +162,45 @@ def pipeline(
         return PipelineState(
             clip_state=clip.init(params),
             **guard.init(accumulation_dtype(params)),
-            last_learning_rate=jnp.full((), UNKNOWN, default_float()),
+            last_learning_rate=unknown((), default_float()),
             inner_state=inner_state,
         )
 
     def update(
         updates: Any, state: Any, params: Any = None, **extra: Any
     ) -> tuple[Any, PipelineState]:
-        state = own(PipelineState, state, updates, **guard.keeps)
-        clipping = clip.call(updates, state.clip_state, params)
-        norm, call = clipping.norms.total, state.clip_state.clip_calls
-        taken, above = guard.decided(state, norm, call) if nonfinite == "skip" else (True, None)
-        updates, coef = clipping.clipped(updates, call - state.skipped_count, becomes)
+        with quietly():
+            loss, extra = loss_of("pipeline", extra)
+            state = own(PipelineState, state, updates, **guard.filled)
+            clipping = clip.call(gated(updates) if skips else updates, state.clip_state, params)
+            call = guard.call(state, clipping.norms.total, loss, state.clip_state.clip_calls)
+            becomes = "zero" if nonfinite == "zero" else "propagate"
+            coef = clipping.coefficient(call.number - state.skipped_count, becomes)
+            clipped = scale_tree(gated(updates, call.taken) if skips else updates, coef)
 
         def take(updates: Any, inner_state: Any, params: Any) -> tuple[Any, Any, jax.Array]:
-            with asked.listening() as used_by:
+            with rate.watched() as rate_used:
                 updates, inner_state = inner.update(updates, inner_state, params, **extra)
-                return updates, inner_state, like(state.last_learning_rate, used_by(inner_state))
+                return updates, inner_state, rate_used(inner_state, state.last_learning_rate)
 
-        if nonfinite == "skip":
+        arguments = (clipped, state.inner_state, params)
+        if skips:
             before = (state.inner_state, state.last_learning_rate)
-            updates, inner_state, learning_rate = choose(
-                taken, take, (updates, state.inner_state, params), before
-            )
+            updates, inner_state, learning_rate = choose(call.taken, take, arguments, before)
         else:
-            updates, inner_state, learning_rate = take(updates, state.inner_state, params)
-            # Not the very buffer that the caller, or the inner state, holds: it could not be
-            # donated twice.
-            learning_rate = jnp.copy(learning_rate)
-        row = {
-            "max_norm": stored(coef.bound) if groups is None else UNKNOWN,
-            "clip_coef": jnp.where(taken, jnp.min(coef.value, initial=1), 0),
-            "learning_rate": jnp.where(taken, learning_rate, UNKNOWN),
-        }
-        return updates, PipelineState(
-            clip_state=clipping.after(coef, taken),
-            **guard.after(state, norm, call, taken, above, **row),
-            last_learning_rate=learning_rate,
-            inner_state=inner_state,
-        )
+            updates, inner_state, learning_rate = take(*arguments)
+        with quietly():
+            row = {
+                "max_norm": coef.shown_bound if groups is None else None,
+                "clip_coef": jnp.where(call.taken, jnp.min(coef.value, initial=1), 0),
+                "learning_rate": jnp.where(call.taken, decoded(learning_rate), jnp.nan),
+            }
+            return updates, PipelineState(
+                clip_state=clipping.after(coef, call.taken, call.is_bad),
+                **call.after(**row),
+                last_learning_rate=learning_rate,
+                inner_state=inner_state,
+            )
 
     return optax.GradientTransformationExtraArgs(init, update)
 

@@ -5,7 +5,15 @@ from typing import Any, NamedTuple
 
 import jax
 
-from warmclip_jax._clipping import ClipState, History, LeafRecord, Ring, SkipState, as_keys
+from warmclip_jax._clipping import (
+    ClipState,
+    History,
+    LeafRecord,
+    LossHistory,
+    Ring,
+    SkipState,
+    as_keys,
+)
 from warmclip_jax._pipeline import PipelineState
 from warmclip_jax._values import ArgumentTypeError, ArgumentValueError, described
 
@@ -17,12 +25,8 @@ _STATES: dict[Any, set[str]] = {
     SkipState: {"skipped_count", "inner_state"},
 }
 #: What may stand in a field of a state.
-_PARTS: dict[Any, set[str]] = {kind: set(kind._fields) for kind in (History, Ring, LeafRecord)}
-#: The fields that may be empty, which a checkpoint may have left out.
-_EMPTY: dict[Any, dict[str, Any]] = {
-    ClipState: {"clip_history": (), "group_labels": {}, "group_clipped_count": (), "leaves": ()},
-    SkipState: {"skip_history": (), "ring": (), "leaves": (), "inner_state": ()},
-    PipelineState: {"skip_history": (), "ring": (), "inner_state": ()},
+_PARTS: dict[Any, set[str]] = {
+    kind: set(kind._fields) for kind in (History, LossHistory, Ring, LeafRecord)
 }
 
 Path = tuple[Any, ...]
@@ -105,7 +109,8 @@ def _kind_of(node: Any, kinds: dict[Any, set[str]] = _STATES) -> Any:
 
 
 def _required(kind: Any) -> set[str]:
-    return set(kind._fields) - set(_EMPTY.get(kind, ()))
+    # A checkpoint may have left out what is empty.
+    return set(kind._fields) - set(kind._field_defaults) - {"inner_state"}
 
 
 def _as_state(kind: Any, node: Any, at: Path) -> Any:
@@ -128,7 +133,9 @@ def _as_state(kind: Any, node: Any, at: Path) -> Any:
         name: value if name in ("inner_state", "group_labels") else _plain(value, at)
         for name, value in fields.items()
     }
-    state = kind(**{**_EMPTY.get(kind, {}), **plain})
+    if "inner_state" in kind._fields:
+        plain.setdefault("inner_state", ())
+    state = kind(**plain)
     if kind is not ClipState:
         return state
     # `nnx.state` drops labels, which are keys without leaves: the groups are then known by their

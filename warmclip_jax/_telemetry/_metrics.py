@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from warmclip_jax._clipping import ClipState, History, SkipState, from_keys, shown, shown_bound
+from warmclip_jax._clipping import ClipState, History, LossHistory, SkipState, decoded, from_keys
 from warmclip_jax._pipeline import PipelineState
 from warmclip_jax._telemetry._finding import Path, calls_of, found, of_this_process
 from warmclip_jax._values import ArgumentValueError, is_traced, named
@@ -14,7 +14,18 @@ from warmclip_jax._values import ArgumentValueError, is_traced, named
 _OF_SKIPS = ("skipped_count", "consecutive_skips", "last_skipped_call")
 #: What a guard knows of every call, and the clip or pipeline inside only of calls that were not
 #: skipped.
-_OF_EVERY_CALL = ("calls", "grad_norm", "nonfinite_count", *_OF_SKIPS, "skip_bound", "typical_norm")
+_OF_EVERY_CALL = (
+    "calls",
+    "grad_norm",
+    "nonfinite_count",
+    *_OF_SKIPS,
+    "skip_bound",
+    "typical_norm",
+    "value",
+    "value_bound",
+    "typical_value",
+    "nonfinite_value_count",
+)
 #: With more groups than this, their numbers would bury the others.
 _MOST_GROUPS = 32
 _KEYS = (
@@ -111,51 +122,52 @@ def of_state(state: Any) -> dict[str, jax.Array]:
     if isinstance(state, ClipState):
         return _of_clip(state)
     calls = calls_of(state)
-    known = {name: getattr(state, name) for name in _OF_SKIPS}
-    known |= {
+    numbers = {name: getattr(state, name) for name in _OF_SKIPS}
+    numbers |= {
         "step": calls - state.skipped_count,
-        "skip_bound": _known(calls, shown_bound(state.above_bound)),
+        "skip_bound": decoded(state.above_bound),
+        "value": decoded(state.last_loss),
+        "value_bound": decoded(state.loss_bound),
+        "nonfinite_value_count": state.nonfinite_loss_count,
     }
-    known |= _typical(state.skip_history)
+    numbers |= _typical(state.skip_history)
+    if isinstance(state.loss_history, LossHistory):
+        mean, _, seen = state.loss_history
+        numbers["typical_value"] = jnp.where(seen > 0, mean, jnp.nan)
     if isinstance(state, PipelineState):
         # The clip's usual norm takes the place of the skip's.
-        return {
-            **known,
-            **_of_clip(state.clip_state),
-            "learning_rate": shown(state.last_learning_rate),
-        }
+        rate = decoded(state.last_learning_rate)
+        return {**numbers, **_of_clip(state.clip_state), "learning_rate": rate}
     return {
-        **known,
+        **numbers,
         "calls": calls,
-        "grad_norm": _known(calls, state.grad_norm),
+        "grad_norm": decoded(state.grad_norm),
         "nonfinite_count": state.nonfinite_count,
     }
 
 
 def _of_clip(state: ClipState) -> dict[str, jax.Array]:
-    measured = {
-        "grad_norm": state.grad_norm,
-        "max_norm": shown_bound(state.norm_bound),
-        "clip_coef": state.clip_coef,
+    each = {
+        "grad_norm": decoded(state.grad_norm),
+        "max_norm": decoded(state.norm_bound),
+        "clip_coef": decoded(state.clip_coef),
     }
-    each = {name: _known(state.clip_calls, value) for name, value in measured.items()} | _typical(
-        state.clip_history
-    )
-    known = {
+    each |= _typical(state.clip_history)
+    numbers = {
         "calls": state.clip_calls,
         "clipped_count": state.clipped_count,
         "nonfinite_count": state.nonfinite_count,
     }
     if isinstance(state.group_clipped_count, tuple):
-        return each | known
-    known["grad_norm"] = _norm_of(each["grad_norm"])
-    known["max_norm"] = jnp.full_like(known["grad_norm"], jnp.nan)
-    known["clip_coef"] = jnp.min(each["clip_coef"], axis=-1, initial=1)
+        return each | numbers
+    numbers["grad_norm"] = _norm_of(each["grad_norm"])
+    numbers["max_norm"] = jnp.full_like(numbers["grad_norm"], jnp.nan)
+    numbers["clip_coef"] = jnp.min(each["clip_coef"], axis=-1)
     each["clipped_count"] = state.group_clipped_count
     labels = from_keys(state.group_labels)
-    for place, label in enumerate(labels if len(labels) <= _MOST_GROUPS else ()):
-        known |= {f"{label}/{name}": values[..., place] for name, values in each.items()}
-    return known
+    for group, label in enumerate(labels if len(labels) <= _MOST_GROUPS else ()):
+        numbers |= {f"{label}/{name}": values[..., group] for name, values in each.items()}
+    return numbers
 
 
 def _typical(history: Any) -> dict[str, jax.Array]:
@@ -163,12 +175,6 @@ def _typical(history: Any) -> dict[str, jax.Array]:
     if not isinstance(history, History):
         return {}
     return {"typical_norm": jnp.where(history.norms_taught > 0, jnp.exp(history.log_mean), jnp.nan)}
-
-
-def _known(calls: jax.Array, value: jax.Array) -> jax.Array:
-    """A number of the last call, which is not known before there is one."""
-    calls = jnp.asarray(calls)
-    return jnp.where(jnp.expand_dims(calls, range(calls.ndim, jnp.ndim(value))) > 0, value, jnp.nan)
 
 
 def _norm_of(norms: jax.Array) -> jax.Array:

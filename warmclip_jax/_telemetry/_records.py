@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from warmclip_jax._clipping import COUNTS, NUMBERS, Ring, shown, shown_bound
+from warmclip_jax._clipping import COUNTS, NUMBERS, Ring, decoded
 from warmclip_jax._telemetry._finding import Found, calls_of, found, of_this_process
 from warmclip_jax._values import ArgumentTypeError, ArgumentValueError, is_traced, named
 
@@ -105,16 +105,13 @@ def ring_of(state: Any) -> Ring | None:
 def in_order_of_time(ring: Ring) -> dict[str, np.ndarray]:
     """The rows of a ring on the host that are written, as `records` gives them."""
     order = np.argsort(np.asarray(ring.ring_counts)[..., :1], axis=-2)
-    counts, numbers = (np.take_along_axis(np.asarray(rows), order, axis=-2) for rows in ring)
+    rows = (np.asarray(ring.ring_counts), np.asarray(ring.ring_numbers))
+    counts, numbers = (np.take_along_axis(each, order, axis=-2) for each in rows)
     # Of vmapped runs one may have made fewer calls than another: its first rows then have the call
-    # -1 and know nothing.
-    numbers = np.where(counts[..., :1] >= 0, numbers.astype(np.float32), np.float32(np.nan))
+    # -1, and their numbers are unknown.
     is_written = np.any(counts[..., 0] >= 0, axis=tuple(range(counts.ndim - 2)))
-    columns = {name: counts[..., is_written, place] for place, name in enumerate(COUNTS)}
-    columns |= {name: numbers[..., is_written, place] for place, name in enumerate(NUMBERS)}
-    for name in ("max_norm", "skip_bound"):
-        columns[name] = np.asarray(shown_bound(columns[name]))
-    for name in ("clip_coef", "learning_rate"):
-        columns[name] = np.asarray(shown(columns[name]))
-    # Whether a call was skipped comes last.
-    return columns | {"skipped": columns.pop("skipped") > 0}
+    columns = {name: counts[..., is_written, index] for index, name in enumerate(COUNTS)}
+    skipped = columns.pop("skipped") > 0
+    numbers = decoded(numbers.astype(np.float32))
+    columns |= {name: numbers[..., is_written, index] for index, name in enumerate(NUMBERS)}
+    return columns | {"skipped": skipped}

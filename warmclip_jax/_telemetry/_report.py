@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from warmclip_jax._clipping import STANDS_OUT, from_keys, names_of, shown_bound
+from warmclip_jax._clipping import STANDS_OUT, decoded, from_keys, names_of
 from warmclip_jax._telemetry._metrics import of_state
 from warmclip_jax._telemetry._records import check_one_run, in_order_of_time, on_host, ring_of
 from warmclip_jax._values import named
@@ -110,7 +110,7 @@ class _Account:
             yield f"Last call with NaN or inf: {self._place(call)}.{others}"
         if not count or self.leaves is None or self.leaves.bad_call != call:
             return
-        names, norms = names_of(self.leaves), self.leaves.bad_leaf_norms
+        names, norms = names_of(self.leaves), decoded(self.leaves.bad_leaf_norms)
         for kind, held in (("NaN", np.isnan(norms)), ("inf", np.isinf(norms))):
             if held.any():
                 yield f"  Leaves with {kind}, {held.sum()} of {held.size}: {_listed(itertools.compress(names, held))}"
@@ -146,7 +146,7 @@ class _Account:
                 )
             return
         norms, stood_out = (
-            leaves.spike_leaf_norms.astype(np.float64),
+            decoded(leaves.spike_leaf_norms).astype(np.float64),
             leaves.spike_deviations >= STANDS_OUT,
         )
         what = "Last spike" if stood_out else "Last call over a bound"
@@ -189,8 +189,8 @@ class _Account:
         if not (labels := from_keys(self.clip.group_labels)):
             return
         norms, bounds, counts = (
-            self.clip.grad_norm,
-            shown_bound(self.clip.norm_bound),
+            decoded(self.clip.grad_norm),
+            decoded(self.clip.norm_bound),
             self.clip.group_clipped_count,
         )
         yield f"  Groups: {len(labels)}. Of each, calls clipped; norm and bound at the last call:"
