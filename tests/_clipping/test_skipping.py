@@ -70,19 +70,12 @@ def run(step, optimizer, stream) -> tuple[Any, Any]:
 @BOTH_WAYS
 @OPTIMIZERS
 def test_bad_steps_leave_no_trace_in_the_parameters(step, optimizer):
-    with_bad, _ = run(step, optimizer, [GOOD, BAD[0], GOOD, BAD[1], BAD[2], GOOD, GOOD])
-    without, _ = run(step, optimizer, [GOOD] * 4)
+    with_bad, after = run(step, optimizer, [GOOD, BAD[0], GOOD, BAD[1], BAD[2], GOOD, GOOD])
+    without, before = run(step, optimizer, [GOOD] * 4)
     chex.assert_trees_all_equal(with_bad, without)
-    assert not np.array_equal(without["w"], PARAMS["w"])
-
-
-@BOTH_WAYS
-def test_a_bad_step_leaves_the_inner_state_as_it_was(step):
-    optimizer: Any = wc.skip_nonfinite(optax.adamw(optax.linear_schedule(0.1, 0.0, 5)))
-    _, before = run(step, optimizer, [GOOD])
-    _, after = run(step, optimizer, [GOOD, BAD[0]])
     chex.assert_trees_all_equal(after.inner_state, before.inner_state)
-    assert (int(before.skipped_count), int(after.skipped_count)) == (0, 1)
+    assert not np.array_equal(without["w"], PARAMS["w"])
+    assert (int(before.skipped_count), int(after.skipped_count)) == (0, 3)
 
 
 @pytest.mark.parametrize(
@@ -175,26 +168,20 @@ def test_extra_arguments_reach_the_optimizer(optimizer, step):
     assert float(jnp.max(new)) < 1.0
 
 
-@BOTH_WAYS
 @pytest.mark.parametrize(
     "optimizer",
     [
         wc.skip_nonfinite(optax.adam(0.1)),
-        wc.pipeline(optax.adamw, 0.1),
-        wc.pipeline(functools.partial(optax.sgd, momentum=0.9), 0.1),
         wc.pipeline(optax.nadam, 0.1),
         optax.chain(wc.skip_nonfinite(optax.adam(0.1)), optax.scale(0.5)),
     ],
-    ids=["skip_adam", "adamw", "momentum", "nadam", "in_a_chain"],
+    ids=["guard", "pipeline", "in_a_chain"],
 )
-def test_a_step_that_may_be_left_out_keeps_no_copy_of_parameters_state_or_updates(step, optimizer):
+def test_a_step_that_may_be_left_out_keeps_no_copy_of_parameters_state_or_updates(optimizer):
     params = {"w": jnp.ones((512, 512)), "v": jnp.ones((512, 512))}
     state = optimizer.init(params)
-    donated = jax.jit(
-        lambda params, state, grads: step(optimizer, params, state, grads=grads),
-        donate_argnums=(0, 1),
-    )
-    compiled = donated.lower(params, state, params).compile()
+    donated = jax.jit(functools.partial(by_update, optimizer), donate_argnums=(0, 1))
+    compiled = donated.lower(params, state, grads=params).compile()
     memory = compiled.memory_analysis()
     assert memory is not None
     assert temporaries(compiled, params.values()) < params["w"].nbytes / 10
@@ -212,8 +199,9 @@ def with_rate(rate: Any) -> tuple[Any, ...]:
     )
 
 
-@pytest.mark.parametrize("derivative", [jax.jacrev, jax.jacfwd])
-@pytest.mark.parametrize("which", range(4))
+@pytest.mark.parametrize(
+    ("derivative", "which"), [*((jax.jacrev, which) for which in range(4)), (jax.jacfwd, 1)]
+)
 def test_a_derivative_goes_past_a_step_left_out(derivative, which):
     def trained(rate, stream):
         optimizer, params = with_rate(rate)[which], PARAMS
@@ -226,30 +214,6 @@ def test_a_derivative_goes_past_a_step_left_out(derivative, which):
     expected = at([GOOD, GOOD])
     assert np.abs(expected).max() > 0.1
     np.testing.assert_allclose(at([GOOD, BAD[0], GOOD]), expected, rtol=1e-6)
-
-
-def test_a_hundred_thousand_steps_with_random_bad_ones_equal_a_run_without_them():
-    optimizer: Any = wc.pipeline(
-        optax.adam, wc.polynomial_decay(init_value=0.01, decay_steps=100_000)
-    )
-    bad = np.random.default_rng(0).random(100_000) < 0.01
-    params = jnp.array([1.0, -2.0, 3.0])
-
-    def step(carry, is_bad):
-        params, state = carry
-        grads = jnp.where(is_bad, jnp.nan, jnp.sin(params) + 0.1)
-        return wc.apply_gradients(optimizer, params, state, grads=grads), None
-
-    @jax.jit
-    def train(is_bad):
-        return jax.lax.scan(step, (params, optimizer.init(params)), is_bad)[0]
-
-    trained, state = train(jnp.asarray(bad))
-    expected, _ = train(jnp.zeros(int((~bad).sum()), bool))
-    np.testing.assert_array_equal(trained, expected)
-    counts = wc.metrics(state)
-    assert int(counts["nonfinite_count"]) == int(counts["skipped_count"]) == int(bad.sum()) > 500
-    assert int(counts["step"]) == int((~bad).sum())
 
 
 def test_the_accumulator_of_multi_steps_is_protected_only_from_outside():

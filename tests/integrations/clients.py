@@ -184,7 +184,6 @@ class Client:
     max_norm: float | None = 1.0
     calls_per_update: int = 1
     sees_bad_steps: bool = True  # not where someone outside keeps them from it
-    keeps_float32_under_x64: bool = True
     measured: Callable[[Any], Any] = lambda grads: grads
 
 
@@ -215,10 +214,7 @@ CLIENTS = {
     ),
     "apply_gradients": Client(PIPELINE, host=Ours()),
     "MultiSteps": Client(wc.skip_nonfinite(optax.MultiSteps(PIPELINE, 2)), calls_per_update=2),
-    # Optax injects what a schedule returns in the dtype that it has, which is float64 there.
-    "inject_hyperparams inside": Client(
-        wc.pipeline(injected, SCHEDULE), keeps_float32_under_x64=False
-    ),
+    "inject_hyperparams inside": Client(wc.pipeline(injected, SCHEDULE)),
     "inject_hyperparams outside": Client(
         optax.inject_hyperparams(lambda learning_rate: wc.pipeline(momentum, learning_rate))(
             learning_rate=0.1
