@@ -40,7 +40,7 @@ from warmclip_jax._schedules import (
     warmup_stable_decay,
     with_warmup,
 )
-from warmclip_jax._telemetry import metrics, plot_records, records, report
+from warmclip_jax._telemetry import metrics, plot_records, read_state, records, report
 from warmclip_jax._values import parse
 
 __version__ = "0.1.0"
@@ -76,6 +76,7 @@ __all__ = [
     "polynomial_decay",
     "polynomial_warmup",
     "product",
+    "read_state",
     "records",
     "repeat",
     "report",

@@ -2,5 +2,6 @@
 
 from warmclip_jax._telemetry._figure import plot_records
 from warmclip_jax._telemetry._metrics import metrics
+from warmclip_jax._telemetry._reading import read_state
 from warmclip_jax._telemetry._records import records
 from warmclip_jax._telemetry._report import report

@@ -80,10 +80,10 @@ def calls_of(state: Any) -> Any:
 
 def _collect(tree: Any, path: Path, guard: int | None, seen: list[Found]) -> None:
     for below, node in jax.tree_util.tree_flatten_with_path(
-        tree, is_leaf=lambda node: _kind_of(node) is not None
+        tree, is_leaf=lambda node: kind_of(node) is not None
     )[0]:
         at = (*path, *below)
-        if (kind := _kind_of(node)) is None:
+        if (kind := kind_of(node)) is None:
             continue
         state = _as_state(kind, node, at)
         if kind is ClipState:
@@ -98,7 +98,7 @@ def _collect(tree: Any, path: Path, guard: int | None, seen: list[Found]) -> Non
             )
 
 
-def _kind_of(node: Any, kinds: dict[Any, set[str]] = _STATES) -> Any:
+def kind_of(node: Any, kinds: dict[Any, set[str]] = _STATES) -> Any:
     """The class of state that a node is, or that a dict was made of in any version; None for any other node."""
     for kind, signs in kinds.items():
         if isinstance(node, kind) or (
@@ -151,7 +151,7 @@ def _as_state(kind: Any, node: Any, at: Path) -> Any:
 
 def _plain(value: Any, at: Path) -> Any:
     """A field of a state: a clip, a history or a record; one array; or ()."""
-    if (kind := _kind_of(value, _STATES | _PARTS)) is not None:
+    if (kind := kind_of(value, _STATES | _PARTS)) is not None:
         return _as_state(kind, value, at)
     leaves = jax.tree.leaves(value)
     return leaves[0] if len(leaves) == 1 else ()

@@ -26,7 +26,7 @@ def report(opt_state: Any) -> str:
 
     Args:
       opt_state: any optimizer state, however nested, or a raw checkpoint of one, as in `metrics`:
-        without the code that trained it, `wc.report(ocp.StandardCheckpointer().restore(path))`.
+        on any machine, without the code that trained, `wc.report(wc.read_state(path))`.
 
     Returns:
       Lines of text. A state with several clips or guards has a section for each. The usual norm of
