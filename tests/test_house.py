@@ -176,6 +176,20 @@ def test_no_module_imports_itself_through_others():
     tuple(graphlib.TopologicalSorter(inside).static_order())
 
 
+def test_every_check_raises_what_gets_the_name_of_the_public_function():
+    named = {f"{each}Error" for each in ("Type", "Value")}
+    assert [
+        f"{module}, line {node.lineno}: raise Argument{node.exc.func.id}"
+        for module, source in MODULES.items()
+        if room(module) not in {"_values", "__main__"}
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Raise)
+        and isinstance(node.exc, ast.Call)
+        and isinstance(node.exc.func, ast.Name)
+        and node.exc.func.id in named
+    ] == []
+
+
 def test_every_docstring_opens_with_one_sentence_on_a_line_of_its_own():
     wrong = []
     for module, source in MODULES.items():

@@ -1,6 +1,5 @@
 """Labels of leaves: from a tree, a prefix, a function, a path; and what is refused."""
 
-import re
 from typing import Any
 
 import jax
@@ -96,81 +95,6 @@ def test_optax_partition_takes_label_by_path():
         "dense": 0,
         "moe/up": pytest.approx(2**0.5, rel=1e-6),
     }
-
-
-# What is refused: one sentence, with what was given.
-
-
-@pytest.mark.parametrize(
-    ("groups", "error", "message"),
-    [
-        (
-            {"moe": 1, "dense": "rest", "step": "rest"},
-            TypeError,
-            r"groups must have labels that are str; got 1 \(int\)",
-        ),
-        (
-            lambda params: params["dense"],
-            TypeError,
-            r"groups must have labels that are str; got .*Array",
-        ),
-        (
-            {"moe": "experts"},
-            ValueError,
-            r"groups must be a pytree prefix of the parameters .* \{'moe': 'experts'\}",
-        ),
-        (
-            {"moe": "experts", "dense": ["rest"], "step": "rest"},
-            ValueError,
-            r"groups must be a pytree prefix",
-        ),
-        (None, ValueError, r"groups must be a pytree prefix"),
-    ],
-)
-def test_groups_that_do_not_label_the_leaves_are_named(groups, error, message):
-    with pytest.raises(error, match=message):
-        labels_of(groups, TREE)
-    if groups is not None:
-        for optimizer in (
-            wc.clip_by_group_norm(1.0, groups),
-            wc.pipeline(optax.sgd, 0.1, groups=groups),
-        ):
-            with pytest.raises(error, match=rf"^(clip_by_group_norm|pipeline): {message}"):
-                optimizer.init(TREE)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "error", "message"),
-    [
-        (
-            ("moe/.*",),
-            TypeError,
-            "patterns must be a mapping from labels to regular expressions, or None; got 'moe/.*' "
-            "(str)",
-        ),
-        (
-            ({"experts": 3},),
-            TypeError,
-            "patterns must be regular expressions by label, both str; got 'experts': 3",
-        ),
-        (
-            ({3: "moe"},),
-            TypeError,
-            "patterns must be regular expressions by label, both str; got 3: 'moe'",
-        ),
-        (({"experts": "moe/("},), ValueError, "'moe/(', for 'experts', is no regular expression"),
-    ],
-)
-def test_patterns_that_are_none_are_named(arguments, error, message):
-    with pytest.raises(error, match="label_by_path: " + re.escape(message)):
-        wc.label_by_path(*arguments)
-
-
-def test_a_default_that_is_no_label_is_named():
-    with pytest.raises(
-        TypeError, match=r"label_by_path: default must be a label, a str; got None \(NoneType\)"
-    ):
-        wc.label_by_path(None, default=None)  # pyright: ignore[reportArgumentType]
 
 
 def test_a_message_about_a_large_tree_of_labels_is_short():

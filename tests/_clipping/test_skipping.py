@@ -229,16 +229,6 @@ def test_the_accumulator_of_multi_steps_is_protected_only_from_outside():
     np.testing.assert_array_equal(inside["w"], PARAMS["w"])
 
 
-@pytest.mark.parametrize("not_a_transformation", [optax.adam, 0.1, None, "adam"])
-def test_what_is_no_transformation_is_refused(not_a_transformation):
-    with pytest.raises(
-        TypeError, match=r"inner must be an optax.GradientTransformation; got .*Build it first"
-    ):
-        wc.skip_nonfinite(not_a_transformation)
-    with pytest.raises(TypeError, match=r"optimizer must be an optax.GradientTransformation; got"):
-        wc.apply_gradients(not_a_transformation, PARAMS, (), grads=GOOD)
-
-
 @pytest.mark.parametrize("jit", [jax.jit, lambda function: function], ids=["jit", "eager"])
 def test_a_state_that_changes_its_structure_is_refused(jit):
     growing = optax.GradientTransformation(

@@ -118,24 +118,6 @@ def test_a_traced_bound_below_zero_is_told_as_the_zero_that_it_acts_as():
     assert (float(state.norm_bound), float(state.clip_coef)) == (0.0, 0.0)
 
 
-@pytest.mark.parametrize(
-    ("state", "shown"),
-    [
-        (None, "None"),
-        ((), "a tuple of nothing"),
-        ({"count": 1}, "a dict of int"),
-        ([optax.EmptyState(), None], "a list of EmptyState, NoneType"),
-        (0.5, "a value of type float"),
-    ],
-)
-def test_a_state_that_is_not_its_own_is_named_in_the_error(state, shown):
-    with pytest.raises(
-        TypeError,
-        match=rf"that init or the last update returned; got {shown}\. For the state of another",
-    ):
-        clipping(1.0).update([jnp.ones(1)], state)
-
-
 def test_measuring_counts_bad_updates_and_clips_none():
     states = run(None, [3.0, math.nan, math.inf])
     assert [int(state.clipped_count) for state in states] == [0, 0, 0]

@@ -160,90 +160,6 @@ def test_the_pipeline_chains_masks_and_nests():
         np.testing.assert_allclose(wc.metrics(state)["grad_norm"], norm, rtol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "error", "message"),
-    [
-        (
-            {"optimizer": optax.adamw(1e-3)},
-            TypeError,
-            "pipeline: optimizer must be a function from a learning rate",
-        ),
-        (
-            {"optimizer": SCHEDULE},
-            TypeError,
-            "pipeline: optimizer must be a function .* got warmup_polynomial_decay",
-        ),
-        (
-            {"optimizer": "adamw"},
-            TypeError,
-            "pipeline: optimizer must be a function .* got 'adamw'",
-        ),
-        (
-            {"optimizer": lambda rate: rate},
-            TypeError,
-            "pipeline: what optimizer returns must be an optax.GradientTransformation; got 0.1",
-        ),
-        (
-            {"schedule": "0.1"},
-            TypeError,
-            "pipeline: schedule must be a schedule or a finite number; got '0.1'",
-        ),
-        (
-            {"schedule": None},
-            TypeError,
-            "pipeline: schedule must be a schedule or a finite number; got None",
-        ),
-        (
-            {"schedule": True},
-            TypeError,
-            "pipeline: schedule must be a schedule or a finite number; got True",
-        ),
-        (
-            {"schedule": np.nan},
-            ValueError,
-            "pipeline: schedule must be a schedule or a finite number; got nan",
-        ),
-        (
-            {"max_norm": -1.0},
-            ValueError,
-            "pipeline: max_norm must be a non-negative number, a schedule, running_bound.* or "
-            "None; got -1.0",
-        ),
-        (
-            {"max_norm": "1"},
-            TypeError,
-            "pipeline: max_norm must be a non-negative number, a schedule, running_bound.* or "
-            "None; got '1'",
-        ),
-        (
-            {"groups": wc.label_by_path(), "max_norm": None},
-            ValueError,
-            "pipeline: groups need a max_norm, .* got groups with max_norm=None",
-        ),
-        (
-            {"nonfinite": "ignore"},
-            ValueError,
-            "nonfinite must be one of 'skip', 'propagate', 'zero'; got 'ignore'",
-        ),
-        (
-            {"nonfinite": None},
-            TypeError,
-            "nonfinite must be one of 'skip', 'propagate', 'zero'; got None",
-        ),
-        (
-            {"axis_name": 3},
-            TypeError,
-            "axis_name must be a name, a tuple of names, or a pytree prefix .* got 3",
-        ),
-        ({"axis_name": ("data", 0)}, TypeError, r"axis_name must be .* got \('data', 0\)"),
-    ],
-)
-def test_a_bad_argument_is_named_with_its_rule_and_value(arguments, error, message):
-    call = {"optimizer": optax.adamw, "schedule": 0.1} | arguments
-    with pytest.raises(error, match=message):
-        wc.pipeline(call.pop("optimizer"), call.pop("schedule"), **call)
-
-
 def test_no_field_of_ours_shadows_one_that_optax_is_searched_for():
     _, state = run(
         wc.pipeline(optax.inject_hyperparams(optax.sgd, hyperparam_dtype=jnp.float32), 0.25),
@@ -321,39 +237,6 @@ def test_the_rate_of_two_parts_is_known_where_it_is_one(parts: str, combine: str
         state = optax.tree.set(state, learning_rate=jnp.float32(changed))
     _, state = pipeline.update(gradients(1), state, PARAMS)
     np.testing.assert_equal(float(wc.metrics(state)["learning_rate"]), expected)
-
-
-@pytest.mark.parametrize(
-    ("factory", "message"),
-    [
-        (optax.adam, r"<function adam at .*> returned a \w+, not a number\. Pass a schedule\."),
-        (
-            optax.constant_schedule,
-            "returned another function, not a number. Call it with its arguments first",
-        ),
-        (
-            optax.cosine_decay_schedule,
-            r"got the function cosine_decay_schedule itself\. Call it with its arguments: cosine",
-        ),
-        (wc.product, r"got the function product itself\. Call it with its arguments: product"),
-        (optax.adam(0.1), "must be a schedule|must be a non-negative number, a schedule"),
-    ],
-)
-def test_a_factory_or_an_optimizer_in_the_place_of_a_schedule_is_told_so(
-    factory: Any, message: str
-):
-    uses: dict[str, Any] = {
-        "schedule": lambda: wc.pipeline(optax.sgd, factory),
-        "max_norm": lambda: wc.pipeline(optax.sgd, 0.1, max_norm=factory),
-        "skip_above": lambda: wc.pipeline(optax.sgd, 0.1, skip_above=factory),
-        "shift": lambda: optax.sgd(wc.shift(factory, by=1)),
-        "product": lambda: optax.sgd(wc.product(0.5, factory)),
-    }
-    for build in uses.values():
-        with pytest.raises(TypeError, match=message):
-            run(build(), [gradients(0)])
-    with pytest.raises(TypeError, match=f"^plot: .*{message}"):
-        wc.plot(factory)
 
 
 def test_a_function_whose_signature_hides_what_it_takes_is_a_schedule():

@@ -16,11 +16,8 @@ import pytest
 
 import warmclip_jax as wc
 
-LATER = {"apply_gradients", "clip_by_global_norm", "clip_by_group_norm", "clip_tree", "label_by_path", "pipeline", "skip_nonfinite"}  # fmt: skip
 FUNCTIONS: dict[str, Callable[..., Any]] = {
-    name: getattr(wc, name)
-    for name in wc.__all__
-    if inspect.isfunction(getattr(wc, name)) and name not in LATER
+    name: getattr(wc, name) for name in wc.__all__ if inspect.isfunction(getattr(wc, name))
 }
 PARAMETERS = {name: inspect.signature(function).parameters for name, function in FUNCTIONS.items()}
 #: Those that refuse names that they do not have.
@@ -34,6 +31,9 @@ decay = wc.linear_warmup(peak_value=1.0, warmup_steps=4)
 params = {"w": jnp.ones(3), "b": jnp.ones(2)}
 adam = optax.adam(0.1)
 clip = wc.clip_by_global_norm(1.0)
+by_group = wc.clip_by_group_norm(1.0, {"w": "x", "b": "y"})
+guard = wc.skip_nonfinite(adam)
+pipe = wc.pipeline(optax.adam, decay)
 #: What the calls below are written with, beside the public functions, `jax`, `np` and `optax`.
 WORDS = {
     "decay": decay,
@@ -43,14 +43,28 @@ WORDS = {
     "adam": adam,
     "adam_state": adam.init(params),
     "clip": clip,
+    "by_group": by_group,
+    "guard": guard,
+    "pipe": pipe,
     "clip_state": clip.init(params),
+    "guard_state": guard.init(params),
+    "pipe_state": pipe.init(params),
     "vector": lambda count: jnp.ones(2),
     "nothing": lambda count: None,
     "abstract": jax.eval_shape(clip.init, params),
+    "numbered": lambda params: jax.tree.map(lambda leaf: 1, params),
     "stacked": jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), clip.init(params)),
 }
 #: What begins a message where it is not the function that is called first.
-NAMES = {"decay": "Schedule", "shifted": "Schedule", "times": "product"}
+NAMES = {
+    "decay": "Schedule",
+    "shifted": "Schedule",
+    "times": "product",
+    "clip": "clip_by_global_norm",
+    "by_group": "clip_by_group_norm",
+    "guard": "skip_nonfinite",
+    "pipe": "pipeline",
+}
 
 #: Wrong calls, each with parts of its message: what is wrong, what came, what to do.
 CALLS = {
@@ -180,6 +194,94 @@ CALLS = {
     "global_norm(params, axis_name='x')": "axis_name must name axes in scope; got 'x' | leave axis_name out",
     "leaf_norms(params, axis_name=3)": "axis_name must be a name | got 3",
     "leaf_norms(params, axis_name={'w': jax.P()})": "axis_name must be | does not match the gradients",
+    # Clipping.
+    "clip_tree(params, -1)": "max_norm must be a non-negative number, a schedule, running_bound(...) or None; got -1. None or inf is no bound.",
+    "clip_tree(params, np.nan)": "max_norm must be a non-negative | got nan",
+    "clip_tree(params, 10**400)": "max_norm must be a non-negative | got 1000",
+    "clip_tree(params, np.ones(2))": "a scalar; got array([1., 1.]). | use jax.vmap",
+    "clip_tree(params, decay)": "max_norm must be a number or None, since there is no step | got linear_warmup( | Call a schedule with the step first",
+    "clip_tree(params, running_bound())": "max_norm must be a number or None | needs clip_by_global_norm.",
+    "clip_tree(params, 1.0, axis_name=3)": "axis_name must be a name | got 3",
+    "clip_tree(params)": "missing a required argument: 'max_norm'. It is called as clip_tree(tree, max_norm, *,",
+    "clip_by_global_norm(True)": "max_norm must be | got True (bool)",
+    "clip_by_global_norm('1e-4')": "max_norm must be | got '1e-4' (str). Pass a number, not text",
+    "clip_by_global_norm([1.0])": "max_norm must be | got [1.0] (list)",
+    "clip_by_global_norm(float)": "max_norm must be | got <class 'float'>",
+    "clip_by_global_norm({'w': 1.0})": "max_norm must be one rule where there are no groups; got {'w': 1.0} (dict). Pass groups too.",
+    "clip_by_global_norm(1.0, axis_name=('data', 0))": "axis_name must be | got ('data', 0)",
+    "clip_by_global_norm(1.0, nonfinite='skip')": "nonfinite must be one of 'propagate', 'zero'; got 'skip'. Check the spelling.",
+    "clip_by_global_norm(1.0, nonfinite=None)": "nonfinite must be one of | (NoneType)",
+    "clip_by_global_norm(1.0, 'data')": "too many positional arguments. It is called as clip_by_global_norm(max_norm, *,",
+    "clip_by_global_norm(vector).update(params, clip_state)": "max_norm must return one number for a count; got Array([1., 1.]",
+    "clip_by_global_norm(nothing).update(params, clip_state)": "max_norm must return one number for a count; got None",
+    "clip_by_global_norm(label_by_path()).update(params, clip_state)": "max_norm must return one number for a count; got ''",
+    "clip_by_global_norm(running_bound()).update(params, clip_state)": "state must be that of an optimizer with the options of this one; got a ClipState without a running bound.",
+    "clip.update(params, None)": "state must be the ClipState that init or the last update returned; got None. | call adopt_state(",
+    "clip.update(params, 0.5)": "got 0.5.",
+    "clip.update(params, ())": "got a tuple of nothing.",
+    "clip.update(params, {'count': 1})": "got a dict of 'count'.",
+    "clip.update(params, adam_state)": "got a tuple of ScaleByAdamState, EmptyState. For the state of another optimizer",
+    "clip.update(params, pipe_state)": "got a PipelineState.",
+    "clip.update(clip_state, params)": "updates and state are swapped: got the ClipState first. Call update(updates, state, params).",
+    "clip.update(params)": "missing a required argument: 'state'. It is called as update(updates, state,",
+    "clip_by_group_norm({'w': 'x', 'b': 'y'}, 1.0)": "groups must be labels, each a str, or a function of the parameters that returns them; got 1.0 (float). Bounds go into max_norm.",
+    "clip_by_group_norm(label_by_path(), decay)": "groups must be labels | Bounds go into max_norm.",
+    "clip_by_group_norm(label_by_path(), {'w': 1.0})": "groups must be labels | Bounds go into max_norm.",
+    "clip_by_group_norm({'w': '1'}, 'w')": "max_norm['w'] must be a non-negative number | got '1'",
+    "clip_by_group_norm(1.0, None)": "groups must be labels or a function of the parameters; got None. Without groups use clip_by_global_norm.",
+    "clip_by_group_norm(1.0, {'w': 3, 'b': 'x'})": "groups must be labels | got 3 (int)",
+    "clip_by_group_norm(1.0, numbered).init(params)": "groups must be labels | got 1 (int)",
+    "clip_by_group_norm(1.0, {'w': 'x'}).init(params)": "groups must be a pytree prefix of the parameters with a label for each leaf; got {'w': 'x'}, which does not match",
+    "clip_by_group_norm({'x': 1.0}, {'w': 'x', 'b': 'y'}).init(params)": "max_norm must have a rule for each group; there is none for 'y'. There are rules for ['x'] and groups ['x', 'y']. None as a rule",
+    "clip_by_group_norm(1.0, {'w': 'x', 'b': 'z'}).update(params, by_group.init(params))": "groups must give the labels that init saw, ['x', 'y']; got 'z'. For other groups call init again",
+    "clip_by_group_norm(1.0, 'w', record_leaves=1)": "record_leaves must be one of False, True; got 1",
+    "by_group.update(params, clip_state)": "state must be that of | got a ClipState without groups. | adopt_state(",
+    "label_by_path('moe/.*')": "patterns must be a mapping from labels to regular expressions, or None; got 'moe/.*' (str). Write {",
+    "label_by_path({'x': 3})": "patterns must be regular expressions by label, both str; got 'x': 3.",
+    "label_by_path({'x': 'moe/('})": "'moe/(', for 'x', is no regular expression: missing )",
+    "label_by_path(default=None)": "default must be a label, a str; got None (NoneType)",
+    # Skipping.
+    "skip_nonfinite(optax.adam)": "inner must be an optax.GradientTransformation; got a function. Build it first: optax.adamw(1e-3), not",
+    "skip_nonfinite(0.1)": "inner must be an optax.GradientTransformation; got 0.1.",
+    "skip_nonfinite(adam, 10.0)": "too many positional arguments. It is called as skip_nonfinite(inner, *, above=None,",
+    "skip_nonfinite(adam, above=-1)": "above must be a non-negative number | got -1",
+    "skip_nonfinite(adam, above=running_bound)": "above must be | running_bound(...).",
+    "skip_nonfinite(adam, value_above=np.nan)": "value_above must be a finite number | got nan",
+    "skip_nonfinite(adam, record=1.5)": "record must be a whole number, 0 or more; got 1.5. It is how many calls",
+    "skip_nonfinite(adam, record_leaves='yes')": "record_leaves must be one of",
+    "skip_nonfinite(adam, axis_name=3)": "axis_name must be a name | got 3",
+    "skip_nonfinite(adam, above=nothing).update(params, guard_state)": "above must return one number for a count; got None",
+    "skip_nonfinite(adam, record=3).update(params, guard_state)": "got a SkipState without record.",
+    "guard.update(params, adam_state)": "state must be the SkipState that init | got a tuple of ScaleByAdamState",
+    "guard.update(params, guard_state, params, loss=1.0)": "there is no argument 'loss'; here it is 'value'.",
+    "guard.update(params, guard_state, params, value='1')": "value must be the loss, a real scalar | got '1' (str)",
+    "guard.update(params, guard_state, params, value=np.ones(2))": "value must be the loss | Its shape is (2,). Average it first",
+    # The pipeline.
+    "pipeline(adam, decay)": "optimizer must be a function from a learning rate to a GradientTransformation; got one that is built already | Pass optax.adamw",
+    "pipeline(decay, optax.adam)": "optimizer must be a function | got linear_warmup( | the schedule comes second.",
+    "pipeline('adamw', decay)": "optimizer must be a function | got 'adamw' (str)",
+    "pipeline(lambda rate: rate, 0.1)": "what optimizer returns must be an optax.GradientTransformation; got 0.1. Build it first",
+    "pipeline(optax.adam, '1e-4')": "schedule must be a schedule or a finite number; got '1e-4' (str). Pass a number, not text",
+    "pipeline(optax.adam, 'constant(value=3)')": "schedule must be | warmclip_jax.parse(text)",
+    "pipeline(optax.adam, None)": "schedule must be a schedule or a finite number; got None",
+    "pipeline(optax.adam, np.nan)": "schedule must be a schedule or a finite number; got nan",
+    "pipeline(optax.adam, running_bound())": "schedule must be a schedule | got running_bound(",
+    "pipeline(optax.adam)": "missing a required argument: 'schedule'. It is called as pipeline(optimizer, schedule, *,",
+    "pipeline(optax.adam, learning_rate=1e-3)": "there is no argument 'learning_rate'. It is called as pipeline(optimizer, schedule,",
+    "pipeline(optax.adam, decay, skip_above=1.0, nonfinite='zero')": "skip_above needs nonfinite='skip'; got skip_above=1.0 with nonfinite='zero'.",
+    "pipeline(optax.adam, decay, groups='w', max_norm=None)": "groups need a max_norm, one rule for all or a dict | got groups with max_norm=None. To measure groups only",
+    "pipeline(optax.adam, decay, nonfinite='ignore')": "nonfinite must be one of 'skip', 'propagate', 'zero'; got 'ignore'.",
+    "pipeline(optax.adam, decay, axis_name=3)": "axis_name must be a name | got 3",
+    "pipeline(optax.adam, decay, record=True)": "record must be | got True (bool)",
+    "pipeline(optax.adam, decay, skip_value_above='x')": "skip_value_above must be | got 'x'",
+    "pipeline(lambda rate: optax.MultiSteps(adam, 2), decay).init(params)": "optimizer must not hold an optax.MultiSteps | Put it outside: skip_nonfinite(optax.MultiSteps(pipeline(",
+    "pipe.update(params, guard_state)": "state must be the PipelineState that init | got a SkipState.",
+    "pipe.update(params, pipe_state, params, loss=1.0)": "there is no argument 'loss'; here it is 'value'.",
+    "apply_gradients(optax.adam, params, adam_state, grads=params)": "optimizer must be an optax.GradientTransformation; got a function.",
+    "apply_gradients(adam, adam_state, params, grads=params)": "params must be parameters; got an optimizer's state. The order is (optimizer, params, opt_state).",
+    "apply_gradients(pipe, pipe_state, params, grads=params)": "params must be parameters; got an optimizer's state.",
+    "apply_gradients(adam, params, adam_state, params)": "too many positional arguments. It is called as apply_gradients(optimizer, params, opt_state, *, grads, **extra).",
+    "apply_gradients(adam, params, adam_state, value=1)": "missing a required argument: 'grads'",
     # Telling.
     "metrics(3)": "opt_state must hold a state of clip_by_global_norm, skip_nonfinite or pipeline; got 3 without one. Pass the state that init or update returned",
     "metrics(adam_state)": "got a tuple of ScaleByAdamState, EmptyState without one",
@@ -221,6 +323,31 @@ def test_every_public_function_is_among_the_wrong_calls():
     assert {
         name for name in FUNCTIONS if not any(call.startswith(f"{name}(") for call in CALLS)
     } == set()
+
+
+#: Where a schedule is expected.
+SLOTS: dict[str, Callable[[Any], Any]] = {
+    "shift": lambda schedule: wc.shift(schedule, by=1)(3),
+    "product": lambda schedule: wc.product(0.5, schedule)(3),
+    "plot": wc.plot,
+    "clip_by_global_norm": lambda bound: wc.clip_by_global_norm(bound).update(params, wc.clip_by_global_norm(1.0).init(params)),
+    "skip_nonfinite": lambda bound: wc.skip_nonfinite(adam, above=bound).update(params, guard.init(params)),
+    "pipeline": lambda schedule: wc.pipeline(optax.sgd, schedule).update(params, wc.pipeline(optax.sgd, decay).init(params)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("slot", SLOTS)
+def test_what_makes_a_schedule_is_refused_in_the_place_of_one(slot: str):
+    for made_by in (wc.cosine_decay, wc.product, wc.label_by_path, optax.cosine_decay_schedule):
+        with pytest.raises(
+            TypeError, match=f"^{slot}: .*Call it with its arguments: {made_by.__name__}"
+        ):
+            SLOTS[slot](made_by)
+    for made_by in (optax.adam, optax.constant_schedule):
+        with pytest.raises(
+            TypeError, match=r"must return one number for a count; got .* with its arguments"
+        ):
+            SLOTS[slot](made_by)
 
 
 # Names that a function does not have.
@@ -322,6 +449,19 @@ def test_an_error_of_the_users_own_code_passes_as_it_is(error: Exception):
         lambda: jax.jit(wc.shift(fails, by=1))(3),
         lambda: wc.constant(value=Fails()),  # pyright: ignore[reportArgumentType]
         lambda: wc.plot(fails),
+        lambda: wc.clip_by_global_norm(fails).update(params, clip.init(params)),
+        lambda: wc.clip_by_group_norm(1.0, fails).init(params),
+        lambda: wc.pipeline(fails, 0.1),
+        lambda: wc.pipeline(optax.sgd, fails).update(
+            params, wc.pipeline(optax.sgd, decay).init(params)
+        ),
+        lambda: wc.skip_nonfinite(optax.GradientTransformation(fails, fails)).init(params),
+        lambda: jax.jit(
+            wc.skip_nonfinite(optax.GradientTransformation(lambda _: (), fails)).update
+        )(params, guard.init(params)._replace(inner_state=())),
+        lambda: wc.apply_gradients(
+            optax.GradientTransformation(fails, fails), params, (), grads=params
+        ),
     ]
     for call in calls:
         with pytest.raises(type(error)) as caught:
@@ -333,7 +473,13 @@ def test_a_message_is_named_once_by_the_function_that_wrote_it():
     def inner(count: Any) -> Any:
         return wc.constant(value="x")(count)  # pyright: ignore[reportArgumentType]
 
-    for call in (lambda: wc.shift(inner, by=1)(3), lambda: wc.plot(inner)):
+    calls = [
+        lambda: wc.shift(inner, by=1)(3),
+        lambda: wc.plot(inner),
+        lambda: wc.pipeline(inner, 0.1),
+        lambda: wc.clip_by_global_norm(inner).update(params, clip.init(params)),
+    ]
+    for call in calls:
         with pytest.raises(TypeError, match=r"^constant: value must be"):
             call()
     with pytest.raises(ValueError, match=r"^constant: there is no argument 'qqq'"):

@@ -5,9 +5,10 @@ from typing import Any
 import jax
 import optax
 
-from warmclip_jax._values import broken_rule
+from warmclip_jax._values import ArgumentTypeError, described, named
 
 
+@named
 def apply_gradients(
     optimizer: optax.GradientTransformation | optax.MultiSteps,
     params: optax.Params,
@@ -45,9 +46,8 @@ def apply_gradients(
     >>> params.tolist()
     [0.5, 0.5]
     """
-    updates, opt_state = as_transformation("apply_gradients: optimizer", optimizer).update(
-        grads, opt_state, params, **extra
-    )
+    transformation = as_transformation("optimizer", optimizer)
+    updates, opt_state = transformation.update(grads, opt_state, check_params(params), **extra)
 
     def applied(param: Any, update: Any) -> Any:
         return param if update is None else optax.apply_updates(param, update)
@@ -55,11 +55,29 @@ def apply_gradients(
     return jax.tree.map(applied, params, updates, is_leaf=lambda leaf: leaf is None), opt_state
 
 
+def check_params(params: Any) -> Any:
+    """`params`, when no state of an optimizer is among them. Raises TypeError."""
+    if any(map(_is_state, jax.tree.leaves(params, is_leaf=_is_state))):
+        raise ArgumentTypeError(
+            "params must be parameters; got an optimizer's state. The order is (optimizer, params, "
+            "opt_state)."
+        )
+    return params
+
+
+def _is_state(node: Any) -> bool:
+    package, name = type(node).__module__.split(".")[0], type(node).__name__
+    # `optax.LookaheadParams` are parameters.
+    return package in ("optax", "warmclip_jax") and name.endswith("State")
+
+
 def as_transformation(name: str, candidate: Any) -> optax.GradientTransformationExtraArgs:
-    """`candidate` as a transformation that takes extra arguments. Raises TypeError where it is none."""
+    """`candidate` as a transformation that takes extra arguments; raises where it is none."""
     if isinstance(candidate, optax.MultiSteps):
         candidate = candidate.gradient_transformation()
     if not isinstance(candidate, optax.GradientTransformation):
-        remedy = "Build it first: optax.adamw(1e-3), not optax.adamw."
-        raise broken_rule(name, "an optax.GradientTransformation", candidate, remedy, TypeError)
+        raise ArgumentTypeError(
+            f"{name} must be an optax.GradientTransformation; got {described(candidate)}. Build it "
+            "first: optax.adamw(1e-3), not optax.adamw."
+        )
     return optax.with_extra_args_support(candidate)

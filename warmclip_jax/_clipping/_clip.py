@@ -11,7 +11,7 @@ import optax
 from warmclip_jax._clipping._bounds import check_bound
 from warmclip_jax._clipping._coding import coded, unknown
 from warmclip_jax._clipping._coefficient import Coefficient, coefficient
-from warmclip_jax._clipping._groups import Groups, as_keys, from_keys, labels_of
+from warmclip_jax._clipping._groups import Groups, as_keys, check_labels, from_keys, labels_of
 from warmclip_jax._clipping._history import History, log_of
 from warmclip_jax._clipping._leaf_record import LeafRecord, init_leaf_record, with_leaves
 from warmclip_jax._clipping._limit import Limit
@@ -22,9 +22,8 @@ from warmclip_jax._norms import (
     accumulation_dtype,
     check_axis_name,
     is_gradient,
-    shortened,
 )
-from warmclip_jax._values import Choice, naming
+from warmclip_jax._values import ArgumentValueError, Choice, broken_rule, shortened
 
 
 class ClipState(NamedTuple):
@@ -51,30 +50,25 @@ class Clip:
 
     def __init__(
         self,
-        function: str,
         max_norm: Any,
         groups: Groups,
         *,
         axis_name: AxisName,
         record_leaves: bool,
     ) -> None:
-        name = f"{function}: max_norm"
+        self._groups = check_labels(groups)
         if not isinstance(max_norm, Mapping):
-            self._bounds: Any = check_bound(name, max_norm)
+            self._bounds: Any = check_bound("max_norm", max_norm)
         elif groups is not None:
             self._bounds = {
-                label: check_bound(f"{name}[{label!r}]", bound) for label, bound in max_norm.items()
+                label: check_bound(f"max_norm[{label!r}]", bound)
+                for label, bound in max_norm.items()
             }
         else:
-            raise TypeError(
-                f"{name} may be a dict of rules only with groups; got {shortened(dict(max_norm))}. "
-                "Pass groups, or one rule."
-            )
-        self._function, self._groups = function, groups
+            rule = "one rule where there are no groups"
+            raise broken_rule("max_norm", rule, dict(max_norm), "Pass groups too.", TypeError)
         self._axis_name = check_axis_name(axis_name)
-        self._record_leaves = Choice((False, True)).check(
-            f"{function}: record_leaves", record_leaves
-        )
+        self._record_leaves = Choice((False, True)).check("record_leaves", record_leaves)
 
     def init(self, params: optax.Params) -> ClipState:
         """The state before the first call: no norm measured, nothing clipped."""
@@ -110,14 +104,14 @@ class Clip:
     def _labels(self, tree: Any, params: Any) -> list[str]:
         if self._groups is None:
             return []
-        return naming(self._function)(labels_of)(self._groups, tree, params)
+        return labels_of(self._groups, tree, params)
 
     def _members(self, labels: list[str], labels_at_init: list[str]) -> Members:
         group_of = {label: group for group, label in enumerate(labels_at_init)}
         for label in labels:
             if label not in group_of:
-                raise ValueError(
-                    f"{self._function}: groups must give the labels that init saw, "
+                raise ArgumentValueError(
+                    "groups must give the labels that init saw, "
                     f"{shortened(labels_at_init)}; got {label!r}. For other groups call init "
                     "again, or adopt_state."
                 )
@@ -128,8 +122,8 @@ class Clip:
             return Limit([self._bounds] * len(labels) if labels else self._bounds)
         for label in labels:
             if label not in self._bounds:
-                raise ValueError(
-                    f"{self._function}: max_norm must have a rule for each group; there is none "
+                raise ArgumentValueError(
+                    "max_norm must have a rule for each group; there is none "
                     f"for {label!r}. There are rules for {shortened(sorted(self._bounds))} and "
                     f"groups {shortened(labels)}. None as a rule measures only."
                 )

@@ -6,8 +6,8 @@ from typing import Any
 
 import jax
 
-from warmclip_jax._norms import from_prefix, joined, paths, shortened, stops_a_path
-from warmclip_jax._values import ArgumentTypeError, ArgumentValueError, broken_rule
+from warmclip_jax._norms import from_prefix, joined, paths, stops_a_path
+from warmclip_jax._values import ArgumentTypeError, ArgumentValueError, Value, broken_rule, named
 
 #: Labels as a pytree prefix of the parameters with `str` leaves, or a function of the parameters
 #: that returns one.
@@ -40,6 +40,7 @@ class LabelByPath:
         )
 
 
+@named
 def label_by_path(
     patterns: Mapping[str, str] | None = None, *, default: str = "rest"
 ) -> Callable[[Any], Any]:
@@ -68,12 +69,12 @@ def label_by_path(
     """
     if not isinstance(default, str):
         remedy = "Leaves that no pattern matches get it."
-        raise broken_rule("label_by_path: default", "a label, a str", default, remedy, TypeError)
+        raise broken_rule("default", "a label, a str", default, remedy, TypeError)
     if patterns is None:
         return LabelByPath(None, default)
     if not isinstance(patterns, Mapping):
         rule = "a mapping from labels to regular expressions, or None"
-        raise broken_rule("label_by_path: patterns", rule, patterns, _EXAMPLE, TypeError)
+        raise broken_rule("patterns", rule, patterns, _EXAMPLE, TypeError)
     return LabelByPath(
         {label: _compiled(label, pattern) for label, pattern in patterns.items()}, default
     )
@@ -82,37 +83,44 @@ def label_by_path(
 def _compiled(label: Any, pattern: Any) -> re.Pattern[str]:
     if not (isinstance(label, str) and isinstance(pattern, str)):
         raise ArgumentTypeError(
-            "label_by_path: patterns must be regular expressions by label, both str; got "
+            "patterns must be regular expressions by label, both str; got "
             f"{label!r}: {pattern!r}. {_EXAMPLE}"
         )
     try:
         return re.compile(pattern)
     except re.error as error:
         raise ArgumentValueError(
-            f"label_by_path: {pattern!r}, for {label!r}, is no regular expression: {error}."
+            f"{pattern!r}, for {label!r}, is no regular expression: {error}."
         ) from error
 
 
 def labels_of(groups: Groups, tree: Any, params: Any = None) -> list[str]:
-    """The label of each gradient of `tree`, in leaf order. A function of parameters is given `params`, else `tree`.
+    """The label of each gradient of `tree`, in leaf order.
 
-    Raises TypeError, ValueError for labels that are no strings or do not match the tree.
+    A function of parameters is given `params`, else `tree`. Raises TypeError, ValueError for labels
+    that are no strings or do not match the tree.
     """
     if isinstance(groups, LabelByPath):
         # By path, and not by way of a tree of labels: a node of the user's may not take strings for
         # arrays.
         return [groups.label(path) for path in paths(tree)]
-    given = groups(tree if params is None else params) if callable(groups) else groups
-    for label in jax.tree.leaves(given):
-        if not isinstance(label, str):
-            kind = type(label).__name__
-            raise ArgumentTypeError(
-                f"groups must have labels that are str; got {shortened(label)} ({kind}) among "
-                f"{shortened(given)}."
-            )
+    given = groups
+    if callable(groups):
+        given = check_labels(groups(tree if params is None else params))
     return from_prefix(
         given, tree, "groups must be a pytree prefix of the parameters with a label for each leaf"
     )
+
+
+def check_labels(groups: Groups) -> Groups:
+    """`groups`, when it is a function, or its leaves are labels. Raises TypeError."""
+    # The leaves of a schedule or a running bound, in the place of `max_norm`, are numbers.
+    if isinstance(groups, Value) or not callable(groups):
+        for label in jax.tree.leaves(groups):
+            if not isinstance(label, str):
+                rule = "labels, each a str, or a function of the parameters that returns them"
+                raise broken_rule("groups", rule, label, "Bounds go into max_norm.", TypeError)
+    return groups
 
 
 def as_keys(labels: Iterable[str]) -> dict[str, tuple[()]]:

@@ -25,7 +25,7 @@ class Guard:
         self.norms = Limit(check_bound(f"{prefix}above", above))
         self.losses = Limit(check_loss_bound(f"{prefix}value_above", value_above), OF_LOSSES)
         self.skips = skips
-        self._length = int(LENGTH.check(f"{prefix.split(':')[0]}: record", record))
+        self._length = int(LENGTH.check("record", record))
         #: Whether the fields that may be empty hold arrays.
         self.filled = {
             "skip_history": self.norms.learns,

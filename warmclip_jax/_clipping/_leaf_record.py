@@ -19,6 +19,7 @@ from warmclip_jax._clipping._history import (
 from warmclip_jax._clipping._measuring import Measured
 from warmclip_jax._clipping._states import as_number, counter, like
 from warmclip_jax._norms import paths
+from warmclip_jax._values import ArgumentValueError
 
 #: A leaf whose norm is this many of its own deviations above what is usual for it stands out.
 STANDS_OUT = 6.0
@@ -82,7 +83,7 @@ def with_leaves(
     if not isinstance(record, LeafRecord) or leaves is None:
         return ()
     if leaves.mantissa.shape != record.leaf_norms.shape:
-        raise ValueError(
+        raise ArgumentValueError(
             f"updates must have the gradients that init saw, {record.leaf_norms.shape[-1]} leaves; "
             f"got {leaves.mantissa.shape[-1]}. For other parameters call init again, or "
             "adopt_state."

@@ -16,7 +16,7 @@ import numpy as np
 from jax import lax
 from jax.extend import core
 
-from warmclip_jax._values import is_traced
+from warmclip_jax._values import ArgumentTypeError, is_traced
 
 
 def choose(
@@ -144,7 +144,7 @@ def _olds(result: tuple[Any, ...], before: tuple[Any, ...]) -> list[Any]:
     updates, *after = result
     given, returned = jax.tree.structure(before), jax.tree.structure(tuple(after))
     if given != returned:
-        raise TypeError(
+        raise ArgumentTypeError(
             "the optimizer must return a state of the structure it was given, which a skipped step "
             f"keeps; got {returned} for {given}. Pass the state that its init or update returned, "
             "not one with lists for tuples."

@@ -21,7 +21,7 @@ from warmclip_jax._clipping._ring import Ring
 from warmclip_jax._clipping._selecting import choose
 from warmclip_jax._clipping._states import as_number, counter, increment_if, own
 from warmclip_jax._norms import AxisName, accumulation_dtype, check_axis_name, is_gradient
-from warmclip_jax._values import Choice
+from warmclip_jax._values import Choice, named, naming
 
 
 class SkipState(NamedTuple):
@@ -47,6 +47,7 @@ class SkipState(NamedTuple):
     leaves: LeafRecord | tuple[()] = ()
 
 
+@named
 def skip_nonfinite(
     inner: optax.GradientTransformation | optax.MultiSteps,
     *,
@@ -104,10 +105,11 @@ def skip_nonfinite(
     Source: the skipped step of mixed-precision training, Micikevicius et al. 2018, section 3.2.
     """
     check_axis_name(axis_name)
-    guard = Guard("skip_nonfinite: ", above, value_above, record)
-    Choice((False, True)).check("skip_nonfinite: record_leaves", record_leaves)
-    guarded = as_transformation("skip_nonfinite: inner", inner)
+    guard = Guard("", above, value_above, record)
+    Choice((False, True)).check("record_leaves", record_leaves)
+    guarded = as_transformation("inner", inner)
 
+    @naming("skip_nonfinite")
     def init(params: optax.Params) -> SkipState:
         dtype = accumulation_dtype(params)
         return SkipState(
@@ -119,9 +121,10 @@ def skip_nonfinite(
             inner_state=guarded.init(params),
         )
 
+    @naming("skip_nonfinite")
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, SkipState]:
         with quietly():
-            loss, extra = loss_of("skip_nonfinite", extra)
+            loss, extra = loss_of(extra)
             has_record = record_leaves and any(map(is_gradient, jax.tree.leaves(updates)))
             state = own(SkipState, state, updates, **guard.filled, leaves=has_record)
             norms = measured(updates, axis_name=axis_name, leaves=has_record)

@@ -7,6 +7,17 @@ import jax.numpy as jnp
 import optax
 
 from warmclip_jax._norms import ScaledNorm
+from warmclip_jax._values import ArgumentTypeError, described
+
+#: What fills the fields that may be empty.
+_OPTIONS = {
+    "clip_history": "a running bound",
+    "group_clipped_count": "groups",
+    "leaves": "record_leaves",
+    "loss_history": "a running bound on the loss",
+    "ring": "record",
+    "skip_history": "a running bound of skipping",
+}
 
 State = TypeVar("State", bound=tuple[Any, ...])
 
@@ -26,25 +37,18 @@ def own(kind: type[State], state: Any, updates: Any, **filled: bool) -> State:
         if not wrong:
             return state
         rule = "that of an optimizer with the options of this one"
-        came = f"a {name} {'without' if filled[wrong[0]] else 'with'} {wrong[0]}"
+        came = f"a {name} {'without' if filled[wrong[0]] else 'with'} {_OPTIONS[wrong[0]]}"
     elif isinstance(updates, kind):
-        raise TypeError(
+        raise ArgumentTypeError(
             f"updates and state are swapped: got the {name} first. Call update(updates, state, "
             "params)."
         )
     else:
-        rule, came = f"the {name} that init or the last update returned", _shown(state)
-    raise TypeError(
+        rule, came = f"the {name} that init or the last update returned", described(state)
+    raise ArgumentTypeError(
         f"state must be {rule}; got {came}. For the state of another optimizer, or of one built "
         "with other options, call adopt_state(optimizer, params, opt_state, step=...) once."
     )
-
-
-def _shown(state: Any) -> str:
-    if isinstance(state, (tuple, list, dict)):
-        entries = state.values() if isinstance(state, dict) else state
-        return f"a {type(state).__name__} of {', '.join(type(entry).__name__ for entry in entries) or 'nothing'}"
-    return f"{state!r:.60}" if state is None else f"a value of type {type(state).__name__}"
 
 
 def counter(start: int = 0) -> jax.Array:

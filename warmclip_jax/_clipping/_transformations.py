@@ -14,11 +14,12 @@ from warmclip_jax._clipping._coefficient import coefficient, scale_tree
 from warmclip_jax._clipping._groups import Groups
 from warmclip_jax._clipping._measuring import Measured
 from warmclip_jax._norms import AxisName, ScaledNorm, accumulation_dtype, scaled_norm
-from warmclip_jax._values import Choice, Scalar
+from warmclip_jax._values import Choice, Scalar, broken_rule, named, naming
 
 _NONFINITE = Choice(("propagate", "zero"))
 
 
+@named
 def clip_tree(
     tree: Any, max_norm: Scalar | None, *, norm: Scalar | None = None, axis_name: AxisName = None
 ) -> tuple[Any, jax.Array]:
@@ -50,13 +51,11 @@ def clip_tree(
 
     Source: TensorFlow's `tf.clip_by_global_norm`.
     """
-    bound = check_bound("clip_tree: max_norm", max_norm)
+    bound = check_bound("max_norm", max_norm)
     if callable(bound) or isinstance(bound, RunningBound):
-        raise TypeError(
-            "clip_tree: max_norm must be a number or None, since it has no step and no history; "
-            f"got {max_norm!r}. Call a schedule with the step first; a running bound needs "
-            "clip_by_global_norm."
-        )
+        rule = "a number or None, since there is no step and no history here"
+        remedy = "Call a schedule with the step first; a running bound needs clip_by_global_norm."
+        raise broken_rule("max_norm", rule, max_norm, remedy, TypeError)
     if norm is None:
         scaled = scaled_norm(tree, axis_name=axis_name)
     else:
@@ -66,6 +65,7 @@ def clip_tree(
     ), scaled.value
 
 
+@named
 def clip_by_global_norm(
     max_norm: Bound,
     *,
@@ -107,13 +107,12 @@ def clip_by_global_norm(
     Source: Pascanu et al. 2013, "On the difficulty of training recurrent neural networks",
     algorithm 1; the rule for non-finite gradients is TensorFlow's.
     """
-    _NONFINITE.check("clip_by_global_norm: nonfinite", nonfinite)
-    clip = Clip(
-        "clip_by_global_norm", max_norm, None, axis_name=axis_name, record_leaves=record_leaves
-    )
-    return _transformation(clip, nonfinite)
+    _NONFINITE.check("nonfinite", nonfinite)
+    clip = Clip(max_norm, None, axis_name=axis_name, record_leaves=record_leaves)
+    return _transformation("clip_by_global_norm", clip, nonfinite)
 
 
+@named
 def clip_by_group_norm(
     max_norm: Bound | Mapping[str, Bound],
     groups: Groups,
@@ -157,23 +156,20 @@ def clip_by_group_norm(
     >>> [round(float(u), 6) for u in (*updates["moe"]["w"], *updates["head"])]
     [0.6, 0.8, 1.2, 1.6]
     """
-    _NONFINITE.check("clip_by_group_norm: nonfinite", nonfinite)
+    _NONFINITE.check("nonfinite", nonfinite)
     if groups is None:
-        raise ValueError(
-            "clip_by_group_norm: groups must be labels or a function of the parameters; got None. "
-            "Without groups use clip_by_global_norm."
-        )
-    clip = Clip(
-        "clip_by_group_norm", max_norm, groups, axis_name=axis_name, record_leaves=record_leaves
-    )
-    return _transformation(clip, nonfinite)
+        rule = "labels or a function of the parameters"
+        raise broken_rule("groups", rule, groups, "Without groups use clip_by_global_norm.")
+    clip = Clip(max_norm, groups, axis_name=axis_name, record_leaves=record_leaves)
+    return _transformation("clip_by_group_norm", clip, nonfinite)
 
 
-def _transformation(clip: Clip, nonfinite: str) -> optax.GradientTransformationExtraArgs:
+def _transformation(name: str, clip: Clip, nonfinite: str) -> optax.GradientTransformationExtraArgs:
+    @naming(name)
     def update(updates: Any, state: Any, params: Any = None, **_: Any) -> tuple[Any, ClipState]:
         with quietly():
             call = clip.call(updates, state, params)
             coef = call.coefficient(state.clip_calls, nonfinite)
             return scale_tree(updates, coef), call.after(coef)
 
-    return optax.GradientTransformationExtraArgs(clip.init, update)
+    return optax.GradientTransformationExtraArgs(naming(name)(clip.init), update)

@@ -9,7 +9,6 @@ from warmclip_jax._norms._leaves import (
     is_gradient,
     joined,
     paths,
-    shortened,
     stops_a_path,
 )
 from warmclip_jax._norms._norm import global_norm, scaled_norm

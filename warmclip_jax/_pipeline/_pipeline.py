@@ -30,7 +30,16 @@ from warmclip_jax._clipping import (
 from warmclip_jax._norms import AxisName, accumulation_dtype
 from warmclip_jax._pipeline._rates import WatchedRate
 from warmclip_jax._schedules import Schedule
-from warmclip_jax._values import Choice, Function, Scalar, default_float
+from warmclip_jax._values import (
+    ArgumentTypeError,
+    ArgumentValueError,
+    Choice,
+    Function,
+    Scalar,
+    default_float,
+    named,
+    naming,
+)
 
 _LEARNING_RATE = Function.or_number(
     "a schedule or a finite number",
@@ -58,6 +67,7 @@ class PipelineState(NamedTuple):
     ring: Ring | tuple[()] = ()
 
 
+@named
 def pipeline(
     optimizer: Callable[[Any], optax.GradientTransformation],
     schedule: Scalar | Callable[[Any], Any],
@@ -123,39 +133,40 @@ def pipeline(
 
     Source: the recipe of Devlin et al. 2018, "BERT", appendix A.2.
     """
-    _NONFINITE.check("pipeline: nonfinite", nonfinite)
+    _NONFINITE.check("nonfinite", nonfinite)
     for name, bound in {"skip_above": skip_above, "skip_value_above": skip_value_above}.items():
         if bound is not None and nonfinite != "skip":
-            raise ValueError(
-                f"pipeline: {name} needs nonfinite='skip'; got {name}={bound!r} with "
+            raise ArgumentValueError(
+                f"{name} needs nonfinite='skip'; got {name}={bound!r} with "
                 f"nonfinite={nonfinite!r}. A run that skips what is large should skip what is not "
                 "finite."
             )
     if groups is not None and max_norm is None:
-        raise ValueError(
-            "pipeline: groups need a max_norm, one rule for all or a dict of them by label; got "
+        raise ArgumentValueError(
+            "groups need a max_norm, one rule for all or a dict of them by label; got "
             "groups with max_norm=None. To measure groups only, pass {label: None} for each."
         )
-    clip = Clip("pipeline", max_norm, groups, axis_name=axis_name, record_leaves=record_leaves)
+    clip = Clip(max_norm, groups, axis_name=axis_name, record_leaves=record_leaves)
     skips = nonfinite == "skip"
-    guard = Guard("pipeline: skip_", skip_above, skip_value_above, record, skips=skips)
+    guard = Guard("skip_", skip_above, skip_value_above, record, skips=skips)
     is_built = isinstance(optimizer, optax.GradientTransformation)
     if is_built or isinstance(optimizer, Schedule) or not callable(optimizer):
-        raise TypeError(
-            "pipeline: optimizer must be a function from a learning rate to a "
+        raise ArgumentTypeError(
+            "optimizer must be a function from a learning rate to a "
             "GradientTransformation; got "
             f"{'one that is built already' if is_built else repr(optimizer)} "
             f"({type(optimizer).__name__}). Pass optax.adamw, or functools.partial(optax.adamw, "
             "weight_decay=0.01), not optax.adamw(1e-3); the schedule comes second."
         )
-    rate = WatchedRate(_LEARNING_RATE.check("pipeline: schedule", schedule))
-    inner = as_transformation("pipeline: what optimizer returns", optimizer(rate.for_optimizer()))
+    rate = WatchedRate(_LEARNING_RATE.check("schedule", schedule))
+    inner = as_transformation("what optimizer returns", optimizer(rate.for_optimizer()))
 
+    @naming("pipeline")
     def init(params: optax.Params) -> PipelineState:
         inner_state = inner.init(params)
         if any(map(_is_multi_steps, jax.tree.leaves(inner_state, is_leaf=_is_multi_steps))):
-            raise TypeError(
-                "pipeline: optimizer must not hold an optax.MultiSteps: each micro-batch would be "
+            raise ArgumentTypeError(
+                "optimizer must not hold an optax.MultiSteps: each micro-batch would be "
                 "clipped, and the learning rate would not be known. Put it outside: "
                 "skip_nonfinite(optax.MultiSteps(pipeline(...), every_k_schedule=k))."
             )
@@ -166,11 +177,12 @@ def pipeline(
             inner_state=inner_state,
         )
 
+    @naming("pipeline")
     def update(
         updates: Any, state: Any, params: Any = None, **extra: Any
     ) -> tuple[Any, PipelineState]:
         with quietly():
-            loss, extra = loss_of("pipeline", extra)
+            loss, extra = loss_of(extra)
             state = own(PipelineState, state, updates, **guard.filled)
             clipping = clip.call(gated(updates) if skips else updates, state.clip_state, params)
             call = guard.call(state, clipping.norms.total, loss, state.clip_state.clip_calls)

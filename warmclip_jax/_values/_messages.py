@@ -16,7 +16,6 @@ _ELSEWHERE = (
     ("learning_rate peak_lr", "peak_value", ""),
     ("learning_rate peak_lr", "value", ""),
     ("learning_rate peak_lr peak_value", "init_value", "warmup_steps"),
-    ("loss", "value", ""),
     ("transition_steps", "decay_steps", "warmup_steps"),
     ("transition_steps", "warmup_steps", "total_steps"),
 )
@@ -83,7 +82,7 @@ def naming(name: str) -> Callable[[F], F]:
                 plain = TypeError if isinstance(error, TypeError) else ValueError
                 raise plain(f"{name}: {error}") from error.__cause__
             except TypeError:
-                if misfit := _misfit(name, inspect.signature(function), args, given):
+                if misfit := _misfit(function, args, given):
                     raise TypeError(f"{name}: {misfit}") from None
                 raise
 
@@ -98,14 +97,15 @@ def named(function: F) -> F:
     return naming(function.__name__)(function)
 
 
-def _misfit(name: str, signature: inspect.Signature, args: Any, given: dict[str, Any]) -> str:
+def _misfit(function: Callable[..., Any], args: Any, given: dict[str, Any]) -> str:
     """What is wrong with the arguments of a call, and what to write; nothing where they fit."""
+    parameters = inspect.signature(function).parameters
+    plain = inspect.Signature([each.replace(annotation=each.empty) for each in parameters.values()])
     try:
-        signature.bind(*args, **given)
+        plain.bind(*args, **given)
     except TypeError as error:
-        names = signature.parameters.keys()
-        plain = [each.replace(annotation=each.empty) for each in signature.parameters.values()]
-        usage = f". It is called as {name}{inspect.Signature(plain)}."
+        names = parameters.keys()
+        usage = f". It is called as {function.__name__}{plain}."
         unknown = next((argument for argument in given if argument not in names), None)
         if unknown is None or "**" in usage:
             return f"{error}{usage}"
