@@ -182,6 +182,7 @@ def test_every_check_raises_what_gets_the_name_of_the_public_function():
         f"{module}, line {node.lineno}: raise Argument{node.exc.func.id}"
         for module, source in MODULES.items()
         if room(module) not in {"_values", "__main__"}
+        and module != "_telemetry/_msgpack"  # `read_state` words it anew
         for node in ast.walk(ast.parse(source))
         if isinstance(node, ast.Raise)
         and isinstance(node.exc, ast.Call)

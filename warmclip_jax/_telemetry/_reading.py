@@ -15,7 +15,7 @@ import numpy as np
 
 from warmclip_jax._telemetry._finding import found, kind_of
 from warmclip_jax._telemetry._msgpack import outline
-from warmclip_jax._values import ArgumentTypeError, ArgumentValueError, named, shortened
+from warmclip_jax._values import ArgumentValueError, broken_rule, named
 
 #: The name of a step's folder or file: `12`, `00000012`, `checkpoint_12`.
 _STEP = re.compile(r"(?:.*_)?(\d+)")
@@ -74,7 +74,7 @@ def read_state(path: Any, *, step: int | None = None) -> Any:
     if not trees:
         raise ArgumentValueError(
             "path must be a checkpoint with a state of clip_by_global_norm, skip_nonfinite or "
-            f"pipeline; {checkpoint} holds {_listed(names)}"
+            f"pipeline; {checkpoint} holds {_listed(names)}."
         )
     state = trees.popitem()[1] if len(trees) == 1 else trees
     found(state)
@@ -98,7 +98,7 @@ def _checkpoint(path: Any, step: int | None) -> Any:
     if step not in steps:
         there = f"steps {_listed(steps)}" if steps else "one checkpoint, not several steps"
         raise ArgumentValueError(
-            f"step must be one that is in path; got {step!r}, and {root} holds {there}"
+            f"step must be one that is in path; got {step!r}, and {root} holds {there}."
         )
     return steps[step]
 
@@ -114,7 +114,7 @@ def _items(checkpoint: Any) -> dict[str, Any]:
     if not items:
         there = _listed(child.name for child in children)
         raise ArgumentValueError(
-            f"path must be a checkpoint of orbax or flax; {checkpoint} holds {there}"
+            f"path must be a checkpoint of orbax or flax; {checkpoint} holds {there}."
         )
     return items
 
@@ -183,7 +183,8 @@ def _ours(node: Any) -> Any:
 
 def _as_path(path: Any) -> Any:
     if not isinstance(path, (str, os.PathLike)):
-        raise ArgumentTypeError(f"path must be that of a checkpoint; got {shortened(path)}")
+        remedy = "Pass its folder or file."
+        raise broken_rule("path", "that of a checkpoint", path, remedy, TypeError)
     text = os.fspath(path)
     if "://" in text:  # a bucket
         return _library("etils.epath", "orbax-checkpoint").Path(text)
@@ -211,7 +212,7 @@ def _as_damage_of(item: Any) -> Iterator[None]:
         # tensorstore tells in brackets how the array was opened.
         reason = re.split(r"\n| \[", str(error))[0] or type(error).__name__
         raise ArgumentValueError(
-            f"path must be a whole checkpoint; {item} is not: {reason}"
+            f"path must be a whole checkpoint; {item} is not: {reason}."
         ) from error
 
 
