@@ -321,3 +321,37 @@ class RunningBound:
             self.mean += weight * distance
             self.variance = (1 - weight) * (self.variance + weight * distance**2)
         self.count += 1
+
+
+class RunningLossBound:
+    """The bound that follows the losses of a run, in float64: on the numbers themselves."""
+
+    def __init__(self, *, deviations=6.0, decay=0.99, largest=np.finfo(np.float64).max):
+        self.deviations, self.decay, self.largest = deviations, decay, largest
+        self.mean, self.deviation, self.count = 0.0, 0.0, 0
+
+    @property
+    def floor(self) -> float:
+        return max(self.deviation, 0.01 * abs(self.mean))
+
+    @property
+    def bound(self) -> float:
+        """The bound on the next loss: none while nothing is usual yet, or all was zero."""
+        is_fresh = self.count == 0 or self.floor == 0
+        return math.inf if is_fresh else self.mean + self.deviations * self.floor
+
+    def teach(self, loss: float) -> None:
+        """One more loss, skipped or not. One that is not finite teaches nothing."""
+        if not math.isfinite(loss):
+            return
+        floor = self.floor
+        if self.count == 0 or floor == 0:
+            self.mean, self.deviation = loss, 0.5 * abs(loss)
+        else:
+            distance = min(max((loss - self.mean) / floor, -3.0), 3.0)
+            weight = max(1 - self.decay, 3 / (self.count + 3))
+            self.mean += weight * distance * floor
+            spread = (self.deviation / floor) ** 2 + weight * distance**2
+            self.deviation = floor * math.sqrt((1 - weight) * spread)
+        self.deviation = min(self.deviation, self.largest / 16)
+        self.count += 1

@@ -44,7 +44,6 @@ TESTED_BY = {
     "_clipping/_limit": "_clipping/test_bounds.py",
     "_clipping/_rule": "_clipping/test_bounds.py",
     "_clipping/_loss": "_clipping/test_skipping.py",
-    "_clipping/_loss_history": "_clipping/test_history.py",
     "_norms/_leaves": "_norms/test_norm.py",
     "_norms/_range": "_norms/test_norm.py",
     "_clipping/_states": "_clipping/test_transformations_state.py",

@@ -40,7 +40,14 @@ from warmclip_jax._schedules import (
     warmup_stable_decay,
     with_warmup,
 )
-from warmclip_jax._telemetry import metrics, plot_records, read_state, records, report
+from warmclip_jax._telemetry import (
+    metrics,
+    plot_records,
+    read_state,
+    records,
+    report,
+    unless_skipped,
+)
 from warmclip_jax._values import parse
 
 __version__ = "0.1.0"
@@ -85,6 +92,7 @@ __all__ = [
     "skip_nonfinite",
     "steps",
     "stretch",
+    "unless_skipped",
     "untuned_warmup_steps",
     "warmup_cosine_decay",
     "warmup_polynomial_decay",

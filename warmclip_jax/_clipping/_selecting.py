@@ -14,8 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.custom_derivatives import SymbolicZero
 from jax.extend import core
 
+from warmclip_jax._norms import is_gradient
 from warmclip_jax._values import ArgumentTypeError, is_traced
 
 
@@ -27,8 +29,8 @@ def choose(
 ) -> Any:
     """What `function(*arguments)` returns where `condition` holds; else zero updates, and `before`.
 
-    `function` returns updates and what becomes of each entry of `before`. A leaf that is no number
-    passes through.
+    `function` takes updates first; it returns updates and what becomes of each entry of `before`. A
+    leaf that is no number passes through. Where the result is dropped its derivative is 0.
 
     Raises:
       TypeError: when the structure of what `function` returns is not that of `before`.
@@ -41,7 +43,11 @@ def choose(
 def _select_late(
     condition: jax.Array, function: Callable[..., Any], arguments: tuple[Any, ...], before: Any
 ) -> Any:
-    result = function(*arguments)
+    updates, structure = jax.tree.flatten(arguments[0])
+    numbers = [index for index, leaf in enumerate(updates) if is_gradient(leaf)]
+    zeroed = _selected(condition, [updates[index] for index in numbers], [None] * len(numbers))
+    updates = structure.unflatten(_replaced(updates, numbers, zeroed))
+    result = function(updates, *arguments[1:])
     leaves, structure = jax.tree.flatten(result)
     olds = _olds(result, before)
     chosen = [
@@ -75,10 +81,37 @@ def _select_early(
     leaves, structure_out = jax.tree.flatten(result)
     outputs = [index for index, leaf in enumerate(leaves) if _is_number(leaf)]
     olds = _olds(result, before)
+    number = len(jax.tree.leaves(arguments[0]))
+    gradients = [index for index in inputs if index < number and is_gradient(given[index])]
+    others = [given[index] for index in inputs if index not in gradients]
+    handed = _handed(condition, [given[index] for index in gradients], [*others, *closed.consts])
+    given = _replaced(given, gradients, handed)
     made = _evaluated(
         condition, closed, [given[index] for index in inputs], [olds[index] for index in outputs]
     )
     return structure_out.unflatten(_replaced(leaves, outputs, made))
+
+
+@jax.custom_jvp
+def _handed(condition: jax.Array, gradients: list[Any], others: list[Any]) -> list[Any]:
+    """Gradients as they are: zeros in the place of a bad one would be a copy."""
+    return gradients
+
+
+def _handed_jvp(primals: Any, tangents: Any) -> Any:
+    # A dropped result has the cotangent 0, and 0 times NaN is NaN: in a derivative by anything, as
+    # `others` are there to tell, the program gets zeros in the place of a bad gradient.
+    condition, gradients, _ = primals
+    zeroed = [_select(condition, gradient, None) for gradient in gradients]
+    return zeroed, [_rate_unless_zero(condition, rate) for rate in tangents[1]]
+
+
+def _rate_unless_zero(condition: jax.Array, rate: Any) -> Any:
+    # A zero that JAX knows of stays one: in numbers it would meet an infinite slope of the optimizer.
+    return rate if isinstance(rate, SymbolicZero) else _select(condition, rate, None)
+
+
+_handed.defjvp(_handed_jvp, symbolic_zeros=True)
 
 
 def _replaced(leaves: list[Any], indices: list[int], values: Sequence[Any]) -> list[Any]:

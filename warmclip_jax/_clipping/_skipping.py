@@ -10,7 +10,6 @@ from warmclip_jax._clipping._applying import as_transformation
 from warmclip_jax._clipping._bounds import Bound
 from warmclip_jax._clipping._coding import coded, quietly, unknown
 from warmclip_jax._clipping._coefficient import coefficient, scale_tree
-from warmclip_jax._clipping._gate import gated
 from warmclip_jax._clipping._guard import Guard
 from warmclip_jax._clipping._history import History
 from warmclip_jax._clipping._leaf_record import LeafRecord, init_leaf_record, with_leaves
@@ -130,7 +129,7 @@ def skip_nonfinite(
             norms = measured(updates, axis_name=axis_name, leaves=has_record)
             call = guard.call(state, norms.total, loss, state.skip_calls)
             # Nothing is scaled; the optimizer only waits for the norm.
-            waiting = scale_tree(gated(updates, call.taken), coefficient(norms, None, "propagate"))
+            waiting = scale_tree(updates, coefficient(norms, None, "propagate"))
         take = functools.partial(guarded.update, **extra)
         updates, inner_state = choose(
             call.taken, take, (waiting, state.inner_state, params), before=(state.inner_state,)

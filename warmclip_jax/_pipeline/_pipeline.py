@@ -158,6 +158,9 @@ def pipeline(
             f"({type(optimizer).__name__}). Pass optax.adamw, or functools.partial(optax.adamw, "
             "weight_decay=0.01), not optax.adamw(1e-3); the schedule comes second."
         )
+    # What is skipped is zeroed in the product with the coefficient; without one, by `choose`.
+    is_zeroed = nonfinite == "zero" or (skips and max_norm is not None)
+    becomes = "zero" if is_zeroed else "propagate"
     rate = WatchedRate(_LEARNING_RATE.check("schedule", schedule))
     inner = as_transformation("what optimizer returns", optimizer(rate.for_optimizer()))
 
@@ -184,11 +187,11 @@ def pipeline(
         with quietly():
             loss, extra = loss_of(extra)
             state = own(PipelineState, state, updates, **guard.filled)
-            clipping = clip.call(gated(updates) if skips else updates, state.clip_state, params)
+            updates = gated(updates) if skips else updates
+            clipping = clip.call(updates, state.clip_state, params)
             call = guard.call(state, clipping.norms.total, loss, state.clip_state.clip_calls)
-            becomes = "zero" if nonfinite == "zero" else "propagate"
             coef = clipping.coefficient(call.number - state.skipped_count, becomes)
-            clipped = scale_tree(gated(updates, call.taken) if skips else updates, coef)
+            clipped = scale_tree(updates, coef)
 
         def take(updates: Any, inner_state: Any, params: Any) -> tuple[Any, Any, jax.Array]:
             with rate.watched() as rate_used:

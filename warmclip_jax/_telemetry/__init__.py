@@ -5,3 +5,4 @@ from warmclip_jax._telemetry._metrics import metrics
 from warmclip_jax._telemetry._reading import read_state
 from warmclip_jax._telemetry._records import records
 from warmclip_jax._telemetry._report import report
+from warmclip_jax._telemetry._unless_skipped import unless_skipped
