@@ -326,7 +326,7 @@ class RunningBound:
 class RunningLossBound:
     """The bound that follows the losses of a run, in float64: on the numbers themselves."""
 
-    def __init__(self, *, deviations=6.0, decay=0.99, largest=np.finfo(np.float64).max):
+    def __init__(self, *, deviations=6.0, decay=0.99, largest=1.7e308):
         self.deviations, self.decay, self.largest = deviations, decay, largest
         self.mean, self.deviation, self.count = 0.0, 0.0, 0
 
