@@ -140,12 +140,18 @@ def test_update_then_apply_updates_and_apply_gradients_give_the_same_numbers(opt
 
 
 @pytest.mark.parametrize(
-    "optimizer", [optax.adam(0.1), optax.MultiSteps(optax.sgd(0.1), 2), optax.chain(optax.sgd(0.1))]
+    ("optimizer", "start"),
+    [
+        (optax.adam(0.1), PARAMS),
+        (optax.MultiSteps(optax.sgd(0.1), 2), PARAMS),
+        (optax.chain(optax.sgd(0.1)), PARAMS),
+        (optax.lookahead(optax.sgd(0.1), 5, 0.5), optax.LookaheadParams.init_synced(PARAMS)),
+    ],
 )
-def test_apply_gradients_takes_any_optax_optimizer(optimizer):
-    params, state = wc.apply_gradients(optimizer, PARAMS, optimizer.init(PARAMS), grads=GOOD)
-    updates, expected_state = optimizer.update(GOOD, optimizer.init(PARAMS), PARAMS)
-    chex.assert_trees_all_equal(params, optax.apply_updates(PARAMS, updates))
+def test_apply_gradients_takes_any_optax_optimizer(optimizer, start):
+    params, state = wc.apply_gradients(optimizer, start, optimizer.init(start), grads=GOOD)
+    updates, expected_state = optimizer.update(GOOD, optimizer.init(start), start)
+    chex.assert_trees_all_equal(params, optax.apply_updates(start, updates))
     chex.assert_trees_all_equal(state, expected_state)
 
 

@@ -23,7 +23,7 @@ from warmclip_jax._norms import (
     check_axis_name,
     is_gradient,
 )
-from warmclip_jax._values import ArgumentValueError, Choice, broken_rule, shortened
+from warmclip_jax._values import FLAG, ArgumentValueError, broken_rule, shortened
 
 
 class ClipState(NamedTuple):
@@ -68,7 +68,7 @@ class Clip:
             rule = "one rule where there are no groups"
             raise broken_rule("max_norm", rule, dict(max_norm), "Pass groups too.", TypeError)
         self._axis_name = check_axis_name(axis_name)
-        self._record_leaves = Choice((False, True)).check("record_leaves", record_leaves)
+        self._record_leaves = FLAG.check("record_leaves", record_leaves)
 
     def init(self, params: optax.Params) -> ClipState:
         """The state before the first call: no norm measured, nothing clipped."""

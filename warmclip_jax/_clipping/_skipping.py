@@ -20,7 +20,7 @@ from warmclip_jax._clipping._ring import Ring
 from warmclip_jax._clipping._selecting import choose
 from warmclip_jax._clipping._states import as_number, counter, increment_if, own
 from warmclip_jax._norms import AxisName, accumulation_dtype, check_axis_name, is_gradient
-from warmclip_jax._values import Choice, named, naming
+from warmclip_jax._values import FLAG, named, naming
 
 
 class SkipState(NamedTuple):
@@ -105,7 +105,7 @@ def skip_nonfinite(
     """
     check_axis_name(axis_name)
     guard = Guard("", above, value_above, record)
-    Choice((False, True)).check("record_leaves", record_leaves)
+    FLAG.check("record_leaves", record_leaves)
     guarded = as_transformation("inner", inner)
 
     @naming("skip_nonfinite")

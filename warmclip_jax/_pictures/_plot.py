@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from warmclip_jax._pictures._sampling import Drawable, Sampled, sampled
-from warmclip_jax._values import Choice, named
+from warmclip_jax._values import FLAG, named
 
 #: More curves than this take their colours from one scale, and the legend names only this many of
 #: them.
@@ -52,7 +52,7 @@ def plot(
     ['cosine', 'constant']
     """
     lines = sampled(schedules, steps)
-    Choice((False, True)).check("log_scale", log_scale)
+    FLAG.check("log_scale", log_scale)
     if ax is None:
         figure = matplotlib_figure().Figure(figsize=(8, 4.5), layout="constrained")
         ax = figure.subplots()

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from warmclip_jax._schedules._shares import share_of
 from warmclip_jax._values import (
-    Choice,
+    FLAG,
     Number,
     Scalar,
     broken_rule,
@@ -124,7 +124,7 @@ def steps(
     needed = {name: Fraction(_known(name, sizes[name], _SIZE)) for name in _NEEDS[unit]}
     accumulated = Fraction(_known("accumulation", accumulation, _SIZE))
     updates = int(_known("updates_per_batch", updates_per_batch, _SIZE))
-    Choice((False, True)).check("drop_remainder", drop_remainder)
+    FLAG.check("drop_remainder", drop_remainder)
     if unit == "fraction":
         if drop_remainder:
             raise broken_rule(

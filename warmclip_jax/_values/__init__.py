@@ -14,6 +14,7 @@ from warmclip_jax._values._messages import (
 )
 from warmclip_jax._values._parsing import parse
 from warmclip_jax._values._rules import (
+    FLAG,
     MAX_COUNT,
     Choice,
     Each,

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar, cast
 
 from warmclip_jax._values._messages import naming
-from warmclip_jax._values._rules import Choice, Each
+from warmclip_jax._values._rules import FLAG, Choice, Each
 
 F = TypeVar("F", bound=Callable[..., Any])
 Prepare = Callable[[dict[str, Any]], dict[str, Any]]
@@ -111,7 +111,7 @@ def _rule_of(parameter: inspect.Parameter, hint: Any) -> Any:
     if parameter.kind is parameter.VAR_POSITIONAL:
         return Each(_rule_of(parameter.replace(kind=parameter.POSITIONAL_ONLY), hint))
     if hint is bool:
-        return Choice((False, True))
+        return FLAG
     if typing.get_origin(hint) is typing.Literal:
         return Choice(typing.get_args(hint))
     for part in (hint, *typing.get_args(hint)):

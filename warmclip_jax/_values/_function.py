@@ -6,7 +6,7 @@ from typing import Any, Self
 
 from warmclip_jax._values._foreign import Foreign, takes_a_count
 from warmclip_jax._values._messages import ArgumentTypeError, broken_rule
-from warmclip_jax._values._rules import Number, is_decimal
+from warmclip_jax._values._rules import Number
 from warmclip_jax._values._value import Value
 
 
@@ -25,8 +25,11 @@ class Function:
 
     def check(self, name: str, value: Any) -> Any:
         """The value, `Foreign` function or number to keep for this argument."""
-        if isinstance(value, str) and not is_decimal(value):
-            remedy = "It is text; warmclip_jax.parse(text) makes a schedule of it."
+        if isinstance(value, str):
+            remedy = (
+                "Read a schedule from text with warmclip_jax.parse; YAML reads 1.0e-4 as a number, "
+                "1e-4 as text."
+            )
             raise broken_rule(name, self.rule, value, remedy, TypeError)
         if self.number is not None and (not callable(value) or hasattr(value, "__jax_array__")):
             return self.number.check(name, value)

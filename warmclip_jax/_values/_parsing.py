@@ -6,7 +6,13 @@ import re
 from typing import Any
 
 from warmclip_jax._values._factories import factories
-from warmclip_jax._values._messages import ArgumentValueError, broken_rule, named, nearest
+from warmclip_jax._values._messages import (
+    ArgumentValueError,
+    broken_rule,
+    named,
+    nearest,
+    shortened,
+)
 
 
 @named
@@ -43,9 +49,9 @@ def parse(text: str) -> Any:
                 "Build this schedule in Python."
             ) from error
         why = getattr(error, "msg", None) or error
-        raise ArgumentValueError(f"cannot read {_short(text)!r}: {why}.") from error
+        raise ArgumentValueError(f"cannot read {shortened(text)}: {why}.") from error
     if not isinstance(tree, ast.Call):
-        raise ArgumentValueError(f"{_short(text)!r} must be a call, such as constant(value=0.1).")
+        raise ArgumentValueError(f"{shortened(text)} must be a call, such as constant(value=0.1).")
     return _called(tree)
 
 
@@ -53,7 +59,7 @@ def _called(call: ast.Call) -> Any:
     name = re.sub(r"^(wc|warmclip_jax)\.", "", ast.unparse(call.func))
     if name not in factories():
         meant = nearest(name, factories()) or f"; there are {', '.join(sorted(factories()))}."
-        raise ArgumentValueError(f"there is no {_short(name)!r} to call{meant}")
+        raise ArgumentValueError(f"there is no {shortened(name)} to call{meant}")
     given = [keyword.arg for keyword in call.keywords]
     if None in given:
         raise ArgumentValueError(f"write each argument of {name} out, instead of **.")
@@ -77,10 +83,5 @@ def _literal(node: ast.expr) -> Any:
         if isinstance(literal, (int, float, str, type(None))):
             return literal
     raise ArgumentValueError(
-        f"{_short(ast.unparse(node))!r} is neither a number nor a call. Write the number itself."
+        f"{shortened(ast.unparse(node))} is neither a number nor a call. Write the number itself."
     )
-
-
-def _short(text: str) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= 60 else f"{text[:57]}..."

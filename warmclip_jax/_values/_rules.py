@@ -86,16 +86,14 @@ class Number:
     def check(self, name: str, value: Any) -> Any:
         """`value` as a Python number; as it is when it is traced. Raises what breaks the rule."""
         value = as_array_like(value)
-        if not isinstance(value, (int, float)) or isinstance(value, bool):
-            shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
-            if shape is None or dtype is None or not is_real(dtype):
-                remedy = "Pass a Python number or a scalar array."
-                if is_decimal(value):
-                    remedy = "Pass a number, not text; YAML reads 1.0e-4 as a number, 1e-4 as text."
-                raise broken_rule(name, self.rule, value, remedy, TypeError)
-            if shape != ():
-                remedy = f"Its shape is {shape}; use jax.vmap to build one object for each entry."
-                raise broken_rule(name, f"{self.rule}, a scalar", value, remedy)
+        if isinstance(value, bool) or not is_real(getattr(value, "dtype", type(value))):
+            remedy = "Pass a Python number or a scalar array."
+            if isinstance(value, str):
+                remedy = "Pass a number, not text; YAML reads 1.0e-4 as a number, 1e-4 as text."
+            raise broken_rule(name, self.rule, value, remedy, TypeError)
+        if shape := np.shape(value):
+            remedy = f"Its shape is {shape}; use jax.vmap to build one object for each entry."
+            raise broken_rule(name, f"{self.rule}, a scalar", value, remedy)
         if is_traced(value):
             return value
         number = as_number(value)
@@ -117,14 +115,6 @@ class Number:
             jnp.issubdtype(array.dtype, jnp.integer) and jnp.iinfo(array.dtype).max <= MAX_COUNT
         )
         return array.astype(jnp.int32 if self.whole and is_int32 else default_float())
-
-
-def is_decimal(value: Any) -> bool:
-    """Whether `value` is the text of a number."""
-    try:
-        return isinstance(value, str) and isinstance(float(value), float)
-    except ValueError:
-        return False
 
 
 def as_length(steps: Any) -> int | float:
@@ -151,6 +141,10 @@ class Choice:
         if value not in self.options:
             raise broken_rule(name, rule, value, "Check the spelling.")
         return value
+
+
+#: The rule for what is on or off.
+FLAG = Choice((False, True))
 
 
 @dataclasses.dataclass(frozen=True)
