@@ -287,6 +287,8 @@ CALLS = {
     "metrics(adam_state)": "got a tuple of ScaleByAdamState, EmptyState without one",
     "metrics(abstract)": "opt_state must hold arrays; got their shapes alone",
     "records(clip_state)": "opt_state must hold a recorder; got one without. Build the optimizer with record=256",
+    "unless_skipped(clip_state, 1, 2)": "opt_state must hold one guard or pipeline that stands outermost; got 0. Pass the part",
+    "unless_skipped((guard_state, guard_state), 1, 2)": "outermost; got 2.",
     "read_state(3)": "path must be that of a checkpoint; got 3 (int). Pass its folder or file.",
     "report(params)": "opt_state must hold a state | got a dict of 'w', 'b' without one",
     "report(abstract)": "opt_state must hold arrays; got their shapes alone | Pass the state that",
