@@ -86,7 +86,8 @@ class Number:
     def check(self, name: str, value: Any) -> Any:
         """`value` as a Python number; as it is when it is traced. Raises what breaks the rule."""
         value = as_array_like(value)
-        if isinstance(value, bool) or not is_real(getattr(value, "dtype", type(value))):
+        is_number = isinstance(value, (int, float)) or is_real(getattr(value, "dtype", bool))
+        if isinstance(value, bool) or not is_number:
             remedy = "Pass a Python number or a scalar array."
             if isinstance(value, str):
                 remedy = "Pass a number, not text; YAML reads 1.0e-4 as a number, 1e-4 as text."
