@@ -17,7 +17,7 @@ def apply_gradients(
     grads: optax.Updates,
     **extra: Any,
 ) -> tuple[Any, Any]:
-    """New parameters and optimizer state from gradients: `optimizer.update`, then `optax.apply_updates`.
+    """New parameters and optimizer state: `optimizer.update`, then `optax.apply_updates`.
 
     A skipped step adds zeros: the parameters stay as they were (but -0.0 becomes 0.0).
 
@@ -42,7 +42,8 @@ def apply_gradients(
     >>> import warmclip_jax as wc
     >>> optimizer = optax.sgd(0.5)
     >>> params = jnp.ones(2)
-    >>> params, opt_state = wc.apply_gradients(optimizer, params, optimizer.init(params), grads=jnp.ones(2))
+    >>> opt_state = optimizer.init(params)
+    >>> params, opt_state = wc.apply_gradients(optimizer, params, opt_state, grads=jnp.ones(2))
     >>> params.tolist()
     [0.5, 0.5]
     """

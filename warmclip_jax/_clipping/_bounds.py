@@ -1,4 +1,4 @@
-"""What a bound may be: None (never), a number, a schedule, or a rule that follows a run's numbers."""
+"""What a bound may be: None (never), a number, a schedule, or a rule that follows the run."""
 
 import math
 from collections.abc import Callable
@@ -9,10 +9,10 @@ from warmclip_jax._values import Function, Number, Scalar, Value, as_array_like,
 
 
 class RunningBound(Value):
-    """A bound that follows the norms of a run, as a value: see `running_bound`. Not callable: it needs a history.
+    """A bound that follows the norms or losses of a run, as a value: see `running_bound`.
 
-    It is immutable, prints as the call that rebuilds it, compares and hashes by its numbers, and is
-    a pytree of them.
+    It is not callable, since it needs a history. It is immutable, prints as the call that rebuilds
+    it, compares and hashes by its numbers, and is a pytree of them.
 
     >>> import warmclip_jax as wc
     >>> wc.running_bound(ceiling=1)
@@ -72,7 +72,7 @@ def running_bound(
     ceiling: Annotated[Scalar | Callable[[Any], Any] | None, _CEILING] = None,
     decay: Annotated[Scalar, _DECAY] = 0.99,
 ) -> RunningBound:
-    """A bound for `max_norm` and `skip_above` that follows the norms of the run, and needs no units.
+    """A bound that follows the norms, or losses, of the run, and needs no units.
 
     `exp(mean + deviations * s)`, where mean and s are those of the logarithms of the norms so far;
     at most `ceiling`. With `l` the logarithm of a norm and `count` the number of norms before it:
@@ -105,11 +105,19 @@ def running_bound(
       is more than one of nine is no outlier.
     - It is loose while norms collapse in the first hundred steps.
     - A lost state means that the next step is not bounded.
+    - A history that is cast to bfloat16 follows badly.
     - It bounds gradients. Spikes of the updates that Adam makes of them are another matter.
+
+    Losses (`skip_value_above`, `value_above`) may be 0 or negative, so there the rule works on the
+    numbers: s is at least 1 % of the size of the mean, the first loss x sets mean to x and the
+    deviation to |x| / 2, and the bound is `mean + deviations * s`. A loss that falls by a factor of
+    e in 430 steps hides spikes of less than three times its value; a lasting jump of 10 is followed
+    in some 140 calls, one of 10**6 in some 450; a loss that was exactly 0 for thousands of calls and
+    comes back is skipped for some hundreds.
 
     Args:
       deviations: how far above the mean the bound lies, above 0. 3 for a clip, where a false alarm
-        costs next to nothing; 6 for a skip, where it costs a batch.
+        costs next to nothing; 6 for a skip, where it costs a batch, and for losses.
       ceiling: the largest bound: 0 or more, or a schedule of the same count as a scheduled bound;
         None for none.
       decay: between 0 and 1, both excluded: the weight of the past when a norm is added. 0.99

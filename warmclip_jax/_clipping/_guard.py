@@ -51,7 +51,7 @@ class Guard:
     def call(
         self, state: Any, norm: ScaledNorm, loss: jax.Array | None, call: jax.Array
     ) -> "GuardedCall":
-        """One more call, decided by what is known before it."""
+        """One more call, decided by the history before it."""
         above = self.norms.at(state.skip_history, call)
         loss_above = self.losses.at(state.loss_history, call)
         is_finite = norm.is_finite if loss is None else norm.is_finite & jnp.isfinite(loss)

@@ -40,7 +40,8 @@ def init_history(shape: tuple[int, ...] = (), dtype: Any = jnp.float32) -> Histo
 def bound_from(history: History, rule: Rule, count: jax.Array) -> jax.Array:
     """`exp(mean + deviations * deviation)`, at most the ceiling at `count`.
 
-    Without a ceiling it is inf before the first norm. In the history's dtype, float32 at least. A bound past its largest number is inf.
+    Without a ceiling it is inf before the first norm. In the history's dtype, float32 at least. A
+    bound past its largest number is inf.
     """
     dtype = dtype_of(history)
     deviations = jnp.asarray(rule.deviations).astype(dtype)
@@ -104,7 +105,7 @@ def dtype_of(history: tuple[jax.Array, ...]) -> np.dtype:
 
 
 def kept_unless(usable: jax.Array, new: Any, old: Any) -> Any:
-    """A history after one more number in the dtypes it had; the old one where that is not usable."""
+    """`new` in the dtypes of `old`, where a number is usable; elsewhere `old`."""
     return jax.tree.map(
         lambda after, before: jnp.where(usable, after.astype(before.dtype), before), new, old
     )

@@ -78,7 +78,7 @@ def with_leaves(
     is_bad: jax.Array,
     is_skipped: jax.Array,
 ) -> LeafRecord | tuple[()]:
-    """The record after one more call. Raises ValueError for norms of other leaves than at `init`."""
+    """The record after one more call. Raises for norms of other leaves than at `init`."""
     leaves = norms.leaves
     if not isinstance(record, LeafRecord) or leaves is None:
         return ()

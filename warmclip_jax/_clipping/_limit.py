@@ -1,4 +1,4 @@
-"""A bound in use: at each call it says how far numbers may go, and learns from the one that came."""
+"""A bound in use: it says how far the next number may go, and learns from the one that came."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple

@@ -1,4 +1,4 @@
-"""The history of a running bound on losses, which may be zero or negative: numbers, not logarithms."""
+"""The history of a running bound on losses: of numbers, since a loss may be 0 or negative."""
 
 from typing import Any, NamedTuple
 
@@ -34,7 +34,7 @@ def init_loss_history(shape: tuple[int, ...] = (), dtype: Any = jnp.float32) -> 
 
 
 def loss_bound_from(history: LossHistory, rule: Rule, count: jax.Array) -> jax.Array:
-    """`mean + deviations * deviation`, at most the ceiling at `count`; inf while nothing is usual."""
+    """`mean + deviations * deviation`, at most the ceiling; inf while nothing is usual yet."""
     dtype = dtype_of(history)
     mean, _, seen = history
     floor, is_fresh = _floor(history)

@@ -13,7 +13,7 @@ from jax import lax
 
 
 def unless(unchanged: jax.Array, leaf: jax.Array, scaled: jax.Array) -> jax.Array:
-    """`leaf`, bit for bit, where the scalar `unchanged` holds; elsewhere `scaled`, rounded once to the dtype of `leaf`."""
+    """`leaf`, bit for bit, where `unchanged`; elsewhere `scaled`, rounded once to its dtype."""
     is_bfloat16 = leaf.dtype == jnp.bfloat16
     return (
         _jitted_in_bfloat16(unchanged, leaf, scaled)

@@ -107,7 +107,7 @@ def _handed_jvp(primals: Any, tangents: Any) -> Any:
 
 
 def _rate_unless_zero(condition: jax.Array, rate: Any) -> Any:
-    # A zero that JAX knows of stays one: in numbers it would meet an infinite slope of the optimizer.
+    # Zeros as numbers would meet the infinite slopes that optimizers have at 0.
     return rate if isinstance(rate, SymbolicZero) else _select(condition, rate, None)
 
 
@@ -154,7 +154,7 @@ def _evaluated(
 
 
 def _pieces(jaxpr: core.Jaxpr, ends: Container[Any]) -> Iterator[core.Jaxpr]:
-    """The program, cut after each equation that defines one of `ends`. A piece returns all that it computes."""
+    """The program, cut after each equation that defines one of `ends`, with all results."""
     equations: list[Any] = []
     for equation in jaxpr.eqns:
         equations.append(equation)
@@ -173,7 +173,7 @@ def _pieces(jaxpr: core.Jaxpr, ends: Container[Any]) -> Iterator[core.Jaxpr]:
 
 
 def _olds(result: tuple[Any, ...], before: tuple[Any, ...]) -> list[Any]:
-    """The old value for each leaf of `result`: None, for zero, in updates; a leaf of `before` in the state."""
+    """The old value for each leaf of `result`: None, for zero, in updates; else one of `before`."""
     updates, *after = result
     given, returned = jax.tree.structure(before), jax.tree.structure(tuple(after))
     if given != returned:

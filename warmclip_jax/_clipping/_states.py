@@ -23,7 +23,7 @@ State = TypeVar("State", bound=tuple[Any, ...])
 
 
 def own(kind: type[State], state: Any, updates: Any, **filled: bool) -> State:
-    """`state`, when it is a `kind` whose fields named in `filled` hold arrays (True) or none (False).
+    """`state`, when it is a `kind` whose fields in `filled` hold arrays (True) or none (False).
 
     Raises TypeError with what came instead, and what to do.
     """
@@ -67,6 +67,6 @@ def like(old: jax.Array, new: Any) -> jax.Array:
 
 
 def as_number(norm: ScaledNorm) -> jax.Array:
-    """A norm as one number, which is finite where all entries are: the largest of its dtype, if need be."""
+    """A norm as one number: the largest of its dtype where it is past that and all is finite."""
     largest = jnp.finfo(norm.mantissa.dtype).max
     return jnp.where(norm.is_finite, jnp.minimum(norm.value, largest), norm.value)

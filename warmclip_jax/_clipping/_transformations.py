@@ -1,4 +1,4 @@
-"""Clipping by the global norm and by the norms of groups: the function, and the transformations that keep count."""
+"""Clipping by the global norm and by groups: a function, and transformations that keep count."""
 
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -30,7 +30,7 @@ def clip_tree(
     Args:
       tree: gradients, as in `global_norm`. Leaves that are no gradients come back untouched.
       max_norm: the bound, 0 or more; None or inf measures only.
-      norm: the norm of `tree`, if it is known already; otherwise it is computed.
+      norm: the norm of `tree`, if you have it already; otherwise it is computed.
       axis_name: how leaves are sharded, where their types do not tell: see `global_norm`.
 
     Returns:
@@ -100,7 +100,8 @@ def clip_by_global_norm(
     >>> import warmclip_jax as wc
     >>> optimizer = optax.chain(wc.clip_by_global_norm(1.0), optax.sgd(0.1))
     >>> params = {"w": jnp.zeros(2)}
-    >>> updates, state = optimizer.update({"w": jnp.array([3.0, 4.0])}, optimizer.init(params), params)
+    >>> grads = {"w": jnp.array([3.0, 4.0])}
+    >>> updates, state = optimizer.update(grads, optimizer.init(params), params)
     >>> [round(float(u), 6) for u in updates["w"]], float(state[0].grad_norm)
     ([-0.06, -0.08], 5.0)
 
@@ -150,7 +151,8 @@ def clip_by_group_norm(
 
     >>> import jax.numpy as jnp
     >>> import warmclip_jax as wc
-    >>> clip = wc.clip_by_group_norm({"experts": 1.0, "rest": 2.0}, wc.label_by_path({"experts": "moe/.*"}))
+    >>> groups = wc.label_by_path({"experts": "moe/.*"})
+    >>> clip = wc.clip_by_group_norm({"experts": 1.0, "rest": 2.0}, groups)
     >>> grads = {"moe": {"w": jnp.array([3.0, 4.0])}, "head": jnp.array([6.0, 8.0])}
     >>> updates, state = clip.update(grads, clip.init(grads))
     >>> [round(float(u), 6) for u in (*updates["moe"]["w"], *updates["head"])]

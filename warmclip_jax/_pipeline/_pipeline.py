@@ -111,7 +111,8 @@ def pipeline(
 
     Returns:
       A transformation with a `PipelineState`, which `metrics` reads. Use it with `apply_gradients`,
-      or as any other. `update(..., value=loss)` records the loss, as in `skip_nonfinite`. Gradients that `optax.MultiSteps` accumulates are guarded from outside:
+      or as any other. `update(..., value=loss)` records the loss, as in `skip_nonfinite`. Gradients
+      that `optax.MultiSteps` accumulates are guarded from outside:
       `skip_nonfinite(optax.MultiSteps(pipeline(...), ...))`.
 
     Raises:
