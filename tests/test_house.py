@@ -34,7 +34,7 @@ MOST_TOKENS, MOST_TOKENS_IN_ALL = 2050, 47_500
 #: Modules whose tests stand in the file of the neighbour that they are a part of.
 TESTED_BY = {
     "_pipeline/_rates": "_pipeline/test_pipeline.py",
-    "_adopting/_links": "_adopting/test_adopt.py",
+    "_adopting/_parts": "_adopting/test_adopt.py",
     "_clipping/_applying": "_clipping/test_skipping.py",
     "_clipping/_coefficient": "_clipping/test_transformations.py",
     "_clipping/_ring": "_telemetry/test_records.py",

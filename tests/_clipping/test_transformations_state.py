@@ -35,6 +35,7 @@ def test_the_state_is_a_named_tuple_of_scalars():
         "clip_coef": ((), "float32"),
         "clipped_count": ((), "int32"),
         "nonfinite_count": ((), "int32"),
+        "counts_from": ((), "int32"),
     }
     assert {name: float(decoded(value)) for name, value in arrays.items() if value != 0} == {
         "grad_norm": pytest.approx(math.nan, nan_ok=True),
@@ -170,7 +171,7 @@ def test_the_state_is_carried_through_scan():
 
     state, clipped = jax.lax.scan(step, transformation.init(jnp.zeros(1)), leaves)
     np.testing.assert_array_equal(clipped[:, 0], [1, 2, 0, 2, 0, 0])
-    assert [float(value) for value in jax.tree.leaves(state)] == [6, 0, 2, 1, 2, 2]
+    assert [float(value) for value in jax.tree.leaves(state)] == [6, 0, 2, 1, 2, 2, 0]
 
 
 def test_the_state_is_mapped_by_vmap():

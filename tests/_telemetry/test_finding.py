@@ -73,8 +73,9 @@ OLDER = {
         "clip_coef": 0.5,
         "clipped_count": 3,
         "nonfinite_count": 0,
+        "counts_from": 0,
     },
-    "PipelineState without above_bound, consecutive_skips, last_loss, last_skipped_call, "
+    "PipelineState without above_bound, consecutive_skips, counts_from, last_loss, last_skipped_call, "
     "loss_bound, nonfinite_loss_count": {
         "clip_state": {
             "clip_calls": 3,
@@ -87,7 +88,7 @@ OLDER = {
         "last_learning_rate": 0.25,
         "inner_state": [{"trace": 1.0}],
     },
-    "SkipState without above_bound, consecutive_skips, grad_norm, last_loss, last_skipped_call, "
+    "SkipState without above_bound, consecutive_skips, counts_from, grad_norm, last_loss, last_skipped_call, "
     "loss_bound, nonfinite_count, nonfinite_loss_count, skip_calls": {
         "skipped_count": 0,
         "inner_state": {},

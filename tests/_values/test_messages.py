@@ -297,7 +297,7 @@ CALLS = {
     # Adopting.
     "adopt_state(adam, adam_state, params, step=3)": "params must be parameters; got an optimizer's state. The order is (optimizer, params, opt_state).",
     "adopt_state(adam, params, adam_state, step=-1)": "step must be a whole number, 0 or more; got -1. Count the updates made.",
-    "adopt_state(adam, params, optax.sgd(0.1).init(params), step=1)": "opt_state must hold what optimizer.init(params) does, ScaleByAdamState; got no moments. Pass",
+    "adopt_state(adam, params, optax.sgd(0.1).init(params), step=1)": "opt_state must hold the moments that optimizer.init(params) does, and no others; got no ScaleByAdamState for its [0].count. Pass",
     # Too few, too many.
     "linear_warmup(peak_value=1.0)": "missing a required argument: 'warmup_steps'. It is called as linear_warmup(*, peak_value, warmup_steps, init_value=0.0).",
     "cosine_decay(1.0, 10)": "too many positional arguments. It is called as cosine_decay(*, init_value",

@@ -39,6 +39,7 @@ class ClipState(NamedTuple):
     clip_coef: jax.Array  # same dtype: what the last call multiplied by, in [0, 1]; or NaN
     clipped_count: jax.Array  # int32 scalar: finite calls that were over a bound, and not skipped
     nonfinite_count: jax.Array  # int32 scalar: calls with a NaN or inf entry
+    counts_from: jax.Array  # int32: the call since which there are counts; 0 but by `adopt_state`
     clip_history: History | tuple[()] = ()  # of a running bound
     group_labels: Mapping[str, tuple[()]] = {}  # `as_keys` of the labels: a dict without leaves
     group_clipped_count: jax.Array | tuple[()] = ()  # int32: the same for each group
@@ -82,6 +83,7 @@ class Clip:
             clip_coef=unknown(shape, dtype),
             clipped_count=counter(),
             nonfinite_count=counter(),
+            counts_from=counter(),
             clip_history=self._limit(labels).init(shape, dtype),
             group_labels=as_keys(labels),
             group_clipped_count=jnp.zeros(shape, jnp.int32) if labels else (),

@@ -43,6 +43,7 @@ class Guard:
             "last_loss": unknown((), dtype),
             "loss_bound": unknown((), dtype),
             "nonfinite_loss_count": counter(),
+            "counts_from": counter(),
             "skip_history": self.norms.init((), dtype),
             "loss_history": self.losses.init((), dtype),
             "ring": init_ring(self._length),
@@ -102,6 +103,7 @@ class GuardedCall(NamedTuple):
             "last_loss": coded(loss, state.last_loss),
             "loss_bound": coded(loss_above, state.loss_bound),
             "nonfinite_loss_count": increment_if(loss_is_bad, state.nonfinite_loss_count),
+            "counts_from": state.counts_from,
             "skip_history": self.guard.norms.after(state.skip_history, *log_of(self.norm)),
             "loss_history": self.guard.losses.after(
                 state.loss_history, jnp.float32(0) if loss is None else loss, loss_is_finite

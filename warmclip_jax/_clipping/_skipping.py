@@ -39,6 +39,7 @@ class SkipState(NamedTuple):
     last_loss: jax.Array  # as grad_norm: the loss of the last call
     loss_bound: jax.Array  # as grad_norm: the bound on the loss in force at the last call
     nonfinite_loss_count: jax.Array  # int32: calls with a loss that is not finite
+    counts_from: jax.Array  # int32: the call since which there are counts; 0 but by `adopt_state`
     inner_state: optax.OptState
     skip_history: History | tuple[()] = ()  # of a running bound on the norm
     loss_history: LossHistory | tuple[()] = ()  # of a running bound on the loss

@@ -60,6 +60,7 @@ class PipelineState(NamedTuple):
     last_loss: jax.Array  # same dtype: the loss of the last call
     loss_bound: jax.Array  # same dtype: the bound on the loss in force at the last call
     nonfinite_loss_count: jax.Array  # int32: calls with a loss that is not finite
+    counts_from: jax.Array  # int32: the call since which there are counts; 0 but by `adopt_state`
     last_learning_rate: jax.Array  # default float: what the optimizer used in the last update
     inner_state: optax.OptState
     skip_history: History | tuple[()] = ()  # of a running bound of skipping
