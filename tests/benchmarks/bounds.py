@@ -30,6 +30,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tests.benchmarks import loss_bounds
 from tests.benchmarks.bound_rules import RULES, BoundRule
 from warmclip_jax._clipping._history import History, bound_from, init_history, log_of, taught
 from warmclip_jax._clipping._rule import Rule
@@ -201,6 +202,7 @@ def main() -> None:
         f"\nThe library in float32 decides otherwise than the formula in float64 at {differ} of "
         f"{calls:,} calls."
     )
+    loss_bounds.main(arguments.seeds)
 
 
 if __name__ == "__main__":
