@@ -15,9 +15,7 @@ import warmclip_jax as wc
 FUNCTIONS = {name: value for name in wc.__all__ if inspect.isfunction(value := getattr(wc, name))}
 #: What may be given by position: what a function is about. All else is an option.
 OPERANDS = {"b2", "text", "schedule", "schedules", "tree", "max_norm", "optimizer", "inner"}
-OPERANDS |= {"params", "opt_state", "grads",
-        "new",
-        "old", "groups", "patterns", "path"}
+OPERANDS |= {"params", "opt_state", "grads", "new", "old", "groups", "patterns", "path"}
 
 
 def test_all_is_sorted_and_is_what_the_package_shows():
