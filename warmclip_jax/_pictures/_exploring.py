@@ -37,7 +37,7 @@ class Explored:
     """A schedule and its values at more and more steps: some of every size, all around a mark."""
 
     def __init__(self, schedule: Drawable) -> None:
-        self._schedule = schedule
+        self._schedule: Any = schedule
         self._corners = _corners(schedule)
         self.steps, self.values = np.empty(0, np.int64), np.empty(0)
         beside = [self._corners + offset for offset in (-1, 0, 1)]

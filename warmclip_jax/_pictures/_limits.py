@@ -30,8 +30,8 @@ def limits(lines: Sequence[Sampled], log_scale: bool) -> tuple[float, float]:
 def _lowest(line: Sampled) -> float:
     """The lowest positive value to show: most of a way down to 0 takes up no width at all.
 
-    It is at most a decade below what the curve is above for 99 % of its width.
+    It is a third of what the curve is above for 98 % of its width, at the least.
     """
     evenly = np.interp(np.linspace(0, line.steps[-1], 1000), line.steps, line.values)
     seen = evenly[np.isfinite(evenly) & (evenly > 0)]
-    return float(max(seen.min(), np.percentile(seen, 1) / 10)) if seen.size else np.inf
+    return float(max(seen.min(), np.percentile(seen, 2) / 3)) if seen.size else np.inf

@@ -76,11 +76,12 @@ def _named(schedules: Any) -> list[tuple[str, Drawable]]:
         raise broken_rule("schedules", rule, schedules, "Pass a schedule.")
     by_key = dict(schedules if is_dict else enumerate(schedules))
     checked = [_SCHEDULE.check(f"schedules[{key!r}]", each) for key, each in by_key.items()]
-    kinds = [str(key) if is_dict else _kind(each) for key, each in by_key.items()]
-    numbers = [f" {kinds[: index + 1].count(kind)}" for index, kind in enumerate(kinds)]
+    if is_dict:
+        return list(zip(map(str, by_key), checked, strict=True))
+    kinds = list(map(_kind, schedules))
     names = [
-        kind + number * (not is_dict and kinds.count(kind) > 1)
-        for kind, number in zip(kinds, numbers, strict=True)
+        kind if kinds.count(kind) == 1 else f"{kind} {kinds[: index + 1].count(kind)}"
+        for index, kind in enumerate(kinds)
     ]
     return list(zip(names, checked, strict=True))
 
