@@ -12,6 +12,7 @@ import pytest
 
 import warmclip_jax as wc
 from tests import reference
+from warmclip_jax._clipping._coding import decoded
 
 BF16 = ml_dtypes.bfloat16
 SHORT = [np.float16, BF16, np.float32, np.complex64]
@@ -52,7 +53,7 @@ def clipping(max_norm: Any, **options: Any) -> Any:
 def through_transformation(tree: Any, max_norm: Any, **options: Any) -> tuple[Any, Any]:
     transformation = clipping(max_norm, **options)
     clipped, state = transformation.update(tree, transformation.init(tree))
-    return clipped, state.grad_norm
+    return clipped, decoded(state.grad_norm)
 
 
 _clipped = jax.jit(wc.clip_tree)

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from jax.sharding import PartitionSpec
 
 from tests import reference
 from warmclip_jax._clipping._history import (
@@ -253,75 +252,7 @@ def test_zero_and_nonfinite_norms_teach_nothing(norm: float):
     assert not log_of(ScaledNorm.of(jnp.float32(norm)))[1]
 
 
-# The ways to run it.
-
-
-def test_a_scan_a_loop_and_a_resumed_scan_are_the_same_to_the_bit():
-    norms = lognormal(0, 60).astype(np.float32)
-    whole = follow(norms, init_history())[0]
-    looped, one = init_history(), jax.jit(step)
-    for norm in norms:
-        looped = one(looped, norm)[0]
-    half = follow(norms[:30], init_history())[0]
-    resumed = follow(norms[30:], jax.tree.map(lambda field: jnp.asarray(np.asarray(field)), half))[
-        0
-    ]
-    jax.tree.map(np.testing.assert_array_equal, looped, whole)
-    jax.tree.map(np.testing.assert_array_equal, resumed, whole)
-
-
-def test_groups_and_runs_under_vmap_are_as_many_single_ones():
-    norms = lognormal(0, 40, (3,)).astype(np.float32)
-    grouped, mapped = (
-        follow(norms, init_history((3,))),
-        jax.vmap(follow, in_axes=(1, 0), out_axes=-1)(norms, init_history((3,))),
-    )
-    for group in range(3):
-        single = follow(norms[:, group], init_history())
-        jax.tree.map(
-            lambda a, b, g=group: np.testing.assert_allclose(a[..., g], b, rtol=2e-6),
-            grouped,
-            single,
-        )
-    np.testing.assert_allclose(mapped[1][0], grouped[1][0], rtol=2e-6)
-
-
-def test_deviations_and_decay_may_be_traced_and_differ_between_runs():
-    norms = jnp.asarray(lognormal(0, 40), jnp.float32)
-
-    def last_bound(deviations: jax.Array, decay: jax.Array) -> jax.Array:
-        rule = Rule(deviations, 1 - decay, None)
-        history, _ = jax.lax.scan(
-            lambda carry, norm: step(carry, norm, rule), init_history(), norms
-        )
-        return bound_from(history, rule, jnp.int32(0))
-
-    deviations, decays = np.array([1, 3, 6], np.float32), np.array([0.5, 0.9, 0.99], np.float32)
-    for bound, *numbers in zip(
-        jax.jit(jax.vmap(last_bound))(deviations, decays), deviations, decays, strict=True
-    ):
-        expected = reference.RunningBound(deviations=float(numbers[0]), decay=float(numbers[1]))
-        for norm in np.asarray(norms):
-            expected.teach(logarithm(norm))
-        np.testing.assert_allclose(math.log(bound), expected.log_bound, atol=1e-4)
-
-
-def test_in_a_map_over_devices_the_history_of_equal_norms_stays_unsharded():
-    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-
-    @functools.partial(
-        jax.shard_map,
-        mesh=mesh,
-        in_specs=(PartitionSpec("data"), PartitionSpec()),
-        out_specs=PartitionSpec(),
-    )
-    def one(gradient: jax.Array, history: History) -> History:
-        return step(history, scaled_norm(gradient).value)[0]
-
-    history = init_history()
-    for scale in (1.0, 2.0):
-        history = jax.jit(one)(scale * jnp.arange(4.0, dtype=jnp.float32), history)
-    np.testing.assert_allclose(history.log_mean, math.log(14) / 2 + 0.75 * math.log(2), rtol=1e-6)
+# The ways to run it: in a loop, a scan, a map and side by side are test_bounds_in_use.py.
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16, jnp.float64])
@@ -362,21 +293,21 @@ def test_nothing_on_the_way_is_nan_even_where_it_is_not_used():
 
 
 @pytest.mark.parametrize("rule", [CLIP, Rule(math.inf, 0.01, lambda count: 2.0)])
-@pytest.mark.parametrize("norms", [[0.0, 0.0, 1.0], [1.0, 1.0, 1.0], [0.0, 0.0, 0.0]])
-@pytest.mark.parametrize("variance", [0.0, 0.25])
-def test_derivatives_through_the_history_are_finite(
-    norms: list[float], variance: float, rule: Rule
-):
-    def last_bound(norms: jax.Array, mean: jax.Array) -> jax.Array:
-        history = init_history()._replace(
-            log_mean=mean, log_variance=jnp.float32(variance), norms_taught=jnp.int32(9)
-        )
-        for norm in norms:
-            history, _ = step(history, norm, rule)
-        return bound_from(history, rule, jnp.int32(0))
+def test_derivatives_through_the_history_are_finite(rule: Rule):
+    @jax.jit
+    def slopes(norms: jax.Array, variance: jax.Array) -> Any:
+        def last_bound(norms: jax.Array, mean: jax.Array) -> jax.Array:
+            history = History(mean, variance, jnp.int32(9))
+            for norm in norms:
+                history, _ = step(history, norm, rule)
+            return bound_from(history, rule, jnp.int32(0))
 
-    slopes = jax.grad(last_bound, argnums=(0, 1))(jnp.asarray(norms, jnp.float32), jnp.float32(0))
-    assert all(np.isfinite(slope).all() for slope in slopes)
+        return jax.grad(last_bound, argnums=(0, 1))(norms, jnp.float32(0))
+
+    for norms in ([0.0, 0.0, 1.0], [1.0, 1.0, 1.0], [0.0, 0.0, 0.0]):
+        for variance in (0.0, 0.25):
+            found = slopes(jnp.float32(norms), jnp.float32(variance))
+            assert all(np.isfinite(slope).all() for slope in found), (norms, variance)
 
 
 @pytest.mark.parametrize(
@@ -388,8 +319,3 @@ def test_the_ceiling_holds_before_the_first_norm_and_after(ceiling: Any, at_step
     for norm, bound in ((1e3, at_step_5), (0.1, 0.1 * math.exp(1.5))):
         history, _ = step(init_history(), jnp.float32(norm))
         np.testing.assert_allclose(bound_from(history, rule, jnp.int32(5)), bound, rtol=1e-6)
-
-
-def test_a_user_may_donate_every_field():
-    addresses = {field.unsafe_buffer_pointer() for field in init_history()}
-    assert len(addresses) == 3

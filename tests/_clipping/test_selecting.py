@@ -90,26 +90,6 @@ def test_it_has_the_derivative_of_the_select(condition):
     )
 
 
-def test_what_is_selected_early_is_what_the_program_goes_on_with():
-    text = str(jax.make_jaxpr(early)(True, X, STATE))
-    assert text.index("select_n") < text.index("jitted") < text.index("cond[")
-
-
-def test_a_result_is_selected_early_also_where_the_same_equation_makes_another():
-    def halved(x, state):
-        halves, _ = jax.lax.cond(
-            x[0] > 0, lambda: (state["half"] / 2, x), lambda: (state["half"], 2 * x)
-        )
-        return jnp.cos(halves), {"half": halves}
-
-    text = str(
-        jax.make_jaxpr(
-            lambda taken: choose(taken, halved, (X, {"half": X}), before=({"half": X},))
-        )(True)
-    )
-    assert text.index("cond[") < text.index("select_n") < text.index("cos")
-
-
 def test_what_a_program_does_last_it_does_though_no_result_comes_of_it():
     seen: list[Any] = []
 

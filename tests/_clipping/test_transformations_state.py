@@ -95,12 +95,6 @@ def test_the_state_holds_the_last_coefficient(nonfinite, of_bad):
     np.testing.assert_array_equal(coefs, [1, 0.5, of_bad, of_bad, 1, 1])
 
 
-def test_a_bound_of_zero_clips_with_a_coefficient_of_zero():
-    states = run(0.0, [3.0, 0.0])
-    assert [float(state.clip_coef) for state in states] == [0, 1]
-    assert [int(state.clipped_count) for state in states] == [1, 1]
-
-
 @pytest.mark.parametrize(
     ("leaf", "max_norm"),
     [(3e38, 1e-3), (3e38, 1e-37), (2.0**100, 2.0**-40), (2.0**60, 2.0**-64), (1e-30, 1e-37)],
@@ -133,14 +127,14 @@ def test_measuring_counts_bad_updates_and_clips_none():
     assert [float(state.clip_coef) for state in states] == [1, 1, 1]
 
 
-@pytest.mark.parametrize("field", ["clip_calls", "clipped_count", "nonfinite_count"])
-def test_counters_stop_at_the_largest_int32(field):
+def test_counters_stop_at_the_largest_int32():
     transformation = clipping(1.0)
-    leaf = math.nan if field == "nonfinite_count" else 4.0
-    state = transformation.init([jnp.zeros(1)])._replace(**{field: jnp.int32(INT32_MAX - 1)})
-    for _ in range(3):
-        _, state = transformation.update([np.full(1, leaf, np.float32)], state)
-        assert int(getattr(state, field)) == INT32_MAX
+    for field in ("clip_calls", "clipped_count", "nonfinite_count"):
+        leaf = math.nan if field == "nonfinite_count" else 4.0
+        state = transformation.init([jnp.zeros(1)])._replace(**{field: jnp.int32(INT32_MAX - 1)})
+        for _ in range(3):
+            _, state = transformation.update([np.full(1, leaf, np.float32)], state)
+            assert int(getattr(state, field)) == INT32_MAX
 
 
 def types(tree: Any) -> Any:
@@ -149,16 +143,12 @@ def types(tree: Any) -> Any:
     )
 
 
-@pytest.mark.parametrize(
-    "max_norm", [1.0, None, 0, wc.linear_warmup(peak_value=1.0, warmup_steps=3), lambda count: 1]
-)
-@pytest.mark.parametrize("nonfinite", ["propagate", "zero"])
-def test_the_state_keeps_its_structure_and_types(max_norm, nonfinite):
-    transformation = clipping(max_norm, nonfinite=nonfinite)
+def test_the_state_keeps_its_structure_and_types():
     tree = {"a": jnp.ones(3, jnp.bfloat16), "b": jnp.ones(2, jnp.float16)}
-    before = transformation.init(tree)
-    _, after = transformation.update(tree, before)
-    assert types(after) == types(before)
+    for max_norm in (0, None, wc.linear_warmup(peak_value=1.0, warmup_steps=3), lambda count: 1):
+        transformation = clipping(max_norm, nonfinite="zero")
+        before = transformation.init(tree)
+        assert types(transformation.update(tree, before)[1]) == types(before)
 
 
 def test_the_state_is_carried_through_scan():
@@ -184,17 +174,6 @@ def test_the_state_is_mapped_by_vmap():
     assert states.clipped_count.tolist() == [0, 1, 0, 1, 0]
 
 
-def test_a_fresh_state_and_the_updates_can_be_donated():
-    transformation = clipping(1.0)
-    update = jax.jit(transformation.update, donate_argnums=(0, 1))
-    leaf = jnp.full(4, 2.0)
-    updates, state = [leaf], transformation.init([leaf])
-    for _ in range(2):
-        updates, state = update(updates, state)
-    assert leaf.is_deleted()
-    np.testing.assert_array_equal(updates[0], [0.5] * 4)
-
-
 # The optax interface.
 
 
@@ -206,16 +185,6 @@ def test_params_and_extra_arguments_are_accepted_and_not_needed():
     assert_same_bits(
         transformation.update(tree, state, tree, value=1.0), transformation.update(tree, state)
     )
-
-
-def test_it_chains_and_masks():
-    tree = {"a": np.full(1, 30, np.float32), "b": np.full(1, 40, np.float32)}
-    transformation: Any = optax.chain(
-        optax.masked(wc.clip_by_global_norm(3.0), {"a": True, "b": False}), optax.scale(-1.0)
-    )
-    clipped, state = transformation.update(tree, transformation.init(tree))
-    assert {name: float(leaf[0]) for name, leaf in clipped.items()} == {"a": -3.0, "b": -40.0}
-    assert float(state[0].inner_state.grad_norm) == 30.0
 
 
 def test_hyperparameters_can_be_injected_on_a_mixed_tree():
@@ -236,13 +205,3 @@ def test_hyperparameters_can_be_injected_on_a_mixed_tree():
         clipped, state = jax.jit(transformation.update)(tree, state)
     assert_clipped(clipped, tree, 0.25)
     assert int(state.inner_state.clipped_count) == 2
-
-
-def test_a_scheduled_hyperparameter_is_followed():
-    schedule = wc.polynomial_decay(init_value=4.0, end_value=1.0, decay_steps=3)
-    transformation: Any = optax.inject_hyperparams(wc.clip_by_global_norm)(max_norm=schedule)
-    tree = [normal(0, (9,), BF16) * np.asarray(100, BF16)]
-    state = transformation.init(tree)
-    for bound in (4.0, 3.0, 2.0):
-        clipped, state = transformation.update(tree, state)
-        assert_clipped(clipped, tree, bound)
