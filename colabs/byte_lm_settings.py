@@ -23,7 +23,7 @@ class Settings:
     warmup: float
     max_norm: float
     seed: int
-    inject: bool = False
+    inject: bool = True
     text: str = ""  # a fingerprint
 
     @property
@@ -36,7 +36,7 @@ class Settings:
         """The size of a checkpoint: the parameters, their two moments, the history and the record
         of every step.
         """
-        return 12 * self.parameters + (4 * len(RECORDED) + 32) * self.steps
+        return 12 * self.parameters + (4 * len(RECORDED) + 40) * self.steps
 
 
 class UsageError(Exception):
@@ -77,7 +77,7 @@ def command_line(description: str) -> OneLineParser:
         help="a file or a folder (default: the standard library's own source)",
     )
     parser.add_argument(
-        "--steps", type=whole, default=500, help="optimizer steps, the warm-up included"
+        "--steps", type=whole, default=400, help="optimizer steps, the warm-up included"
     )
     parser.add_argument("--batch", type=whole, default=8, help="windows of text in a step")
     parser.add_argument("--length", type=whole, default=128, help="bytes in a window")
@@ -102,8 +102,9 @@ def command_line(description: str) -> OneLineParser:
     )
     parser.add_argument(
         "--inject",
-        action="store_true",
-        help="a NaN into one gradient, a spike into another, for the report",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="a NaN into one gradient after a third of the steps, a spike into another after two",
     )
     parser.add_argument(
         "--checkpoint",

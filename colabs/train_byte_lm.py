@@ -1,9 +1,10 @@
-"""Trains a small byte-level transformer with warm-up, decay and global-norm clipping, and shows what each of them did.
+"""Trains a small byte-level transformer through a NaN and a spike, and ends with the report and the
+figure that name them.
 
-    python colabs/train_byte_lm.py                           # reads the Python standard library's
-    own source python colabs/train_byte_lm.py --text FOLDER --compare   # your text; and again
-    without warm-up and clipping python colabs/train_byte_lm.py --checkpoint runs/mine    # stop it
-    whenever you like, the same command goes on
+    python colabs/train_byte_lm.py                            # on the Python standard library's own source
+    python colabs/train_byte_lm.py --no-inject                # a quiet run
+    python colabs/train_byte_lm.py --text FOLDER --compare    # your text; and again without warm-up and clip
+    python colabs/train_byte_lm.py --checkpoint runs/mine     # stop whenever you like: the same command goes on
 
 The part to take home is short: `make_optimizer` and `make_step`, just below. The model, the text
 and the bookkeeping are in the files beside this one.
@@ -46,14 +47,20 @@ RECIPE, BARE = "warm-up and clipping", "neither"
 def make_optimizer(settings: Settings) -> optax.GradientTransformationExtraArgs:
     """AdamW behind a clip, at a rate that warms up and then decays to zero.
 
-    A bad step (NaN or inf) is skipped. What every step did is recorded for `wc.report` and
-    `wc.plot_records`.
+    A step with a NaN or inf is skipped, and so is one whose norm is far out of line. Every step is
+    recorded for `wc.report` and `wc.plot_records`.
     """
     schedule = wc.warmup_polynomial_decay(
         peak_value=settings.peak, total_steps=settings.steps, warmup_fraction=settings.warmup
     )
-    recorded = {"record": settings.steps, "record_leaves": True}
-    return wc.pipeline(optax.adamw, schedule, max_norm=settings.max_norm, **recorded)
+    return wc.pipeline(
+        optax.adamw,
+        schedule,
+        max_norm=settings.max_norm,
+        skip_above=wc.running_bound(deviations=6.0),
+        record=settings.steps,
+        record_leaves=True,
+    )
 
 
 def make_step(
@@ -70,7 +77,9 @@ def make_step(
         loss, grads = jax.value_and_grad(loss_of)(params, windows)
         if inject_at:
             grads = injected(grads, wc.metrics(opt_state)["calls"], inject_at)
-        params, opt_state = wc.apply_gradients(optimizer, params, opt_state, grads=grads)
+        params, opt_state = wc.apply_gradients(
+            optimizer, params, opt_state, grads=grads, value=loss
+        )
         return params, opt_state, {"bits_per_byte": loss / math.log(2), **wc.metrics(opt_state)}
 
     return step
@@ -114,7 +123,7 @@ def train(
         logits = nnx.merge(graph, params)(windows[:, :-1])
         return optax.softmax_cross_entropy_with_integer_labels(logits, windows[:, 1:]).mean()
 
-    at = {
+    at = {  # the worst day
         "unembed/kernel": (settings.steps // 3, math.nan),
         "blocks/0/mix/kernel": (settings.steps * 2 // 3, 300.0),
     }

@@ -60,6 +60,13 @@ def test_every_argument_result_and_field_of_a_state_has_a_type():
     assert hints["return"] is wc.Schedule
 
 
+def test_help_begins_with_the_names_and_defaults_alone():
+    assert str(inspect.signature(wc.apply_gradients)) == (
+        "(optimizer, params, opt_state, *, grads, **extra)"
+    )
+    assert [name for name in FUNCTIONS if ": " in str(inspect.signature(FUNCTIONS[name]))] == []
+
+
 def test_options_are_keyword_only():
     assert [
         f"{name}({argument})"

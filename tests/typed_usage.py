@@ -108,9 +108,10 @@ def train(params: Params, batches: list[jax.Array]) -> Params:
     opt_state = optimizer.init(params)
     for batch in batches:
         grads = {"w": params["w"] * batch}
-        params, opt_state = wc.apply_gradients(
+        moved, opt_state = wc.apply_gradients(
             optimizer, params, opt_state, grads=grads, value=jnp.sum(batch)
         )
+        params = assert_type(moved, Params)
     assert_type(wc.metrics(opt_state), dict[str, jax.Array])
     return params
 

@@ -1,22 +1,24 @@
 """What an optimizer is, and one step of it applied to parameters."""
 
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import optax
 
 from warmclip_jax._values import ArgumentTypeError, described, named
 
+Params = TypeVar("Params")
+
 
 @named
 def apply_gradients(
     optimizer: optax.GradientTransformation | optax.MultiSteps,
-    params: optax.Params,
+    params: Params,
     opt_state: optax.OptState,
     *,
     grads: optax.Updates,
     **extra: Any,
-) -> tuple[Any, Any]:
+) -> tuple[Params, Any]:
     """New parameters and optimizer state: `optimizer.update`, then `optax.apply_updates`.
 
     A skipped step adds zeros: the parameters stay as they were (but -0.0 becomes 0.0).

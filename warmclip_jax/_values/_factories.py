@@ -6,7 +6,7 @@ import typing
 from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar, cast
 
-from warmclip_jax._values._messages import naming
+from warmclip_jax._values._messages import naming, plain_signature
 from warmclip_jax._values._rules import FLAG, Choice, Each
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -31,9 +31,7 @@ class Kind:
         hints = typing.get_type_hints(function, include_extras=True)
         parameters = inspect.signature(function).parameters.values()
         self.rules = {each.name: _rule_of(each, hints[each.name]) for each in parameters}
-        # `help` shows the names alone: the rules in the annotations would bury them.
-        plain = [each.replace(annotation=each.empty) for each in parameters]
-        self.signature = inspect.Signature(plain, return_annotation=made)
+        self.signature = plain_signature(function).replace(return_annotation=made)
         self.names = [name for name in self.rules if name not in resolves]
         self.options = [name for name in self.names if isinstance(self.rules[name], Choice)]
         self.numbers = [name for name in self.names if name not in self.options]

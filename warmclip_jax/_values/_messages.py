@@ -74,6 +74,8 @@ def naming(name: str) -> Callable[[F], F]:
     """
 
     def decorate(function: F) -> F:
+        signature = plain_signature(function)
+
         @functools.wraps(function)
         def named(*args: Any, **given: Any) -> Any:
             try:
@@ -82,11 +84,11 @@ def naming(name: str) -> Callable[[F], F]:
                 plain = TypeError if isinstance(error, TypeError) else ValueError
                 raise plain(f"{name}: {error}") from error.__cause__
             except TypeError:
-                if misfit := _misfit(function, args, given):
+                if misfit := _misfit(function.__name__, signature, args, given):
                     raise TypeError(f"{name}: {misfit}") from None
                 raise
 
-        cast(Any, named).is_named = True
+        cast(Any, named).is_named, cast(Any, named).__signature__ = True, signature
         return cast(F, named)
 
     return decorate
@@ -97,15 +99,19 @@ def named(function: F) -> F:
     return naming(function.__name__)(function)
 
 
-def _misfit(function: Callable[..., Any], args: Any, given: dict[str, Any]) -> str:
+def plain_signature(function: Callable[..., Any]) -> inspect.Signature:
+    """A signature for `help`: names and defaults, not the types, which would bury them."""
+    parameters = inspect.signature(function).parameters.values()
+    return inspect.Signature([each.replace(annotation=each.empty) for each in parameters])
+
+
+def _misfit(name: str, signature: inspect.Signature, args: Any, given: dict[str, Any]) -> str:
     """What is wrong with the arguments of a call, and what to write; nothing where they fit."""
-    parameters = inspect.signature(function).parameters
-    plain = inspect.Signature([each.replace(annotation=each.empty) for each in parameters.values()])
     try:
-        plain.bind(*args, **given)
+        signature.bind(*args, **given)
     except TypeError as error:
-        names = parameters.keys()
-        usage = f". It is called as {function.__name__}{plain}."
+        names = signature.parameters.keys()
+        usage = f". It is called as {name}{signature}."
         unknown = next((argument for argument in given if argument not in names), None)
         if unknown is None or "**" in usage:
             return f"{error}{usage}"
