@@ -99,3 +99,59 @@ def test_without_matplotlib_the_message_has_the_command(monkeypatch: pytest.Monk
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ModuleNotFoundError, match=r"plot_records needs matplotlib.*pip install"):
         wc.plot_records(FULL.init(jnp.zeros(2)))
+
+
+def test_values_stand_above_and_what_was_skipped_for_them_is_told_apart():
+    optimizer = wc.pipeline(optax.sgd, 0.1, skip_above=10.0, skip_value_above=5.0, record=8)
+    state = optimizer.init(jnp.zeros(2))
+    for norm, value in ((1.0, 2.0), (2.0, 6.0), (20.0, 2.0), (1.0, np.nan), (30.0, 7.0)):
+        _, state = optimizer.update(jnp.array([norm, 0.0]), state, value=value)
+    figure = wc.plot_records(state)
+    above, middle, below = figure.axes
+    assert [ax.get_ylabel() for ax in figure.axes] == [
+        "value",
+        "gradient norm before clipping",
+        "learning rate",
+    ]
+    np.testing.assert_equal(drawn(above)["value"][1], [2.0, 6.0, 2.0, np.nan, 7.0])
+    assert drawn(above)["bound of its skipping"][1] == [5.0] * 5
+    for ax, hidden, at in ((above, "_", 6.0), (middle, "", 2.0)):
+        assert drawn(ax)[f"{hidden}skipped for its value: 1"] == ([1], [at])
+        assert drawn(ax)[f"{hidden}skipped for its norm: 2"][0] == [2, 4]
+        assert drawn(ax)[f"{hidden}NaN or inf: 1"][0] == [3, 3]
+    forms = [line.get_marker() for line in middle.get_lines() if "skipped" in line.get_label()]
+    assert len(set(forms)) == 2
+    assert drawn(middle)["norm"][1] == [1.0, 2.0, 20.0, 1.0, 30.0]
+    np.testing.assert_equal(drawn(below).popitem()[1][1][1:], [np.nan] * 4)
+
+
+def test_calls_that_were_not_recorded_leave_a_gap():
+    state = after(FULL, [1.0, *[np.nan] * 20, 2.0, 3.0])
+    calls, norms = drawn(wc.plot_records(state).axes[0])["norm"]
+    np.testing.assert_equal(calls[-4:], [16, np.nan, 21, 22])
+    np.testing.assert_equal(norms[-4:], [np.nan, np.nan, 2.0, 3.0])
+
+
+@pytest.mark.parametrize("norms", [[np.nan], [np.inf] * 3, [0.0], []])
+def test_calls_of_which_no_norm_can_be_drawn_are_drawn_without_a_warning(norms: list[float]):
+    optimizer = wc.pipeline(optax.sgd, 0.1, max_norm=None, record=4)
+    figure = wc.plot_records(after(optimizer, norms))
+    figure.canvas.draw()
+    bad = [line for line in figure.axes[0].get_lines() if "NaN or inf" in line.get_label()]
+    assert len(bad) == np.sum(~np.isfinite(norms))
+
+
+def test_a_finite_norm_past_float32_is_no_bad_call(x64: None):
+    optimizer = wc.pipeline(optax.sgd, 0.1, max_norm=None, record=4)
+    _, state = optimizer.update(jnp.full(2, 1e300), optimizer.init(jnp.zeros(2)))
+    assert "NaN or inf" not in str(drawn(wc.plot_records(state).axes[0]))
+    assert "No call had a NaN or inf." in wc.report(state)
+    assert np.isfinite(wc.records(state)["grad_norm"]).all()
+
+
+@pytest.mark.parametrize("wrong", ["figure", "several", 3])
+def test_what_is_no_axes_is_an_error_that_says_what_to_pass(wrong: Any):
+    figure = figures.Figure()
+    ax = {"figure": figure, "several": figure.subplots(2)}.get(wrong, wrong)
+    with pytest.raises(TypeError, match=r"plot_records: ax must be the axes .*axes\[0\]"):
+        wc.plot_records(after(FULL), ax=ax)

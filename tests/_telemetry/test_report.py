@@ -191,6 +191,38 @@ def test_runs_of_skips_and_a_run_that_stands_still_are_told():
     assert "Record: calls 0 to 17." in text
 
 
+def test_the_first_and_the_last_of_a_long_run_of_bad_calls_are_told():
+    bad = grads_like(a=np.nan)
+    stream = [*USUAL, bad, *[grads_like(a=np.nan, b=np.inf)] * 30, *USUAL]
+    text = told(wc.pipeline(optax.sgd, 0.1, record=64, record_leaves=True), stream)
+    assert "Last call with NaN or inf: call 40, step 10, skipped. There were 31 such calls" in text
+    assert (
+        "\n  The first of that run: call 10, step 10, skipped.\n  Leaves with NaN, 1 of 3: a\n"
+        in text
+    )
+    assert "Record: calls 0 to 50, without 26 to 40.\n" in text
+    text = told(wc.pipeline(optax.sgd, 0.1, skip_above=9.0, record=64), stream)
+    assert "Last recorded call with NaN or inf: call 25, step 10, skipped. There were 31" in text
+    text = told(wc.pipeline(optax.sgd, 0.1, record=64), [*USUAL, bad])
+    assert "Clipped: 10 calls, 90.9%." in text
+    assert "Clipped: 1 call, 50.0%." in told(wc.pipeline(optax.sgd, 0.1), [USUAL[0], bad])
+
+
+def test_a_call_that_was_skipped_for_its_norm_or_loss_is_no_bad_one():
+    optimizer = wc.pipeline(optax.sgd, 0.1, skip_above=10.0, skip_value_above=5.0)
+    state = after(optimizer, [*USUAL, grads_like(a=100.0)])
+    # As after a change-over: counted by whoever came before.
+    state = state._replace(clip_state=state.clip_state._replace(nonfinite_count=jnp.int32(1)))
+    assert "Calls with NaN or inf: 1. When they came is not known.\n" in wc.report(state)
+    state = optimizer.init(USUAL[0])
+    for value in (jnp.nan, 9.0):
+        _, state = optimizer.update(USUAL[0], state, value=value)
+    text = wc.report(state)
+    assert "\nCalls whose value was NaN or inf: 1.\nClipped: " in text
+    assert "Calls with NaN or inf" not in text
+    assert "over a bound" not in text
+
+
 def test_all_leaves_that_are_not_finite_point_to_the_loss():
     text = told(
         wc.clip_by_global_norm(1.0, record_leaves=True),

@@ -3,7 +3,7 @@
 from warmclip_jax._clipping._applying import apply_gradients, as_transformation
 from warmclip_jax._clipping._bounds import Bound, running_bound
 from warmclip_jax._clipping._clip import Clip, ClipState
-from warmclip_jax._clipping._coding import coded, decoded, quietly, unknown
+from warmclip_jax._clipping._coding import coded, decoded, is_unknown, quietly, unknown
 from warmclip_jax._clipping._coefficient import scale_tree
 from warmclip_jax._clipping._gate import gated
 from warmclip_jax._clipping._groups import Groups, as_keys, from_keys, label_by_path

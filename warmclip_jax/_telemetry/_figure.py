@@ -1,32 +1,62 @@
 """A figure of the last calls that an optimizer state recorded."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from warmclip_jax._pictures import matplotlib_figure
 from warmclip_jax._telemetry._records import check_one_run, on_host, recorded
-from warmclip_jax._values import named
+from warmclip_jax._values import broken_rule, named
+
+
+class _Panel(NamedTuple):
+    label: str
+    height: int
+    bounds: dict[str, tuple[str, str]]  # by column: what it is, and how it is drawn
+
+
+_PANELS = {
+    "value": _Panel("value", 2, {"value_bound": ("bound of its skipping", ":")}),
+    "grad_norm": _Panel(
+        "gradient norm before clipping",
+        3,
+        {"max_norm": ("bound of the clip", "--"), "skip_bound": ("bound of skipping", ":")},
+    ),
+    "learning_rate": _Panel("learning rate", 1, {}),
+}
+_SKIPPED = {
+    "marker": "X",
+    "color": "C3",
+    "markersize": 9,
+    "markeredgecolor": "white",
+    "linestyle": "",
+}
+#: A form for each, so that they are told apart without colours.
+_MARKS = {
+    "clipped": {"marker": ".", "color": "C1", "markersize": 6, "linestyle": ""},
+    "skipped for its norm": _SKIPPED,
+    "skipped for its value": _SKIPPED | {"marker": "^"},
+}
 
 
 @named
 def plot_records(opt_state: Any, *, ax: Any = None) -> Any:
-    """A figure of the calls that an optimizer built with `record=N` recorded: the norm, the bounds, and the learning rate.
+    """A figure of the calls that an optimizer built with `record=N` recorded.
 
-    Above, on a logarithmic axis, the norm of each call before clipping and the bounds in force. A
-    dot marks a clipped call, a cross one that was skipped for its norm, a vertical line one with a
-    NaN or inf. Below, the learning rate of the updates.
+    The value, where calls were given one; the norm before clipping, on a logarithmic axis; the
+    learning rate of the updates; and the bounds in force. A dot marks a clipped call, a cross one
+    that was skipped for its norm, a triangle one for its value, a vertical line one with a NaN or
+    inf. Calls that were not recorded leave a gap.
 
     Args:
       opt_state: any optimizer state with a recorder, as in `records`, of one run.
-      ax: the matplotlib axes to draw the norms on, without the learning rate; None for a new figure
-        with both.
+      ax: the matplotlib axes to draw the norms on, alone; None for a new figure with all.
 
     Returns:
       The matplotlib figure, neither shown nor saved: `figure.savefig("records.png")`.
 
     Raises:
-      TypeError, ValueError: as `records`, and for the state of several runs.
+      TypeError, ValueError: as `records`, for the state of several runs, and where `ax` is no axes.
       ModuleNotFoundError: without matplotlib, with the command that installs it.
 
     >>> import jax.numpy as jnp, optax
@@ -40,71 +70,69 @@ def plot_records(opt_state: Any, *, ax: Any = None) -> Any:
     """
     seen = on_host(opt_state)
     check_one_run(seen)
-    known = recorded(seen)
-    panels = [ax]
+    columns = recorded(seen)
     if ax is None:
-        figure = matplotlib_figure("plot_records").Figure(figsize=(8, 5), layout="constrained")
-        heights = (3, 1) if np.isfinite(known["learning_rate"]).any() else (1,)
-        panels = figure.subplots(len(heights), squeeze=False, sharex=True, height_ratios=heights)[
-            :, 0
-        ]
-    _draw_norms(panels[0], known)
-    for below in panels[1:]:
-        below.plot(known["call"], known["learning_rate"], color="C0", linewidth=1.5)
-        below.set(ylabel="learning rate", ylim=(0, None))
-        below.grid(alpha=0.25)
-    panels[-1].set_xlabel("call")
-    return panels[0].figure
+        measured = (name for name in _PANELS if np.isfinite(columns[name]).any())
+        names = sorted({"grad_norm", *measured}, key=[*_PANELS].index)
+        heights = [_PANELS[name].height for name in names]
+        module = matplotlib_figure("plot_records")
+        figure = module.Figure(figsize=(8, 1 + sum(heights)), layout="constrained")
+        grid = figure.subplots(len(names), squeeze=False, sharex=True, height_ratios=heights)
+        drawn = dict(zip(names, grid[:, 0], strict=True))
+    elif hasattr(ax, "update_datalim"):
+        drawn = {"grad_norm": ax}
+    else:
+        remedy = "Of several, pass one: axes[0]; of a figure, figure.gca()."
+        raise broken_rule("ax", "the axes to draw on", ax, remedy, TypeError)
+    for name, panel in drawn.items():
+        _draw_lines(panel, columns, name)
+        if name != "learning_rate":
+            # One legend explains the marks in both panels.
+            _draw_marks(panel, columns, name, "" if name == "grad_norm" else "_")
+            # Above the axes: inside, it would cover what it names.
+            place = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0.2}
+            panel.legend(ncols=3, frameon=False, fontsize="small", **place)
+    panel.set_xlabel("call")
+    return panel.figure
 
 
-def _draw_norms(ax: Any, known: dict[str, np.ndarray]) -> None:
-    calls, norms, skipped = known["call"], known["grad_norm"].astype(np.float64), known["skipped"]
-    finite = np.isfinite(norms)
-    # A logarithmic axis has no place for a norm of 0 either.
-    ax.plot(
-        calls, np.where(finite & (norms > 0), norms, np.nan), color="C0", linewidth=1, label="norm"
-    )
-    for name, label, style in (
-        ("max_norm", "bound of the clip", "--"),
-        ("skip_bound", "bound of skipping", ":"),
-    ):
-        bounds = np.where(np.isfinite(known[name]) & (known[name] > 0), known[name], np.nan)
-        if not np.isnan(bounds).all():
-            ax.plot(calls, bounds, color="black", linestyle=style, linewidth=1.2, label=label)
-    for label, chosen, style in (
-        (
-            "clipped",
-            finite & ~skipped & (known["clip_coef"] < 1),
-            {"marker": ".", "color": "C1", "markersize": 6},
-        ),
-        (
-            "skipped for its norm",
-            finite & skipped,
-            {"marker": "X", "color": "C3", "markersize": 9, "markeredgecolor": "white"},
-        ),
-    ):
-        if chosen.any():
-            ax.plot(
-                calls[chosen],
-                norms[chosen],
-                linestyle="",
-                zorder=3,
-                **style,
-                label=f"{label}: {chosen.sum()}",
-            )
-    label = f"NaN or inf: {(~finite).sum()}"
-    for call in calls[~finite]:
-        ax.axvline(call, color="C3", linewidth=1.5, alpha=0.7, zorder=0, label=label)
-        label = f"_{label.lstrip('_')}"
-    ax.set(ylabel="gradient norm before clipping", yscale="log")
+def _draw_lines(ax: Any, columns: dict[str, np.ndarray], name: str) -> None:
+    panel, is_norm = _PANELS[name], name == "grad_norm"
+    calls = columns["call"].astype(np.float64)
+    gaps = np.flatnonzero(np.diff(calls) > 1) + 1
+    lines = {name: ("norm" if is_norm else name, "-"), **panel.bounds}
+    for column, (label, style) in lines.items():
+        numbers = columns[column].astype(np.float64)
+        # A logarithmic axis shows no norm of 0.
+        is_shown = np.isfinite(numbers) & ((numbers > 0) | ~np.bool_(is_norm))
+        if column != name and not is_shown.any():
+            continue
+        numbers[~is_shown] = np.nan
+        x, y = (np.insert(each, gaps, np.nan) for each in (calls, numbers))
+        color = "C0" if column == name else "black"
+        ax.plot(x, y, color=color, linestyle=style, linewidth=1.2, label=label)
+        if is_norm and is_shown.any():
+            ax.set_yscale("log")
+    ax.set_ylabel(panel.label)
     ax.grid(alpha=0.25)
     ax.set_xmargin(0.01)
-    # Above the axes: inside, it would cover what it names.
-    ax.legend(
-        loc="lower left",
-        bbox_to_anchor=(0, 1),
-        ncols=3,
-        frameon=False,
-        fontsize="small",
-        borderaxespad=0.2,
-    )
+    if name == "learning_rate":
+        ax.set_ylim(0, None)
+
+
+def _draw_marks(ax: Any, columns: dict[str, np.ndarray], name: str, prefix: str) -> None:
+    calls, bad = columns["call"], columns["is_bad"]
+    clipped = ~columns["skipped"] & ~bad & (columns["clip_coef"] < 1)
+    skipped = columns["skipped"] & ~bad
+    is_over = columns["value"] > columns["value_bound"]
+    for_value = skipped & is_over & ~(columns["grad_norm"] > columns["skip_bound"])
+    for chosen, (label, style) in zip(
+        (clipped, skipped & ~for_value, for_value), _MARKS.items(), strict=True
+    ):
+        if chosen.any():
+            label = f"{prefix}{label}: {chosen.sum()}"
+            ax.plot(calls[chosen], columns[name][chosen], zorder=3, label=label, **style)
+    for call in calls[bad]:
+        label = f"{prefix}NaN or inf: {bad.sum()}"
+        ax.axvline(call, color="C3", linewidth=1.5, alpha=0.7, zorder=0, label=label)
+        prefix = "_"

@@ -6,7 +6,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from warmclip_jax._clipping import ClipState, History, LossHistory, SkipState, decoded, from_keys
+from warmclip_jax._clipping import (
+    ClipState,
+    History,
+    LossHistory,
+    SkipState,
+    decoded,
+    from_keys,
+    quietly,
+)
 from warmclip_jax._pipeline import PipelineState
 from warmclip_jax._telemetry._finding import Path, calls_of, found, of_this_process
 from warmclip_jax._values import ArgumentValueError, is_traced, named
@@ -40,6 +48,7 @@ Places = tuple[tuple[Path, int | None], ...]
 
 
 @named
+@quietly()
 def metrics(opt_state: Any) -> dict[str, jax.Array]:
     """What the clips, guards and pipelines in an optimizer state know, by name.
 

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from warmclip_jax._clipping import COUNTS, NUMBERS, Ring, decoded
+from warmclip_jax._clipping import COUNTS, NUMBERS, Ring, decoded, is_unknown
 from warmclip_jax._telemetry._finding import Found, calls_of, found, of_this_process
 from warmclip_jax._values import ArgumentTypeError, ArgumentValueError, is_traced, named
 
@@ -43,11 +43,16 @@ def records(opt_state: Any) -> dict[str, np.ndarray]:
     >>> known["call"].tolist(), known["step"].tolist(), known["skipped"].tolist(), known["grad_norm"].tolist()
     ([1, 2], [1, 2], [True, False], [nan, 3.0])
     """
-    return recorded(on_host(opt_state))
+    columns = recorded(on_host(opt_state))
+    del columns["is_bad"]
+    return columns
 
 
 def recorded(seen: list[Found]) -> dict[str, np.ndarray]:
-    """What the one recorder in a state kept. Raises ValueError where there is none, or there are several."""
+    """What the one recorder in a state kept, and which calls were bad.
+
+    Raises ValueError where there is none, or there are several.
+    """
 
     def is_guarded(each: Found) -> bool:
         return each.guard is not None and (
@@ -103,7 +108,10 @@ def ring_of(state: Any) -> Ring | None:
 
 
 def in_order_of_time(ring: Ring) -> dict[str, np.ndarray]:
-    """The rows of a ring on the host that are written, as `records` gives them."""
+    """The rows of a ring on the host that are written, as `records` gives them, and `is_bad`.
+
+    A call is bad where its gradient or its loss is not finite.
+    """
     order = np.argsort(np.asarray(ring.ring_counts)[..., :1], axis=-2)
     rows = (np.asarray(ring.ring_counts), np.asarray(ring.ring_numbers))
     counts, numbers = (np.take_along_axis(each, order, axis=-2) for each in rows)
@@ -112,6 +120,8 @@ def in_order_of_time(ring: Ring) -> dict[str, np.ndarray]:
     is_written = np.any(counts[..., 0] >= 0, axis=tuple(range(counts.ndim - 2)))
     columns = {name: counts[..., is_written, index] for index, name in enumerate(COUNTS)}
     skipped = columns.pop("skipped") > 0
-    numbers = decoded(numbers.astype(np.float32))
-    columns |= {name: numbers[..., is_written, index] for index, name in enumerate(NUMBERS)}
-    return columns | {"skipped": skipped}
+    numbers = numbers.astype(np.float32)[..., is_written, :]
+    columns |= {name: decoded(numbers[..., index]) for index, name in enumerate(NUMBERS)}
+    measured = numbers[..., [NUMBERS.index("grad_norm"), NUMBERS.index("value")]]
+    is_bad = ~(np.isfinite(decoded(measured)) | is_unknown(measured)).all(axis=-1)
+    return columns | {"skipped": skipped, "is_bad": is_bad}

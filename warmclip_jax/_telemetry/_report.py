@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from warmclip_jax._clipping import STANDS_OUT, decoded, from_keys, names_of
+from warmclip_jax._clipping import STANDS_OUT, decoded, from_keys, names_of, quietly
 from warmclip_jax._telemetry._metrics import of_state
 from warmclip_jax._telemetry._records import check_one_run, in_order_of_time, on_host, ring_of
 from warmclip_jax._values import named
@@ -17,6 +17,7 @@ _LISTED = 5
 
 
 @named
+@quietly()
 def report(opt_state: Any) -> str:
     """What an optimizer state knows of the run, for a person: a few lines of text.
 
@@ -100,16 +101,22 @@ class _Account:
             yield f"All of the last {known['consecutive_skips']} calls were skipped: nothing is being learnt."
 
     def _bad_call(self) -> Iterator[str]:
-        count, call = self.known["nonfinite_count"], self._last_bad_call()
-        if not count:
+        count, losses = self.known["nonfinite_count"], self.known.get("nonfinite_value_count", 0)
+        if not count and not losses:
             yield "No call had a NaN or inf."
-        elif call is None:
-            yield f"Calls with NaN or inf: {count}. When they came is not known."
-        else:
-            others = f" There were {count} such calls in all." if count > 1 else ""
-            yield f"Last call with NaN or inf: {self._place(call)}.{others}"
-        if not count or self.leaves is None or self.leaves.bad_call != call:
             return
+        which, call = self._last_bad_call()
+        if call is None and count:
+            yield f"Calls with NaN or inf: {count}. When they came is not known."
+        elif call is not None:
+            others = f" There were {count} such calls in all." if count > 1 else ""
+            yield f"{which} call with NaN or inf: {self._place(call)}.{others}"
+        if losses:
+            yield f"Calls whose value was NaN or inf: {losses}."
+        if self.leaves is None or self.leaves.bad_call < 0:
+            return
+        if self.leaves.bad_call != call:
+            yield f"  The first of that run: {self._place(int(self.leaves.bad_call))}."
         names, norms = names_of(self.leaves), decoded(self.leaves.bad_leaf_norms)
         for kind, held in (("NaN", np.isnan(norms)), ("inf", np.isinf(norms))):
             if held.any():
@@ -123,22 +130,35 @@ class _Account:
         yield "  NaN spreads backwards: these leaves show where it was seen, not where it began."
         yield '  To find the operation, repeat the step under jax.config.update("jax_debug_nans", True).'
 
-    def _last_bad_call(self) -> int | None:
-        if self.leaves is not None and self.leaves.bad_call >= 0:
-            return int(self.leaves.bad_call)
-        bad = [call for call, row in self.rows.items() if not np.isfinite(row["grad_norm"])]
-        if not bad and self.known.get("skipped_count") == self.known["nonfinite_count"]:
-            return self.known["last_skipped_call"]
-        return bad[-1] if bad else None
+    def _last_bad_call(self) -> tuple[str, int | None]:
+        """A call with NaN or inf, and whether it is the last or the last that is recorded."""
+        if self.leaves is not None and self.leaves.last_bad_call >= 0:
+            return "Last", int(self.leaves.last_bad_call)
+        bad = [call for call, row in self.rows.items() if row["is_bad"]]
+        if bad:
+            later = sum(call > bad[-1] for call in self.rows)
+            is_last = bad[-1] + later + 1 == self.known["calls"]
+            return "Last" if is_last else "Last recorded", bad[-1]
+        known = self.known
+        # Where no bound skips, calls that were skipped were bad.
+        if known.get("skip_bound") == known.get("value_bound") == np.inf:
+            if known["skipped_count"] == known["nonfinite_count"]:
+                return "Last", known["last_skipped_call"]
+        return "Last", None
 
     def _large_call(self) -> Iterator[str]:
         """The last spike or, where leaves do not tell, the last call over a bound."""
         leaves, rows = self.leaves, self.rows
         if leaves is None or leaves.spike_call < 0:
             over = [
-                c
-                for c, row in rows.items()
-                if np.isfinite(row["grad_norm"]) and (row["skipped"] or row["clip_coef"] < 1)
+                call
+                for call, row in rows.items()
+                if not row["is_bad"]
+                and (
+                    row["grad_norm"] > row["skip_bound"]
+                    or row["clip_coef"] < 1
+                    and not row["skipped"]
+                )
             ]
             if over:
                 yield self._over_bound(
@@ -185,7 +205,8 @@ class _Account:
     def _clips(self) -> Iterator[str]:
         if (clipped := self.known.get("clipped_count")) is None:
             return
-        yield f"Clipped: {clipped} calls, {clipped / self.known['calls']:.1%}."
+        unit = "call" if clipped == 1 else "calls"
+        yield f"Clipped: {clipped} {unit}, {clipped / self.known['calls']:.1%}."
         if not (labels := from_keys(self.clip.group_labels)):
             return
         norms, bounds, counts = (
@@ -215,8 +236,10 @@ class _Account:
     def _record(self) -> Iterator[str]:
         if not self.rows:
             return
-        calls = list(self.rows)
-        yield f"Record: calls {calls[0]} to {calls[-1]}."
+        calls = np.array([*self.rows])
+        gaps = np.flatnonzero(np.diff(calls) > 1)
+        missing = _listed(_span(calls[gap] + 1, calls[gap + 1] - 1) for gap in gaps)
+        yield f"Record: calls {calls[0]} to {calls[-1]}{missing and f', without {missing}'}."
         norms = {
             call: row["grad_norm"]
             for call, row in self.rows.items()
@@ -228,7 +251,7 @@ class _Account:
         skipped = np.array([call for call, row in self.rows.items() if row["skipped"]])
         if skipped.size:
             runs = np.split(skipped, np.flatnonzero(np.diff(skipped) > 1) + 1)
-            texts = [str(run[0]) if run.size == 1 else f"{run[0]} to {run[-1]}" for run in runs]
+            texts = [_span(run[0], run[-1]) for run in runs]
             longest = max(run.size for run in runs)
             yield f"  Skipped: {_listed(texts)}." + (
                 f" Longest run: {longest} calls." if longest > 1 else ""
@@ -241,6 +264,10 @@ def _by_call(columns: dict[str, np.ndarray]) -> dict[int, dict[str, Any]]:
         int(row[0]): dict(zip(columns, row, strict=True))
         for row in zip(*columns.values(), strict=True)
     }
+
+
+def _span(first: int, last: int) -> str:
+    return f"{first}" if first == last else f"{first} to {last}"
 
 
 def _listed(texts: Iterable[str]) -> str:
