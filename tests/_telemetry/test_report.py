@@ -330,13 +330,69 @@ def test_a_checkpoint_is_read_without_the_optimizer(tmp_path: pathlib.Path):
     np.testing.assert_equal(wc.records(raw), wc.records(state))
 
 
-def test_a_state_of_several_runs_or_in_a_trace_is_an_error_in_words():
+def test_of_vmapped_runs_each_has_a_line_the_worst_first():
+    optimizer = wc.pipeline(optax.sgd, 0.1, max_norm=1.0)
+    scales = jnp.array([[1.0, 0.5, 3.0], [jnp.nan, 1.0, jnp.inf]])  # of each call, in each run
+    states = jax.vmap(optimizer.init, axis_size=3, in_axes=None)({"a": jnp.zeros(2)})
+    update = jax.vmap(lambda scale, state: optimizer.update({"a": scale * jnp.eye(2)[0]}, state)[1])
+    for call in scales:
+        states = update(call, states)
+    states = update(jnp.array([jnp.nan, 1.0, 1.0]), states)
+    assert wc.report(states).splitlines() == [
+        "Runs: 3, the worst first. What is 0 is left out.",
+        "  Run 0: calls 3, skipped 2, skipped in a row 2, with NaN or inf 2, learning rate 0.1.",
+        "  Run 2: calls 3, skipped 1, with NaN or inf 1, clipped 1, norm 1, learning rate 0.1.",
+        "  Run 1: calls 3, norm 1, learning rate 0.1.",
+        "More of one run: wc.report(jax.tree.map(lambda leaf: leaf[0], opt_state)).",
+    ]
+    assert "Skipped: 2" in wc.report(jax.tree.map(lambda leaf: leaf[0], states))
+    grid = jax.tree.map(lambda leaf: jnp.tile(leaf[:, None], (1, 100)), states)
+    lines = wc.report(grid).splitlines()
+    assert lines[0] == "Runs: 300, the worst first. What is 0 is left out."
+    assert lines[1].startswith("  Run 0, ")
+    assert lines[21:] == ["  And 280 more.", lines[-1]]
+    assert re.search(r"leaf\[0, \d+\], opt_state", lines[-1])
+
+
+def test_several_clips_in_vmapped_runs_are_told_by_the_worst_of_them():
+    optimizer = optax.named_chain(
+        ("first", wc.clip_by_global_norm(1.0)), ("second", wc.clip_by_global_norm(2.0))
+    )
+    states = jax.vmap(lambda norm: optimizer.init(norm * jnp.ones(2)))(jnp.ones(2))
+    states = jax.vmap(lambda norm, state: optimizer.update(norm * jnp.eye(2)[0], state)[1])(
+        jnp.array([4.0, 8.0]), states
+    )
+    assert "\n  Run 1: calls 1, clipped 1, norm 8.\n  Run 0: " in wc.report(states)
+    with pytest.raises(ValueError, match=r"report: opt_state must be of one run, or all of it"):
+        wc.report((states, optimizer.init(jnp.ones(2))))
+
+
+def test_what_nobody_counted_before_a_change_over_is_not_told():
+    params = grads_like()
+    adam = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(0.1))
+    old = after(adam, USUAL)
+    optimizer = wc.pipeline(optax.adam, 0.1, record=4)
+    state = wc.adopt_state(optimizer, params, old, step=10)
+    assert wc.report(state).splitlines()[:2] == [
+        "Calls: 10, numbered from 0. Updates: 10. Skipped since call 10: 0.",
+        "Not known: what happened before the change-over at call 10.",
+    ]
+    assert len(wc.report(state).splitlines()) == 3
+    for grads in (params, grads_like(a=100.0)):
+        _, state = optimizer.update(grads, state, params)
+    text = wc.report(state)
+    assert "\nNo call since call 10 had a NaN or inf.\n" in text
+    assert "\nClipped: 2 calls, 100.0% of those since call 10.\n" in text
+    _, state = optimizer.update(grads_like(a=jnp.nan), state, params)
+    assert "Skipped since call 10: 1, the last at call 12." in wc.report(state)
+    assert "\nLast call with NaN or inf: call 12, step 12, skipped.\n" in wc.report(state)
+
+
+def test_a_state_in_a_trace_or_of_shapes_is_an_error_in_words():
     optimizer = wc.clip_by_global_norm(1.0)
-    runs = jax.vmap(lambda scale: optimizer.init(scale * jnp.ones(2)))(jnp.ones(3))
-    with pytest.raises(
-        ValueError, match=r"report: opt_state must be of one run; got .* axes \(3,\).*leaf\[0\]"
-    ):
-        wc.report(runs)
-    assert wc.report(jax.tree.map(lambda leaf: leaf[0], runs)).startswith("Calls: 0")
     with pytest.raises(TypeError, match=r"report: opt_state must hold arrays.*traced"):
         jax.jit(wc.report)(optimizer.init(jnp.ones(2)))
+    shapes = jax.eval_shape(optimizer.init, jnp.ones(2))
+    for function in (wc.report, wc.metrics, wc.records, wc.plot_records):
+        with pytest.raises(TypeError, match="opt_state must hold arrays; got their shapes alone"):
+            function(shapes)

@@ -90,10 +90,11 @@ def plot_records(opt_state: Any, *, ax: Any = None) -> Any:
             # One legend explains the marks in both panels.
             _draw_marks(panel, columns, name, "" if name == "grad_norm" else "_")
             # Above the axes: inside, it would cover what it names.
-            place = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0.2}
-            panel.legend(ncols=3, frameon=False, fontsize="small", **place)
-    panel.set_xlabel("call")
-    return panel.figure
+            above = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0.2}
+            panel.legend(ncols=3, frameon=False, fontsize="small", **above)
+    lowest = [*drawn.values()][-1]
+    lowest.set_xlabel("call")
+    return lowest.figure
 
 
 def _draw_lines(ax: Any, columns: dict[str, np.ndarray], name: str) -> None:

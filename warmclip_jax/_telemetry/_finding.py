@@ -1,4 +1,4 @@
-"""Finds clips, guards and pipelines in any optimizer state: by their types, or in a raw checkpoint by their fields."""
+"""Finds clips, guards and pipelines in any optimizer state, by their types or their fields."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -51,8 +51,8 @@ def found(opt_state: Any) -> list[Found]:
     if not seen:
         raise ArgumentValueError(
             "opt_state must hold a state of clip_by_global_norm, skip_nonfinite or pipeline; got "
-            f"{described(opt_state)} without one. Pass the state that init or update returned, or a "
-            "checkpoint of it."
+            f"{described(opt_state)} without one. Pass the state that init or update returned, or "
+            "a checkpoint of it."
         )
     leaves = jax.tree.leaves([each.state for each in seen])
     if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves):
@@ -64,7 +64,7 @@ def found(opt_state: Any) -> list[Found]:
 
 
 def of_this_process(leaf: Any) -> Any:
-    """A copy that this process holds of an array that is the same on all, so that it need not ask the others."""
+    """This process's copy of an array that is the same on all, so that it asks no other."""
     is_spread = (
         isinstance(leaf, jax.Array) and not leaf.is_fully_addressable and leaf.is_fully_replicated
     )
@@ -99,7 +99,7 @@ def _collect(tree: Any, path: Path, guard: int | None, seen: list[Found]) -> Non
 
 
 def kind_of(node: Any, kinds: dict[Any, set[str]] = _STATES) -> Any:
-    """The class of state that a node is, or that a dict was made of in any version; None for any other node."""
+    """The class of state that a node is, or that a dict was made of; None for any other node."""
     for kind, signs in kinds.items():
         if isinstance(node, kind) or (
             isinstance(node, Mapping) and (signs <= node.keys() or _required(kind) <= node.keys())
@@ -116,14 +116,11 @@ def _required(kind: Any) -> set[str]:
 def _as_state(kind: Any, node: Any, at: Path) -> Any:
     """A state with arrays in its fields: not with the variables of a framework, not as a dict."""
     fields = node if isinstance(node, Mapping) else node._asdict()
-    lacking, unknown = (
-        sorted(_required(kind) - fields.keys()),
-        sorted(map(str, fields.keys() - set(kind._fields))),
-    )
-    if lacking or unknown:
-        parts = [f"without {', '.join(lacking)}"] * bool(lacking) + [
-            f"with {', '.join(unknown)}"
-        ] * bool(unknown)
+    lacking = sorted(_required(kind) - fields.keys())
+    unheard = sorted(map(str, fields.keys() - set(kind._fields)))
+    if lacking or unheard:
+        words = ("without", lacking), ("with", unheard)
+        parts = [f"{word} {', '.join(names)}" for word, names in words if names]
         raise ArgumentValueError(
             "opt_state must hold states that this version of warmclip_jax wrote; got one of "
             f"another version at {jax.tree_util.keystr(at) or 'its top'}: a {kind.__name__} "
@@ -138,13 +135,13 @@ def _as_state(kind: Any, node: Any, at: Path) -> Any:
     state = kind(**plain)
     if kind is not ClipState:
         return state
-    # `nnx.state` drops labels, which are keys without leaves: the groups are then known by their
+    # `nnx.state` drops labels, which are keys without leaves: the groups then have
     # numbers.
     number = (
         0 if isinstance(state.group_clipped_count, tuple) else state.group_clipped_count.shape[-1]
     )
     keys = state.group_labels or as_keys(
-        f"group {place:0{len(str(number))}}" for place in range(number)
+        f"group {group:0{len(str(number))}}" for group in range(number)
     )
     return state._replace(group_labels=dict.fromkeys(keys, ()))
 

@@ -16,7 +16,7 @@ from warmclip_jax._clipping import (
     quietly,
 )
 from warmclip_jax._pipeline import PipelineState
-from warmclip_jax._telemetry._finding import Path, calls_of, found, of_this_process
+from warmclip_jax._telemetry._finding import Found, Path, calls_of, found, of_this_process
 from warmclip_jax._values import ArgumentValueError, is_traced, named
 
 _OF_SKIPS = ("skipped_count", "consecutive_skips", "last_skipped_call")
@@ -43,14 +43,11 @@ _KEYS = (
     jax.tree_util.GetAttrKey,
 )
 
-#: Where each state is, and the place in their list of the guard around it.
-Places = tuple[tuple[Path, int | None], ...]
-
 
 @named
 @quietly()
 def metrics(opt_state: Any) -> dict[str, jax.Array]:
-    """What the clips, guards and pipelines in an optimizer state know, by name.
+    """What the clips, guards and pipelines in an optimizer state have measured, by name.
 
     A *call* is one call of `update`, numbered from 0; an *update* is a call that was not skipped.
 
@@ -61,19 +58,31 @@ def metrics(opt_state: Any) -> dict[str, jax.Array]:
 
     Returns:
       Scalars, arrays with a run axis for vmapped states. The keys depend only on how the optimizer
-      was built; what is not known is NaN. Of the last call: `grad_norm` (before clipping),
-      `max_norm` (the bound in force; inf for none), `clip_coef` (0 where skipped). Of the last
-      update: `learning_rate`, the one that the optimizer used, where `pipeline` built it; NaN where
-      some parameters have an injected rate and others a different one. Counts, int32: `calls`,
-      `step` (updates made, where a pipeline or guard counts them), `clipped_count`,
-      `nonfinite_count`, `skipped_count`, `consecutive_skips` and `last_skipped_call` (-1: none). A
-      guard around a pipeline owns the plain names that both have; the pipeline's own are
-      `"update/skipped_count"` and so on. Several clips have their path before the name:
-      `"encoder/grad_norm"`. Outside of `jit` these are copies, which survive donation and later
-      updates; `jax.device_get` makes them numbers.
+      was built; NaN is what nobody measured. Outside of `jit` these are copies, which survive
+      donation and later updates; `jax.device_get` makes them numbers.
+
+      - Of the last call: `grad_norm` before clipping; `max_norm` and `skip_bound`, the bounds in
+        force, inf for none; `clip_coef`, 0 where skipped; `value` and `value_bound` in a guard or
+        pipeline.
+      - Of the last update: `learning_rate`, the one that the optimizer used, where `pipeline` built
+        it; NaN where some parameters have an injected rate and others a different one.
+      - Of a running bound: `typical_norm`, the clip's where it has one, else that of skipping;
+        `typical_value`.
+      - Counts, int32: `calls`, `step` (updates made, where a pipeline or guard counts them),
+        `clipped_count`, `nonfinite_count`, `nonfinite_value_count`, `skipped_count`,
+        `consecutive_skips`, `last_skipped_call` (-1: none).
+      - Of each group, up to 32: `"<label>/grad_norm"`, `max_norm`, `clip_coef`, `clipped_count`,
+        `typical_norm`; without a label, `max_norm` is NaN and `clip_coef` the smallest.
+      - Of several clips, under their paths: `"encoder/grad_norm"`.
+
+      A guard around a clip or pipeline sees every call, and has the plain names of what both
+      measure; what is inside sees those that were not skipped: `"update/grad_norm"` and so on. What
+      only the inside has keeps its plain name: there `max_norm`, `clip_coef`, `clipped_count` and
+      `learning_rate` belong to `"update/grad_norm"`.
 
     Raises:
       ValueError: when the state holds nothing of this package, or two metrics would share a name.
+      TypeError: for a state of shapes without numbers.
 
     >>> import jax.numpy as jnp, optax
     >>> import warmclip_jax as wc
@@ -82,33 +91,35 @@ def metrics(opt_state: Any) -> dict[str, jax.Array]:
     ['calls', 'clip_coef', 'clipped_count', 'grad_norm', 'max_norm', 'nonfinite_count']
     """
     seen = found(opt_state)
-    places = tuple((each.path, each.guard) for each in seen)
-    states = tuple(each.state for each in seen)
-    if any(map(is_traced, jax.tree.leaves(states))):
-        return _merged(states, places)
+    if any(map(is_traced, jax.tree.leaves([each.state for each in seen]))):
+        return merged(seen)
+    states = tuple(jax.tree.map(of_this_process, each.state) for each in seen)
     # One compiled call for all: as single copies they take twenty times as long.
-    return _copies(jax.tree.map(of_this_process, states), places)
+    return _copies(states, tuple((each.path, each.guard) for each in seen))
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def _copies(states: tuple[Any, ...], places: Places) -> dict[str, jax.Array]:
+def _copies(
+    states: tuple[Any, ...], whence: tuple[tuple[Path, int | None], ...]
+) -> dict[str, jax.Array]:
+    seen = [Found(path, state, guard) for state, (path, guard) in zip(states, whence, strict=True)]
     # Copied, since a number handed through would die with the state that it came from.
-    return {name: jnp.copy(value) for name, value in _merged(states, places).items()}
+    return {name: jnp.copy(value) for name, value in merged(seen).items()}
 
 
-def _merged(states: tuple[Any, ...], places: Places) -> dict[str, jax.Array]:
-    merged: dict[str, jax.Array] = {}
+def merged(seen: list[Found]) -> dict[str, jax.Array]:
+    """The metrics of all states, by their names."""
+    names: dict[str, jax.Array] = {}
     owners: dict[str, Any] = {}
-    for state, (path, guard), group in zip(states, places, _groups(states, places), strict=True):
-        known = of_state(state)
-        if guard is not None and "clip_coef" in known:
+    for (path, state, guard), group in zip(seen, _groups(seen), strict=True):
+        numbers = of_state(state)
+        if guard is not None and "clip_coef" in numbers:
             # What a guard skips never gets to the clip inside.
-            known["clip_coef"] = jnp.where(
-                states[guard].consecutive_skips > 0, 0, known["clip_coef"]
-            )
-        for name, value in known.items():
+            is_skipped = seen[guard].state.consecutive_skips > 0
+            numbers["clip_coef"] = jnp.where(is_skipped, 0, numbers["clip_coef"])
+        for name, value in numbers.items():
             full = f"{group}/{name}" if group else name
-            if full in merged and name in _OF_EVERY_CALL:
+            if full in names and name in _OF_EVERY_CALL:
                 # First come, first served: the clip before a guard, the guard before the clip that
                 # it guards.
                 if isinstance(state, ClipState) or (
@@ -116,14 +127,14 @@ def _merged(states: tuple[Any, ...], places: Places) -> dict[str, jax.Array]:
                 ):
                     continue
                 full = f"{group}/update/{name}" if group else f"update/{name}"
-            if full in merged and not (name == "step" and guard is not None):
+            if full in names and not (name == "step" and guard is not None):
                 raise ArgumentValueError(
                     f"metrics must have names of their own; two states would both be {full!r}, the "
                     f"second at {jax.tree_util.keystr(path)}. Put them under different keys, in a "
                     "dict or in optax.named_chain."
                 )
-            merged[full], owners[full] = value, state
-    return dict(sorted(merged.items()))
+            names[full], owners[full] = value, state
+    return dict(sorted(names.items()))
 
 
 def of_state(state: Any) -> dict[str, jax.Array]:
@@ -193,16 +204,12 @@ def _norm_of(norms: jax.Array) -> jax.Array:
     return safe * jnp.sqrt(jnp.sum(jnp.square(norms / safe[..., None]), axis=-1))
 
 
-def _groups(states: tuple[Any, ...], places: Places) -> list[str]:
+def _groups(seen: list[Found]) -> list[str]:
     """The name that each state has before those of its metrics, "" for the only one."""
-    clips = [
-        path
-        for state, (path, _) in zip(states, places, strict=True)
-        if not isinstance(state, SkipState)
-    ]
+    clips = [each.path for each in seen if not isinstance(each.state, SkipState)]
     # Guards alone are told apart as clips are; beside clips, a guard speaks for all of them, or for
     # the group that it is in.
-    named = clips or [path for path, guard in places if guard is None]
+    named = clips or [each.path for each in seen if each.guard is None]
     # The shortest names that tell paths apart: of dict keys; with indices; or of all keys.
     distinct = (
         kinds
@@ -212,7 +219,7 @@ def _groups(states: tuple[Any, ...], places: Places) -> list[str]:
     kinds = next(distinct, _KEYS)
     return [
         "" if len(named) == 1 else _name(path, kinds if path in named else _KEYS[:1])
-        for path, _ in places
+        for path, _, _ in seen
     ]
 
 

@@ -12,7 +12,7 @@ from warmclip_jax._values import ArgumentTypeError, ArgumentValueError, is_trace
 
 @named
 def records(opt_state: Any) -> dict[str, np.ndarray]:
-    """The last calls of an optimizer built with `record=N`, in order of time: at most N, the newest last.
+    """The last calls of an optimizer built with `record=N`, in order of time, the newest last.
 
     Args:
       opt_state: any optimizer state, however nested, or a raw checkpoint of one, as in `metrics`.
@@ -24,7 +24,7 @@ def records(opt_state: Any) -> dict[str, np.ndarray]:
       the axis of time. `call`: int32, its number, from 0. `step`: int32, updates made after it.
       `skipped`: bool. And float32: `grad_norm`, before clipping; `max_norm` and `skip_bound`, the
       bounds in force, inf for none; `clip_coef`, what gradients were multiplied by, 0 where
-      skipped; `learning_rate`, NaN where skipped. What is not known is NaN: under a guard's
+      skipped; `learning_rate`, NaN where skipped. NaN is what nobody measured: under a guard's
       recorder `max_norm`, `clip_coef` and `learning_rate`; under groups `max_norm`, while
       `grad_norm` is the global norm and `clip_coef` the smallest.
 
@@ -39,9 +39,9 @@ def records(opt_state: Any) -> dict[str, np.ndarray]:
     >>> state = optimizer.init(jnp.zeros(2))
     >>> for size in (1.0, jnp.nan, 3.0):
     ...     _, state = optimizer.update(jnp.array([size, 0.0]), state)
-    >>> known = wc.records(state)
-    >>> known["call"].tolist(), known["step"].tolist(), known["skipped"].tolist(), known["grad_norm"].tolist()
-    ([1, 2], [1, 2], [True, False], [nan, 3.0])
+    >>> columns = wc.records(state)
+    >>> {name: columns[name].tolist() for name in ("call", "step", "skipped", "grad_norm")}
+    {'call': [1, 2], 'step': [1, 2], 'skipped': [True, False], 'grad_norm': [nan, 3.0]}
     """
     columns = recorded(on_host(opt_state))
     del columns["is_bad"]
@@ -66,16 +66,16 @@ def recorded(seen: list[Found]) -> dict[str, np.ndarray]:
             "in pipeline or skip_nonfinite, and take the state over with adopt_state."
         )
     if len(holders) > 1:
-        places = " and ".join(repr(jax.tree_util.keystr(holder.path)) for holder in holders)
+        paths = " and ".join(repr(jax.tree_util.keystr(holder.path)) for holder in holders)
         raise ArgumentValueError(
             f"opt_state must hold one recorder, or one that guards the others; got {len(holders)}, "
-            f"at {places}. Pass one of these parts of the state."
+            f"at {paths}. Pass one of these parts of the state."
         )
     return in_order_of_time(holders[0].state.ring)
 
 
 def on_host(opt_state: Any) -> list[Found]:
-    """What `found` gives, with NumPy arrays in the states. Raises as `found`, and TypeError for a traced state."""
+    """What `found` gives, with NumPy arrays; TypeError for a traced state."""
     seen = found(opt_state)
     if any(map(is_traced, jax.tree.leaves([each.state for each in seen]))):
         raise ArgumentTypeError(
@@ -90,16 +90,27 @@ def on_host(opt_state: Any) -> list[Found]:
     ]
 
 
+def common_shape(seen: list[Found]) -> tuple[int, ...]:
+    """The axes of vmapped runs, which all states have in front; () for one run.
+
+    Raises ValueError where one state has other axes than another.
+    """
+    shapes = {np.shape(calls_of(each.state)) for each in seen}
+    if len(shapes) > 1:
+        raise ArgumentValueError(
+            f"opt_state must be of one run, or all of it of several; got states with the axes "
+            f"{' and '.join(map(str, sorted(shapes)))} in front. Pass one of these parts."
+        )
+    return shapes.pop()
+
+
 def check_one_run(seen: list[Found]) -> None:
     """Raises ValueError for the states of several runs."""
-    for each in seen:
-        shape = np.shape(calls_of(each.state))
-        if shape:
-            raise ArgumentValueError(
-                f"opt_state must be of one run; got a state with the axes {shape} in front, as "
-                "vmap and pmap make it. Pass one run: jax.tree.map(lambda leaf: leaf[0], "
-                "opt_state)."
-            )
+    if shape := common_shape(seen):
+        raise ArgumentValueError(
+            f"opt_state must be of one run; got a state with the axes {shape} in front, as vmap "
+            "and pmap make it. Pass one run: jax.tree.map(lambda leaf: leaf[0], opt_state)."
+        )
 
 
 def ring_of(state: Any) -> Ring | None:

@@ -1,0 +1,60 @@
+"""What one state has measured, as the sentences of a report need it."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from warmclip_jax._telemetry._metrics import of_state
+from warmclip_jax._telemetry._records import in_order_of_time, ring_of
+
+#: How many leaves, groups or runs of skips are listed; the others are counted.
+LISTED = 5
+
+
+class Account:
+    """The numbers, leaves and recorded calls of one state on the host."""
+
+    def __init__(self, state: Any) -> None:
+        self.clip = getattr(state, "clip_state", state)
+        self.leaves = self.clip.leaves or None
+        self.numbers = {name: value.item() for name, value in of_state(state).items()}
+        ring = ring_of(state)
+        self.rows = {} if ring is None else _by_call(in_order_of_time(ring))
+        #: The calls since which bad and clipped ones are counted, and skipped ones.
+        self.counts_from, self.skips_from = int(self.clip.counts_from), int(state.counts_from)
+
+    def when(self, call: int) -> str:
+        """A call, and what became of it, as far as that is recorded."""
+        numbers = self.numbers
+        if row := self.rows.get(call):
+            clipped = f", multiplied by {row['clip_coef']:.3g}" if row["clip_coef"] < 1 else ""
+            return f"call {call}, step {row['step']}{', skipped' if row['skipped'] else clipped}"
+        if call == numbers.get("last_skipped_call"):
+            return f"call {call}, step {call + 1 - numbers['skipped_count']}, skipped"
+        return f"call {call}"
+
+
+def _by_call(columns: dict[str, np.ndarray]) -> dict[int, dict[str, Any]]:
+    """The rows of a record, in order of time."""
+    rows = zip(*columns.values(), strict=True)
+    return {int(row[0]): dict(zip(columns, row, strict=True)) for row in rows}
+
+
+def span(first: int, last: int) -> str:
+    """The numbers from the first to the last."""
+    return f"{first}" if first == last else f"{first} to {last}"
+
+
+def listed(texts: Iterable[str]) -> str:
+    """The first few texts, and how many more there are."""
+    texts = list(texts)
+    more = len(texts) - LISTED
+    return ", ".join(texts[:LISTED]) + (f" and {more} more" if more > 0 else "")
+
+
+def bound_text(name: str, bound: Any) -> str:
+    """A bound in a list of facts."""
+    if np.isnan(bound):
+        return f"{name} not known"
+    return f"{name} {bound:.3g}" if np.isfinite(bound) else f"no {name}"
