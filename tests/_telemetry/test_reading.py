@@ -153,6 +153,23 @@ def test_the_state_of_an_nnx_optimizer_is_read(tmp_path: pathlib.Path):
     assert told(wc.read_state(tmp_path / "saved")) == told(optimizer)
 
 
+def test_several_states_have_the_names_that_they_have_in_memory(tmp_path: pathlib.Path):
+    params = {"embed": np.ones(2, np.float32), "head": np.ones(3, np.float32)}
+    each = {name: wc.pipeline(optax.sgd, 0.1, max_norm=1.0) for name in params}
+    chained = optax.chain(optax.partition(each, {name: name for name in params}))
+    state = chained.init(params)
+    train = {"params": params, "opt_state": wc.skip_nonfinite(chained).init(params)}
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "orbax", {"opt_state": state})
+        checkpointer.save(tmp_path / "guarded", train)
+    (tmp_path / "flax").write_bytes(serialization.to_bytes({"opt_state": state}))
+    for name in ("orbax", "flax"):
+        assert wc.metrics(wc.read_state(tmp_path / name)).keys() == wc.metrics(state).keys()
+    assert "embed/grad_norm" in wc.metrics(state)
+    guarded = wc.read_state(tmp_path / "guarded")
+    assert wc.metrics(guarded).keys() == wc.metrics(train["opt_state"]).keys()
+
+
 def test_parameters_and_moments_need_not_be_there(
     saved: pathlib.Path, state: Any, tmp_path: pathlib.Path
 ):

@@ -69,7 +69,8 @@ def record(account: Account) -> Iterator[str]:
     calls = np.array([*account.rows])
     gaps = np.flatnonzero(np.diff(calls) > 1)
     without = listed(span(calls[gap] + 1, calls[gap + 1] - 1) for gap in gaps)
-    yield f"Record: calls {span(calls[0], calls[-1])}{without and f', without {without}'}."
+    unit = "call" if calls.size == 1 else "calls"
+    yield f"Record: {unit} {span(calls[0], calls[-1])}{without and f', without {without}'}."
     norms = {call: row["grad_norm"] for call, row in account.rows.items() if not row["is_bad"]}
     if norms:
         largest = max(norms, key=norms.__getitem__)

@@ -36,6 +36,8 @@ _OF_EVERY_CALL = (
 )
 #: With more groups than this, their numbers would bury the others.
 _MOST_GROUPS = 32
+#: Fields of states around ours, which are keys of dicts in a checkpoint.
+_FIELDS = {"opt_state", "inner_opt_state", "inner_state", "inner_states"}
 _KEYS = (
     jax.tree_util.DictKey,
     jax.tree_util.SequenceKey,
@@ -210,20 +212,22 @@ def _groups(seen: list[Found]) -> list[str]:
     # Guards alone are told apart as clips are; beside clips, a guard speaks for all of them, or for
     # the group that it is in.
     named = clips or [each.path for each in seen if each.guard is None]
-    # The shortest names that tell paths apart: of dict keys; with indices; or of all keys.
-    distinct = (
-        kinds
-        for kinds in (_KEYS[:1], _KEYS[:3])
-        if len({_name(path, kinds) for path in named}) == len(named)
-    )
-    kinds = next(distinct, _KEYS)
+    # The shortest names that tell paths apart: of dict keys, without fields that are keys in a
+    # checkpoint; of all dict keys; with indices; or of all keys.
+    levels = [(_KEYS[:1], _FIELDS), (_KEYS[:1], set()), (_KEYS[:3], set()), (_KEYS, set())]
+
+    def tells_apart(level: tuple[Any, set[str]]) -> bool:
+        names = {_name(path, *level) for path in named}
+        return len(names) == len(named) and ("" not in names or level[1] != _FIELDS)
+
+    level = next(filter(tells_apart, levels), levels[-1])
     return [
-        "" if len(named) == 1 else _name(path, kinds if path in named else _KEYS[:1])
+        "" if len(named) == 1 else _name(path, *(level if path in named else levels[0]))
         for path, _, _ in seen
     ]
 
 
-def _name(path: Path, kinds: tuple[type, ...]) -> str:
-    return jax.tree_util.keystr(
-        tuple(key for key in path if isinstance(key, kinds)), simple=True, separator="/"
-    )
+def _name(path: Path, kinds: tuple[type, ...], without: set[str]) -> str:
+    keys = [key for key in path if isinstance(key, kinds)]
+    names = (jax.tree_util.keystr((key,), simple=True) for key in keys)
+    return "/".join(name for name in names if name not in without)
