@@ -1,4 +1,4 @@
-"""README's recipes of schedules: rates by group and by layer, restarts that grow or fall, a decay
+"""The guide's recipes of schedules: rates by group and by layer, restarts that grow or fall, a decay
 that follows the rate.
 """
 

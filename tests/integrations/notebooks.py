@@ -1,6 +1,6 @@
 """Runs notebooks, and takes the curves out of their figures.
 
-`python -m tests.integrations.notebooks` runs all anew and writes them back, and README's picture.
+`python -m tests.integrations.notebooks` runs all anew and writes them back, and the guide's picture.
 With `--repository OWNER/NAME` it gives them the badges that open them in Colab, which need that
 address.
 
@@ -24,7 +24,7 @@ import numpy as np
 
 COLABS = pathlib.Path(__file__).parents[2] / "colabs"
 NOTEBOOKS = sorted(COLABS.glob("*.ipynb"))
-#: The figure of the quickstart that README shows, in the cell with the tag "picture".
+#: The figure of the quickstart that the guide shows, in the cell with the tag "picture".
 PICTURE = COLABS / "quickstart.png"
 
 # Runs in the kernel, before the notebook: whenever a figure is rendered, notes where its lines are.

@@ -1,5 +1,5 @@
 """How many copies of the gradients a donated step keeps, beyond those of the optimizer alone.
-README tells these.
+The guide tells these.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""README's table for those who come from another system: its calls are run, and each difference
+"""The guide's table for those who come from another system: its calls are run, and each difference
 that it tells of is there.
 """
 
@@ -17,7 +17,7 @@ import warmclip_jax as wc
 from tests._schedules import elsewhere
 from tests._schedules.elsewhere import END, PEAK, T, W
 
-README = (pathlib.Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+GUIDE = (pathlib.Path(__file__).parents[2] / "colabs/README.md").read_text(encoding="utf-8")
 NAMES: dict[str, Any] = {
     "wc": wc,
     "optax": optax,
@@ -34,7 +34,7 @@ CLOSE = 4 * float(np.spacing(np.float32(PEAK)))
 
 def cells(system: str) -> tuple[str, str, str]:
     (row,) = [
-        line for line in README.splitlines() if re.match(rf"\| {re.escape(system)}(: | \|)", line)
+        line for line in GUIDE.splitlines() if re.match(rf"\| {re.escape(system)}(: | \|)", line)
     ]
     there, here, changes = row.strip("| ").split(" | ")
     return there, here.strip("`"), changes

@@ -376,7 +376,7 @@ def test_a_history_of_an_nnx_optimizer_holds_what_was_and_numbers_that_can_be_fo
     assert jax.device_get(history[0])["calls"] == 1
 
 
-# Loops of README.
+# Loops of the guide.
 
 
 def test_a_loop_stops_after_so_many_bad_steps_in_a_row():
