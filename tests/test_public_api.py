@@ -4,6 +4,7 @@ import importlib.metadata
 import inspect
 import pathlib
 import pkgutil
+import re
 import typing
 
 import jax
@@ -58,6 +59,11 @@ def test_every_argument_result_and_field_of_a_state_has_a_type():
     hints = typing.get_type_hints(wc.linear_warmup)  # of what a decorator returns
     assert list(hints) == ["peak_value", "warmup_steps", "init_value", "return"]
     assert hints["return"] is wc.Schedule
+
+
+def test_the_packages_help_names_every_function_by_its_purpose():
+    named = re.findall(r"`(\w+)`", wc.__doc__ or "")
+    assert sorted(named) == sorted(FUNCTIONS)
 
 
 def test_help_begins_with_the_names_and_defaults_alone():

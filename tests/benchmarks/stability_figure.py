@@ -12,14 +12,19 @@ COLORS = {"none": "0.55", "clip": "tab:orange", "warm-up, decay": "tab:green", "
 
 
 def draw(models: dict[str, Any], path: pathlib.Path) -> None:
-    """Medians over seeds, with bands from the least to the largest. What diverges leaves at the
-    top.
+    """Medians over seeds, with bands from the least to the largest, of the deepest model of each
+    kind. What diverges leaves at the top.
     """
     import matplotlib.figure
 
-    figure = matplotlib.figure.Figure(figsize=(3.2 * len(models), 3.4), layout="constrained")
-    axes = np.ravel(figure.subplots(1, len(models)))
-    for ax, (name, model) in zip(axes, models.items(), strict=True):
+    deepest = {name.rpartition(", ")[0]: name for name in models}
+    figure = matplotlib.figure.Figure(figsize=(4.6 * len(deepest), 4), layout="constrained")
+    figure.suptitle(
+        "Loss after training, by the peak of the learning rate: lower and wider is better"
+    )
+    axes = np.ravel(figure.subplots(1, len(deepest)))
+    for ax, name in zip(axes, deepest.values(), strict=True):
+        model = models[name]
         peaks, losses = (
             np.array(model["peaks"]),
             np.nan_to_num(np.array(model["losses"]), nan=np.inf),
@@ -40,8 +45,10 @@ def draw(models: dict[str, Any], path: pathlib.Path) -> None:
                 linewidth=0,
             )
         ax.set(xscale="log", ylim=(best - 0.1 * bare, 1.4 * bare), xlabel="peak learning rate")
-        ax.set_title(name.replace(", ", "\n", 1), fontsize="medium")
+        ax.set_title(name, fontsize="medium")
+        ax.grid(alpha=0.25)
     axes[0].set_ylabel("loss on held-out data")
-    axes[0].legend(frameon=False)
+    lines, labels = axes[0].get_legend_handles_labels()
+    figure.legend(lines, labels, loc="outside lower center", ncols=len(lines), frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=100)
