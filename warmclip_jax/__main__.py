@@ -1,4 +1,4 @@
-"""`python -m warmclip_jax plot EXPR ...`: draws schedules in the terminal or into a picture file."""
+"""`python -m warmclip_jax plot EXPR ...`: draws schedules in the terminal or into a file."""
 
 import argparse
 import inspect
@@ -13,6 +13,8 @@ from warmclip_jax._pictures import chart, plot, sampled
 from warmclip_jax._schedules import Schedule
 from warmclip_jax._values import factories, parse
 
+_NAME = "python -m warmclip_jax"
+
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
@@ -21,50 +23,57 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command and returns its exit status; for a bad argument, one line on standard error and status 2."""
-    parser = _Parser(
-        prog="python -m warmclip_jax",
-        description="Look at learning-rate schedules, drawn over each other.",
+    """Runs a command and returns its exit status: 2, after one line of why, where it fails."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    parser = _Parser(prog=_NAME, description="Look at schedules.")
+    parser.add_argument(
+        "command", choices=_COMMANDS, help=f"what to do; `{_NAME} plot --help` says how"
     )
-    parser.add_argument("command", choices=["plot"], help="what to do")
+    if not given:
+        _print(parser.format_help())
+        return 0
+    run = _COMMANDS[parser.parse_args(given[:1]).command]
+    try:
+        run(given[1:])
+    except (ValueError, TypeError, OSError, ModuleNotFoundError) as error:
+        parser.error(str(error))
+    return 0
+
+
+def _plot(arguments: Sequence[str]) -> None:
+    parser = _Parser(prog=f"{_NAME} plot", description="Draws schedules over each other.")
     parser.add_argument(
         "expressions",
         nargs="*",
         metavar="EXPR",
-        help="the call that builds a schedule: 'linear_warmup(peak_value=1e-3, warmup_steps=100)'. It is read, never run. "
-        "Without one, the schedules are listed with their arguments.",
+        help="the call that builds a schedule: 'linear_warmup(peak_value=1e-3, warmup_steps=100)'. "
+        "It is read, never run. Without one, the schedules are listed with their arguments.",
     )
     parser.add_argument(
-        "--steps", type=int, help="how far to draw (default: the longest schedule and a tenth more)"
+        "--steps", type=float, help="how far to draw (default: to where the last stops changing)"
     )
     parser.add_argument(
         "--out",
         metavar="FILE",
         help="a picture: .png, .svg, .pdf (default: a chart in the terminal)",
     )
-    parser.add_argument("--log", action="store_true", help="a logarithmic scale for the rates")
+    parser.add_argument("--log", action="store_true", help="a logarithmic scale for the values")
     given = parser.parse_intermixed_args(arguments)
-    try:
-        schedules = [parse(expression) for expression in given.expressions]
-        if given.out is not None:
-            out = _picture_path(given.out)
-            _save(plot(schedules, steps=given.steps, log_scale=given.log), out)
-            _print(str(out))
-        elif schedules:
-            _print(chart(sampled(schedules, given.steps), log_scale=given.log))
-        else:
-            calls = {
-                name: inspect.signature(factory) for name, factory in factories(Schedule).items()
-            }
-            _print(
-                "\n".join(
-                    f"{name}{call.replace(return_annotation=call.empty)}"
-                    for name, call in calls.items()
-                )
-            )
-    except (ValueError, TypeError, OSError, ModuleNotFoundError) as error:
-        parser.error(str(error))
-    return 0
+    schedules = [parse(expression) for expression in given.expressions]
+    if given.out is not None:
+        out = _picture_path(given.out)
+        _save(plot(schedules, steps=given.steps, log_scale=given.log), out)
+        _print(str(out))
+    elif schedules:
+        _print(chart(sampled(schedules, given.steps), log_scale=given.log))
+    else:
+        for name, factory in factories(Schedule).items():
+            call = inspect.signature(factory)
+            _print(f"{name}{call.replace(return_annotation=call.empty)}")
+
+
+#: Each takes the arguments after its name, and raises where it fails.
+_COMMANDS = {"plot": _plot}
 
 
 def _picture_path(text: str) -> pathlib.Path:
@@ -86,8 +95,10 @@ def _save(figure: Any, path: pathlib.Path) -> None:
 
 
 def _print(text: str) -> None:
+    """Prints `text`; what the terminal's encoding lacks is escaped."""
+    encoding = sys.stdout.encoding or "utf-8"
     try:
-        print(text, flush=True)
+        print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
     except OSError as error:
         # Otherwise Python flushes again at exit and prints a traceback.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

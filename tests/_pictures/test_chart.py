@@ -1,7 +1,6 @@
 """A picture in characters: it fits a terminal, and its curves are where the values are."""
 
 import numpy as np
-import pytest
 
 import warmclip_jax as wc
 from warmclip_jax._pictures._chart import chart
@@ -34,7 +33,7 @@ def test_a_chart_fits_80_columns_and_24_lines_whatever_the_names_and_sizes():
     for schedules in (
         {"run": RUN},
         many,
-        {"big": wc.linear_warmup(peak_value=1.2345678e30, warmup_steps=2**31 - 1)},
+        {"big\nname": wc.linear_warmup(peak_value=1.2345678e30, warmup_steps=2**31 - 1)},
     ):
         text = chart(sampled(schedules, None))
         assert max(map(len, text.splitlines())) <= 80
@@ -53,7 +52,7 @@ def test_a_chart_rises_to_the_peak_and_falls_to_the_end():
     assert rows[top:] == sorted(rows[top:], reverse=True)
     assert rows[-1] == 0
     assert text.splitlines()[0].split()[0] == "0.5"
-    assert text.splitlines()[-1] == "* run: warm-up to 20; peak 0.5 at 20"
+    assert text.splitlines()[-1] == "* run: warm-up to 20; peak 0.5 at 20; 0 from 100 on"
 
 
 def test_the_axis_ends_at_the_last_step_of_a_run_past_int32():
@@ -76,8 +75,16 @@ def test_on_a_logarithmic_chart_an_exponential_is_a_straight_line():
     assert np.abs(np.array(rows) - np.linspace(17, 0, 69)).max() <= 1
 
 
-@pytest.mark.parametrize("log_scale", [False, True])
-@pytest.mark.parametrize("value", [0.0, 1e-3, -1.0, 1e38])
-def test_a_chart_of_a_constant_is_one_row(value: float, log_scale: bool):
-    rows = heights(chart(sampled({"c": wc.constant(value=value)}, None), log_scale=log_scale), "*")
-    assert len(set(rows)) == 1
+def test_a_chart_of_a_constant_is_one_row_and_says_its_value():
+    for value, log_scale in [(0.0, False), (0.3, False), (-1.0, False), (1e38, True)]:
+        text = chart(sampled({"c": wc.constant(value=value)}, 9), log_scale=log_scale)
+        assert len(set(heights(text, "*"))) == 1
+        assert text.splitlines()[-1] == f"* c: {value:g} at 9"
+
+
+def test_a_narrow_range_has_digits_enough():
+    run = wc.linear_warmup(init_value=0.999, peak_value=0.9999, warmup_steps=9)
+    text = chart(sampled({"b2": run}, 10))
+    ends = [line.split()[0] for line in text.splitlines() if line[:9].strip()]
+    assert ends[:3] == ["0.9999", "0.99945", "0.999"]
+    assert text.splitlines()[-1] == "* b2: warm-up to 9; peak 0.9999 at 9; 0.9999 from 9 on"

@@ -29,14 +29,13 @@ def test_a_schedule_is_drawn_at_every_step_with_its_marks_where_they_are():
     steps, values = lines["run"]
     assert steps == list(range(121))
     np.testing.assert_array_equal(np.array(values, np.float32), RUN(jnp.arange(121)))
-    assert lines["_run warm-up"][0] == [10, 10]
+    assert lines["_run warm-up ends"][0] == [10, 10]
     assert lines["_run peak"] == ([10], [0.5])
-    assert lines["_run end"] == ([100], [pytest.approx(0.1)])
+    assert lines["_run no longer changes"] == ([100], [pytest.approx(0.1)])
 
 
 def test_the_legend_names_the_curves_and_the_marks_that_are_there():
     assert legend(wc.plot([RUN, wc.constant(value=0.2)], steps=120)) == [
-        # Fmt: skip.
         "warmup_polynomial_decay",
         "constant",
         "warm-up ends",
@@ -44,7 +43,7 @@ def test_the_legend_names_the_curves_and_the_marks_that_are_there():
         "no longer changes",
     ]
     assert legend(wc.plot({"run": RUN}, steps=50)) == ["run", "warm-up ends", "peak"]
-    assert legend(wc.plot(wc.constant(value=0.2))) == ["constant", "peak"]
+    assert legend(wc.plot(wc.constant(value=0.2))) == ["constant"]
 
 
 def test_no_curve_hides_another_and_no_legend_or_axis_covers_a_mark():
@@ -77,21 +76,58 @@ def test_many_curves_share_a_scale_of_colours_and_a_short_legend():
     assert names[10:] == ["warm-up ends", "peak", "no longer changes"]
 
 
-def test_a_logarithmic_axis_leaves_out_zeros_and_negative_values():
+def test_a_logarithmic_axis_leaves_out_what_is_not_positive_and_the_last_steps_to_zero():
     schedules = {
-        "run": wc.cosine_decay(init_value=1.0, decay_steps=10),
+        "run": wc.cosine_decay(init_value=1.0, decay_steps=1000),
         "zero": wc.constant(value=0.0),
         "below": wc.constant(value=-1.0),
     }
     figure = wc.plot(schedules, log_scale=True)
     figure.draw_without_rendering()
     axes = figure.axes[0]
-    assert (axes.get_yscale(), axes.get_xlim()) == ("log", (0, 110))
+    assert (axes.get_yscale(), axes.get_xlim()) == ("log", (0, 1100))
+    assert 1e-4 < axes.get_ylim()[0] < 1e-3
     lines = drawn(figure)
-    np.testing.assert_array_equal(np.isnan(lines["run"][1]), np.arange(111) >= 10)
+    # All but a few of the last steps before 1000.
+    assert 980 < np.flatnonzero(np.isfinite(lines["run"][1]))[-1] < 1000
     assert np.all(np.isnan([lines["zero"][1], lines["below"][1]]))
     assert {"_run peak"} == {label for label in lines if label.startswith("_")}
-    wc.plot({"zero": schedules["zero"]}, log_scale=True).draw_without_rendering()
+
+
+def test_an_axis_begins_at_zero_only_where_zero_is_near():
+    for first, begins in [(0.1, 0.0), (0.9, 0.9)]:
+        run = wc.linear_warmup(init_value=first, peak_value=0.999, warmup_steps=10)
+        low, high = wc.plot(run).axes[0].get_ylim()
+        assert begins - 0.1 < low < begins
+        assert 0.999 < high < 1.1
+
+
+def test_the_axis_says_what_the_values_are():
+    assert wc.plot(RUN).axes[0].get_ylabel() == "value"
+    assert wc.plot(RUN, label="momentum").axes[0].get_ylabel() == "momentum"
+
+
+def test_every_name_stands_in_the_legend_as_it_is():
+    from matplotlib import cbook
+
+    names = ["_private", "$a$ and $b$", "5 $"]
+    figure = wc.plot(dict.fromkeys(names, RUN))
+    texts = figure.axes[0].get_legend().get_texts()[:3]
+    # Where there is no formula, matplotlib draws `\\$` as a dollar.
+    assert not any(cbook.is_math_text(text.get_text()) for text in texts)
+    assert [text.get_text().replace(r"\$", "$").strip() for text in texts] == names
+
+
+def test_long_names_leave_room_for_the_curves():
+    for number in (1, 3, 10):
+        figure = wc.plot({f"{index} {RUN!r}": RUN for index in range(number)})
+        figure.draw_without_rendering()
+        axes = figure.axes[0]
+        assert axes.get_window_extent().width > 0.5 * figure.bbox.width
+        assert figure.bbox.y0 <= axes.get_legend().get_window_extent().y0
+        names = [name.replace("\n", " ") for name in legend(figure)[:number]]
+        assert [name[:9] for name in names] == [f"{index} warmup_" for index in range(number)]
+        assert all(name.endswith("'warmup_end')") for name in names)
 
 
 def test_it_draws_on_the_axes_it_is_given_beside_what_is_there():
@@ -116,6 +152,9 @@ def test_it_draws_on_the_axes_it_is_given_beside_what_is_there():
         ({"schedules": 0.1}, TypeError, "schedules"),
         ({"schedules": RUN, "steps": 0}, ValueError, "steps"),
         ({"schedules": RUN, "log_scale": 1}, TypeError, "log_scale"),
+        ({"schedules": wc.constant(value=0.0), "log_scale": True}, ValueError, "plot: log_scale"),
+        ({"schedules": RUN, "label": None}, TypeError, "label"),
+        ({"schedules": RUN, "ax": np.zeros(2)}, TypeError, r"ax must be .*axes\[0\]"),
     ],
 )
 def test_a_bad_argument_is_refused_by_name(

@@ -71,3 +71,10 @@ def test_lists_tuples_and_nested_calls_are_read():
     assert wc.parse(text) == wc.join(
         (wc.constant(value=1.0), wc.shift(wc.constant(value=-0.002), by=-3)), boundaries=[5]
     )
+
+
+def test_the_package_may_stand_before_the_name_and_numbers_are_written_as_in_python():
+    for prefix in ("", "wc.", "warmclip_jax."):
+        text = f"{prefix}with_warmup({prefix}constant(value=+1), warmup_steps=1_0, init_value=-.5)"
+        run = wc.with_warmup(wc.constant(value=1), warmup_steps=10, init_value=-0.5)
+        assert wc.parse(text) == run

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from warmclip_jax._pictures._limits import limits
 from warmclip_jax._pictures._sampling import Sampled
 
 _WIDTH, _HEIGHT, _MARGIN = 80, 18, 10
@@ -11,18 +12,19 @@ _GLYPHS = "*o+x#@%&"
 
 
 def chart(lines: Sequence[Sampled], *, log_scale: bool = False) -> str:
-    """Lines of at most 80 characters: the curves, the axes, and for each schedule its warm-up, peak and end."""
+    """The curves, the axes, and the marks of each schedule, in lines of at most 80 characters."""
     columns = _WIDTH - _MARGIN - 1
     steps = int(lines[0].steps[-1])
-    glyphs = [_GLYPHS[place % len(_GLYPHS)] for place in range(len(lines))]
-    low, high = _range(np.concatenate([line.values for line in lines]), log_scale)
+    glyphs = [_GLYPHS[index % len(_GLYPHS)] for index in range(len(lines))]
+    low, high = limits(lines, log_scale)
+    high = high if high > low else low + (abs(low) or 1.0)
     # Eight samples in each column, so that a steep line has no gaps.
     where = np.linspace(0, steps, columns * 8).reshape(columns, 8)
     cells: list[list[str]] = [[""] * columns for _ in range(_HEIGHT)]
     for glyph, line in zip(glyphs, lines, strict=True):
         heights = _heights(np.interp(where, line.steps, line.values), low, high, log_scale)
-        for column, places in enumerate(heights):
-            seen = places[np.isfinite(places)]
+        for column, rows in enumerate(heights):
+            seen = rows[np.isfinite(rows)]
             for row in range(round(seen.min()), round(seen.max()) + 1) if seen.size else ():
                 cells[_HEIGHT - 1 - row][column] += glyph
     # Curves that meet in a cell take turns from column to column, so that none is hidden.
@@ -31,9 +33,11 @@ def chart(lines: Sequence[Sampled], *, log_scale: bool = False) -> str:
         for row in cells
     )
     middle = float(np.sqrt(low) * np.sqrt(high)) if log_scale else low / 2 + high / 2
+    # As many digits as tell the ends of a narrow range apart.
+    digits = 3 + max(0, int(np.log10(max(abs(low), abs(high)) / (high - low))))
     labels = {0: high, (_HEIGHT - 1) // 2: middle, _HEIGHT - 1: low}
     body = [
-        f"{f'{labels[row]:.3g}' if row in labels else '':>{_MARGIN - 1}} |{text}".rstrip()
+        f"{f'{labels[row]:.{digits}g}' if row in labels else '':>{_MARGIN - 1}} |{text}".rstrip()
         for row, text in enumerate(grid)
     ]
     axis = " " * _MARGIN + "+" + "-" * columns
@@ -42,35 +46,21 @@ def chart(lines: Sequence[Sampled], *, log_scale: bool = False) -> str:
     return "\n".join([*body, axis, " " * (_MARGIN + 1) + ends, *legend])
 
 
-def _range(values: np.ndarray, log_scale: bool) -> tuple[float, float]:
-    """The values at the bottom and the top: zero is between them, or on a logarithmic scale only positive values count."""
-    values = values[np.isfinite(values)]
-    if log_scale:
-        values = values[values > 0] if np.any(values > 0) else np.ones(1)
-    low, high = float(values.min()), float(values.max())
-    low = low if log_scale else min(low, 0.0)
-    return low, high if high > low else low + (abs(low) or 1.0)
-
-
 def _heights(values: np.ndarray, low: float, high: float, log_scale: bool) -> np.ndarray:
     """The row of each value, from 0 at the bottom; not finite for values that are not shown."""
     if log_scale:
-        with np.errstate(divide="ignore", invalid="ignore"):
-            values, low, high = (
-                np.where(values >= low, np.log(values), np.nan),
-                float(np.log(low)),
-                float(np.log(high)),
-            )
+        values = np.log(np.where(values >= low, values, np.nan))
+        low, high = float(np.log(low)), float(np.log(high))
     return (values - low) / (high - low) * (_HEIGHT - 1)
 
 
 def _legend(glyph: str, line: Sampled) -> str:
-    parts = [f"peak {line.at(line.peak):.3g} at {line.peak}"]
-    if line.warmup is not None:
-        parts.insert(0, f"warm-up to {line.warmup}")
-    if line.end is not None:
-        parts.append(f"{line.at(line.end):.3g} from {line.end} on")
-    facts = "; ".join(parts)
+    warmup, peak, end = line.marks
+    parts = [f"warm-up to {warmup}"] if warmup is not None else []
+    parts += [f"peak {line.at(peak):.4g} at {peak}"] if peak is not None else []
+    parts += [f"{line.at(end):.4g} from {end} on"] if end is not None else []
+    facts = "; ".join(parts) or f"{line.values[-1]:.4g} at {line.steps[-1]}"
     room = _WIDTH - len(facts) - 4
-    name = line.name if len(line.name) <= room else line.name[: max(room - 3, 1)] + "..."
+    name = " ".join(line.name.split())
+    name = name if len(name) <= room else name[: max(room - 3, 1)] + "..."
     return f"{glyph} {name}: {facts}"[:_WIDTH]
