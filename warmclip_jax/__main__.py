@@ -1,4 +1,4 @@
-"""`python -m warmclip_jax plot EXPR ...`: draws schedules in the terminal or into a file."""
+"""`python -m warmclip_jax plot EXPR ...` draws schedules, `report PATH` tells of a checkpoint."""
 
 import argparse
 import inspect
@@ -9,8 +9,18 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+import jax
+
 from warmclip_jax._pictures import chart, plot, sampled
 from warmclip_jax._schedules import Schedule
+from warmclip_jax._telemetry import (
+    listing,
+    metrics_as_json,
+    plot_records,
+    read_state,
+    report,
+    rows_as_csv,
+)
 from warmclip_jax._values import factories, parse
 
 _NAME = "python -m warmclip_jax"
@@ -25,9 +35,9 @@ class _Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit status: 2, after one line of why, where it fails."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    parser = _Parser(prog=_NAME, description="Look at schedules.")
+    parser = _Parser(prog=_NAME, description="Look at schedules, and at runs.")
     parser.add_argument(
-        "command", choices=_COMMANDS, help=f"what to do; `{_NAME} plot --help` says how"
+        "command", choices=_COMMANDS, help=f"what to do; `{_NAME} COMMAND --help` says how"
     )
     if not given:
         _print(parser.format_help())
@@ -35,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run = _COMMANDS[parser.parse_args(given[:1]).command]
     try:
         run(given[1:])
-    except (ValueError, TypeError, OSError, ModuleNotFoundError) as error:
+    except (ValueError, TypeError, OSError, ImportError) as error:
         parser.error(str(error))
     return 0
 
@@ -72,8 +82,35 @@ def _plot(arguments: Sequence[str]) -> None:
             _print(f"{name}{call.replace(return_annotation=call.empty)}")
 
 
+def _report(arguments: Sequence[str]) -> None:
+    parser = _Parser(
+        prog=f"{_NAME} report",
+        description="Tells what a checkpoint holds of a run, without the code that trained it.",
+    )
+    parser.add_argument("path", help="a folder of orbax, the root of several, or a file of flax")
+    parser.add_argument("--step", type=int, help="which step of a root (default: the newest)")
+    parser.add_argument("--list", action="store_true", help="what is recorded in each step")
+    parser.add_argument("--json", action="store_true", help="the metrics in place of the report")
+    parser.add_argument("--csv", metavar="FILE", help="also write the recorded calls, one a line")
+    parser.add_argument("--out", metavar="FILE", help="also draw them: a .png, .svg or .pdf")
+    given = parser.parse_args(arguments)
+    # The accelerators may be in use, by the run that is looked at.
+    jax.config.update("jax_platforms", "cpu")
+    if given.list:
+        _print(listing(given.path))
+        return
+    state = read_state(given.path, step=given.step)
+    text = metrics_as_json(state) if given.json else report(state)
+    rows = None if given.csv is None else rows_as_csv(state)
+    if given.out is not None:
+        _save(plot_records(state), _picture_path(given.out))
+    if rows is not None:
+        pathlib.Path(given.csv).write_text(rows, encoding="utf-8", newline="")
+    _print(text)
+
+
 #: Each takes the arguments after its name, and raises where it fails.
-_COMMANDS = {"plot": _plot}
+_COMMANDS = {"plot": _plot, "report": _report}
 
 
 def _picture_path(text: str) -> pathlib.Path:
