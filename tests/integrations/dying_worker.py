@@ -3,8 +3,8 @@
 Run: `python -m tests.integrations.dying_worker FOLDER MOMENT NUMBER`. It dies
 
 - `call 6`: within call 6, in the middle of its gradient;
-- `write 8`: when some files of the checkpoint after 8 calls are written, and others are not;
-- `commit 8`: when all of them are, and the folder is about to get the name that says so;
+- `commit 8`: when the checkpoint after 8 calls is written, and its folder is about to get the name
+  that says so;
 - `never 0`.
 """
 
@@ -43,23 +43,11 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def die_in_checkpoint(moment: str, number: int) -> None:
-    """From now on, die when orbax opens the file that lists the arrays of a checkpoint, or renames
-    its folder.
-    """
+def die_in_checkpoint(number: int) -> None:
+    """From now on, die when orbax renames the folder of a checkpoint."""
 
     def hear(event: str, arguments: tuple[Any, ...]) -> None:
-        if event == "open" and moment == "write":
-            path = pathlib.Path(str(arguments[0]))
-            if path.name == "_METADATA" and any(
-                part.startswith(f"{number}.orbax-checkpoint-tmp") for part in path.parts
-            ):
-                die()
-        elif (
-            event == "os.rename"
-            and moment == "commit"
-            and pathlib.Path(str(arguments[1])).name == str(number)
-        ):
+        if event == "os.rename" and pathlib.Path(str(arguments[1])).name == str(number):
             die()
 
     sys.addaudithook(hear)
@@ -103,5 +91,6 @@ def trained(folder: pathlib.Path, fatal: int = -1) -> tuple[Any, int]:
 
 if __name__ == "__main__":
     _, folder, moment, number = sys.argv
-    die_in_checkpoint(moment, int(number))
+    if moment == "commit":
+        die_in_checkpoint(int(number))
     print("began with", trained(pathlib.Path(folder), int(number) if moment == "call" else -1)[1])

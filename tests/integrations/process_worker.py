@@ -1,6 +1,6 @@
 """One of several processes that train together.
 
-Run: `python -m tests.integrations.process_worker ADDRESS PROCESSES PROCESS OUT ENTRIES STEPS`.
+Run: `python -m tests.integrations.process_worker ADDRESS PROCESSES PROCESS OUT ENTRY STEPS`.
 
 `train` is also what the test runs in its own, single process.
 """
@@ -130,7 +130,7 @@ def train(entry, steps=STEPS):
     return {**metrics, **multihost_utils.process_allgather(params, tiled=True)}
 
 
-def main(address, processes, process, out, entries, steps):
+def main(address, processes, process, out, entry, steps):
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(
         address,
@@ -143,12 +143,7 @@ def main(address, processes, process, out, entries, steps):
     )
     assert jax.process_count() == int(processes)
     assert jax.device_count() == DEVICES
-    results = {
-        f"{entry}/{name}": v
-        for entry in entries.split(",")
-        for name, v in train(entry, int(steps)).items()
-    }
-    np.savez(out, **results)
+    np.savez(out, **train(entry, int(steps)))
     jax.distributed.shutdown()
 
 

@@ -24,8 +24,8 @@ pytestmark = pytest.mark.usefixtures("compiled_once")
 
 ROOT = pathlib.Path(__file__).parents[2]
 #: What kills each process, and what is then complete; a checkpoint is written after the first call,
-#: 4, 8 and so on.
-DEATHS = [("call 6", 4), ("write 8", 4), ("call 15", 12), ("commit 20", 16)]
+#: 4, 8 and so on. In the middle of one a process dies in test_layouts.py.
+DEATHS = [("call 6", 4), ("commit 20", 16)]
 
 
 def run_until(moment: str, folder: pathlib.Path) -> subprocess.CompletedProcess[str]:
@@ -50,7 +50,7 @@ def never_killed(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return dying_worker.trained(tmp_path_factory.mktemp("alive"))[0]
 
 
-def test_a_run_that_was_killed_four_times_ends_as_one_that_never_was(
+def test_a_run_that_was_killed_twice_ends_as_one_that_never_was(
     never_killed: Any, tmp_path: pathlib.Path
 ):
     folder = tmp_path / "run"
