@@ -94,13 +94,14 @@ class Clip:
         """One more call, with its norms measured. Raises TypeError when `state` is not its own."""
         has_leaves = any(map(is_gradient, jax.tree.leaves(updates)))
         is_grouped = has_leaves and self._groups is not None
-        has_record = has_leaves and self._record_leaves
+        has_record = self._record_leaves
         state = own(ClipState, state, updates, group_clipped_count=is_grouped, leaves=has_record)
         labels = from_keys(state.group_labels)
         limit = self._limit(labels)
         own(ClipState, state, updates, clip_history=limit.learns)
         members = self._members(self._labels(updates, params), labels) if is_grouped else None
-        norms = measured(updates, axis_name=self._axis_name, members=members, leaves=has_record)
+        by_leaf = has_record and has_leaves
+        norms = measured(updates, axis_name=self._axis_name, members=members, leaves=by_leaf)
         return Call(state, limit, norms)
 
     def _labels(self, tree: Any, params: Any) -> list[str]:

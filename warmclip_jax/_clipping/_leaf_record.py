@@ -45,11 +45,12 @@ class LeafRecord(NamedTuple):
     leaf_history: History  # [leaves]: what is usual for each leaf
 
 
-def init_leaf_record(params: optax.Params) -> LeafRecord | tuple[()]:
-    """The record before the first call; () for a tree without gradients."""
-    names = paths(params)
-    if not names:
-        return ()
+def init_leaf_record(params: optax.Params) -> LeafRecord:
+    """The record before the first call; of one nameless leaf for a tree without gradients.
+
+    Such is a state to `optax.tree.map_params`, and checkpoints hold no array of size 0.
+    """
+    names = paths(params) or [""]
     lines = "".join(name.replace("\n", " ") + "\n" for name in names)
     shape = (len(names),)
     return LeafRecord(
@@ -81,7 +82,7 @@ def with_leaves(
     """The record after one more call. Raises for norms of other leaves than at `init`."""
     leaves = norms.leaves
     if not isinstance(record, LeafRecord) or leaves is None:
-        return ()
+        return record
     if leaves.mantissa.shape != record.leaf_norms.shape:
         raise ArgumentValueError(
             f"updates must have the gradients that init saw, {record.leaf_norms.shape[-1]} leaves; "

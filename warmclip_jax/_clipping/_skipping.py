@@ -126,7 +126,7 @@ def skip_nonfinite(
         with quietly():
             loss, extra = loss_of(extra)
             has_record = record_leaves and any(map(is_gradient, jax.tree.leaves(updates)))
-            state = own(SkipState, state, updates, **guard.filled, leaves=has_record)
+            state = own(SkipState, state, updates, **guard.filled, leaves=record_leaves)
             norms = measured(updates, axis_name=axis_name, leaves=has_record)
             call = guard.call(state, norms.total, loss, state.skip_calls)
             # Nothing is scaled; the optimizer only waits for the norm.
