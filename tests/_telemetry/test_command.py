@@ -84,7 +84,7 @@ def test_it_reads_on_one_device_what_eight_wrote_and_escapes_what_cannot_be_prin
     state = step({"größe": params["größe"] * jnp.nan}, jax.jit(optimizer.init)(params))
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(tmp_path / "saved", {"params": params, "opt_state": state})
-    root = pathlib.Path(wc.__file__).parents[1]
+    root = pathlib.Path(__file__).parents[2]
     environment = {**os.environ, "XLA_FLAGS": "", "PYTHONIOENCODING": "ascii"}
     command = [sys.executable, "-m", "warmclip_jax", "report", str(tmp_path / "saved")]
     ran = subprocess.run(command, cwd=root, env=environment, capture_output=True, check=True)
