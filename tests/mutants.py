@@ -39,7 +39,13 @@ PARTS = ("_norms/", "_clipping/", "_schedules/", "_pipeline/")
 ALSO = {
     "_clipping/_transformations": ["_clipping/test_clip_groups.py"],
     "_clipping/_coefficient": ["_clipping/test_clip_groups.py"],
-    "_norms/_leaf_norms": ["_clipping/test_clip_groups.py", "_clipping/test_clip_meshes.py"],
+    "_norms/_adding": [
+        "_norms/test_frame.py",
+        "_norms/test_sums.py",
+        "_clipping/test_clip_meshes.py",
+    ],
+    "_norms/_frame": ["_norms/test_leaf_norms.py", "_norms/test_norm.py", "_norms/test_axes.py"],
+    "_norms/_second_pass": ["_norms/test_frame.py", "_norms/test_sums.py", "_norms/test_norm.py"],
     "_norms/_leaves": ["_norms/test_leaf_norms.py"],
     "_norms/_norm": ["_clipping/test_transformations_bounds.py"],
     "_clipping/_leaf_record": ["_telemetry/test_records.py"],

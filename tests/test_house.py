@@ -47,6 +47,7 @@ TESTED_BY = {
     "_clipping/_guard": "_clipping/test_skipping.py",
     "_clipping/_limit": "_clipping/test_bounds.py",
     "_clipping/_rule": "_clipping/test_bounds.py",
+    "_norms/_adding": "_norms/test_axes.py",
     "_norms/_leaves": "_norms/test_norm.py",
     "_norms/_range": "_norms/test_norm.py",
     "_clipping/_states": "_clipping/test_transformations_state.py",

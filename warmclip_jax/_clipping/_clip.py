@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from warmclip_jax._clipping._bounds import check_bound
@@ -15,10 +14,11 @@ from warmclip_jax._clipping._groups import Groups, as_keys, check_labels, from_k
 from warmclip_jax._clipping._history import History, log_of
 from warmclip_jax._clipping._leaf_record import LeafRecord, init_leaf_record, with_leaves
 from warmclip_jax._clipping._limit import Limit
-from warmclip_jax._clipping._measuring import Measured, Members, measured
+from warmclip_jax._clipping._measuring import Measured, measured
 from warmclip_jax._clipping._states import as_number, counter, increment_if, own
 from warmclip_jax._norms import (
     AxisName,
+    Grouping,
     accumulation_dtype,
     check_axis_name,
     is_gradient,
@@ -109,7 +109,7 @@ class Clip:
             return []
         return labels_of(self._groups, tree, params)
 
-    def _members(self, labels: list[str], labels_at_init: list[str]) -> Members:
+    def _members(self, labels: list[str], labels_at_init: list[str]) -> Grouping:
         group_of = {label: group for group, label in enumerate(labels_at_init)}
         for label in labels:
             if label not in group_of:
@@ -118,7 +118,7 @@ class Clip:
                     f"{shortened(labels_at_init)}; got {label!r}. For other groups call init "
                     "again, or adopt_state."
                 )
-        return Members(np.array([group_of[label] for label in labels], np.int32), len(group_of))
+        return Grouping(tuple(group_of[label] for label in labels), len(group_of))
 
     def _limit(self, labels: list[str]) -> Limit:
         if not isinstance(self._bounds, dict):

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from warmclip_jax._clipping._measuring import Measured, Members
+from warmclip_jax._clipping._measuring import Measured
 from warmclip_jax._clipping._rounding import unless
-from warmclip_jax._norms import ScaledNorm, entries, is_gradient
+from warmclip_jax._norms import Grouping, ScaledNorm, entries, is_gradient
 
 
 class Coefficient(NamedTuple):
@@ -24,7 +24,7 @@ class Coefficient(NamedTuple):
     is_finite: jax.Array  # scalar: whether every entry of the tree is
     bound: Any  # the bound in force; None for one that is never reached
     nonfinite: str  # what a tree with a NaN or inf entry becomes: "propagate" or "zero"
-    members: Members | None  # the group of each gradient; None without groups
+    members: Grouping | None  # the group of each gradient; None without groups
 
     @property
     def value(self) -> jax.Array:
@@ -96,13 +96,13 @@ def _quotient_jvp(primals: Any, tangents: Any) -> Any:
 
 
 def scale_tree(tree: Any, coef: Coefficient) -> Any:
-    """Every gradient times the coefficient of its group, rounded once to its dtype, and untouched where that is 1."""
+    """Every gradient times the coefficient of its group, rounded once; untouched where it is 1."""
     if coef.members is None:
         numbers = itertools.repeat((coef.factor, coef.rest, coef.value == 1))
     else:
         rows = entries(jnp.stack([coef.factor, coef.rest, coef.value], axis=1))
         numbers = (
-            (row[0], row[1], row[2] == 1) for row in (rows[group] for group in coef.members.places)
+            (row[0], row[1], row[2] == 1) for row in (rows[group] for group in coef.members.norms)
         )
     return jax.tree.map(
         lambda leaf: (

@@ -1,18 +1,19 @@
 """The norms that one call needs, of all leaves, of groups and of each leaf: from one read."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
-import numpy as np
 
-from warmclip_jax._norms import AxisName, ScaledNorm, combined, scaled_leaf_norms, scaled_norm
-
-
-class Members(NamedTuple):
-    """Which group each gradient is in."""
-
-    places: np.ndarray  # int [leaves]
-    number: int  # of groups
+from warmclip_jax._norms import (
+    AxisName,
+    Grouping,
+    ScaledNorm,
+    all_together,
+    each_alone,
+    scaled_norms,
+)
 
 
 class Measured(NamedTuple):
@@ -21,23 +22,23 @@ class Measured(NamedTuple):
     total: ScaledNorm  # scalar
     groups: ScaledNorm  # scalar without groups, else a vector
     leaves: ScaledNorm | None = None  # a vector, where it was asked for
-    members: Members | None = None  # None without groups
+    members: Grouping | None = None  # None without groups
 
 
 def measured(
-    updates: Any, *, axis_name: AxisName, leaves: bool, members: Members | None = None
+    updates: Any, *, axis_name: AxisName, leaves: bool, members: Grouping | None = None
 ) -> Measured:
-    """The norms of `updates`. Without groups and leaf norms, the global one exactly as `global_norm` computes it."""
-    each = None
-    if leaves or (members is not None and members.number > 1):
-        each = scaled_leaf_norms(
-            updates, axis_name=axis_name, members=None if members is None else members.places
-        )
-    if each is not None and each.mantissa.size:
-        total = combined(each)
-        groups = total if members is None else combined(each, members.places, members.number)
-    else:
-        total = scaled_norm(updates, axis_name=axis_name)
-        shape = () if members is None else (members.number,)
-        groups = ScaledNorm(*(jnp.broadcast_to(part, shape) for part in total))
-    return Measured(total, groups, each if leaves else None, members)
+    """The norms of `updates`. The total is `global_norm`, bit for bit, beside whatever else."""
+    groupings: list[Callable[[int], Grouping]] = [all_together]
+    if members is not None and members.number != 1:
+        groupings.append(lambda _: members)
+    if leaves:
+        groupings.append(each_alone)
+    total, *others = scaled_norms(updates, axis_name, *groupings)
+    each = others.pop() if leaves else None
+    groups = total
+    if others:
+        (groups,) = others
+    elif members is not None:
+        groups = jax.tree.map(lambda part: jnp.broadcast_to(part, (1,)), total)
+    return Measured(total, groups, each, members)

@@ -2,7 +2,8 @@
 
 from warmclip_jax._norms._axes import AxisName, check_axis_name, varying_axes
 from warmclip_jax._norms._entries import entries
-from warmclip_jax._norms._leaf_norms import combined, leaf_norms, scaled_leaf_norms
+from warmclip_jax._norms._frame import Grouping, all_together, each_alone, scaled_norms
+from warmclip_jax._norms._leaf_norms import leaf_norms
 from warmclip_jax._norms._leaves import (
     accumulation_dtype,
     from_prefix,

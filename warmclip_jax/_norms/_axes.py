@@ -15,7 +15,10 @@ AxisName = Any
 
 
 class Reduction(NamedTuple):
-    """How the sum over a leaf becomes the sum over all its shards: a `psum` over `axes`, divided by the size of `copies`."""
+    """How the sum over a leaf becomes the sum over all its shards.
+
+    A `psum` over `axes`, divided by the size of `copies`.
+    """
 
     axes: tuple[str, ...]
     copies: tuple[str, ...]
@@ -74,7 +77,7 @@ def manual_axes() -> tuple[str, ...]:
 
 
 def varying_axes(array: jax.Array) -> tuple[str, ...]:
-    """The mesh axes that `array` is mapped over by its type: those along which devices may differ."""
+    """The mesh axes that the type of `array` varies over: devices may differ along them."""
     return _varying(array, manual_axes())
 
 
@@ -90,7 +93,7 @@ def _check_summed(leaf: Any) -> None:
 
 
 def _manual_type(leaf: Any) -> tuple[frozenset[str], frozenset[str]]:
-    """The manual axes that the type of `leaf` varies over, and those over which its sum is still to come."""
+    """The manual axes that the type of `leaf` varies over, and those still to be summed over."""
     kind = jax.typeof(leaf)
     if hasattr(kind, "manual_axis_type"):
         return kind.manual_axis_type.varying, kind.manual_axis_type.unreduced
@@ -108,7 +111,10 @@ def _varying(leaf: Any, manual: Sequence[str]) -> tuple[str, ...]:
 
 
 def _said(leaf: Any, axes: tuple[str, ...], manual: Sequence[str]) -> Reduction:
-    """In a typed map sum over all varying axes, so that the result is replicated; over those not in `axes` a leaf is a copy."""
+    """The `Reduction` in a typed map: over all varying axes, so that the result is replicated.
+
+    Along those not in `axes` the leaf counts as a copy.
+    """
     varying = _varying(leaf, manual)
     outside = [axis for axis in axes if axis in manual and axis not in varying]
     if outside:
@@ -125,7 +131,10 @@ def _axes_per_leaf(tree: Any, axis_name: AxisName) -> list[tuple[str, ...]]:
     if _is_names(axis_name):
         axes = _in_scope((axis_name,) if isinstance(axis_name, str) else axis_name)
         return [axes] * len(gradients(tree))
-    rule = "axis_name must be a name, a tuple of names, or a pytree prefix of the gradients with PartitionSpec leaves"
+    rule = (
+        "axis_name must be a name, a tuple of names, or a pytree prefix of the gradients with "
+        "PartitionSpec leaves"
+    )
     return list(map(_axes_of, from_prefix(axis_name, tree, rule, _is_spec)))
 
 

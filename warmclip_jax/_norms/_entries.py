@@ -12,17 +12,17 @@ def entries(array: jax.Array) -> list[jax.Array]:
     """`array[0]`, `array[1]` and so on, along the first axis.
 
     XLA puts a slice into the loops that read it. On CPU each loop then is a program of its own, for
-    the place is part of it; loops that differ in an operand alone are compiled once. So the places
+    the index is part of it; loops that differ in an operand alone are compiled once. So the indices
     come out of a branch, where XLA does not see that they are constants.
     """
     if not array.shape[0]:
         return []
 
     def hidden() -> list[jax.Array]:
-        def places() -> list[jax.Array]:
-            return [jnp.asarray(place, jnp.int32) for place in range(array.shape[0])]
+        def indices() -> list[jax.Array]:
+            return [jnp.asarray(index, jnp.int32) for index in range(array.shape[0])]
 
-        hidden_places = lax.cond(array[(0,) * array.ndim] >= 0, places, places)
-        return [lax.dynamic_index_in_dim(array, place, keepdims=False) for place in hidden_places]
+        unseen = lax.cond(array[(0,) * array.ndim] >= 0, indices, indices)
+        return [lax.dynamic_index_in_dim(array, index, keepdims=False) for index in unseen]
 
     return lax.platform_dependent(cpu=hidden, default=lambda: list(array))

@@ -12,7 +12,7 @@ from warmclip_jax._values import ArgumentValueError, shortened
 
 
 def is_gradient(leaf: Any) -> bool:
-    """Whether a leaf is a gradient: a floating or complex array, or a Python number of that kind."""
+    """Whether a leaf is a gradient: a floating or complex array or Python number."""
     if isinstance(leaf, (float, complex)):
         return True
     dtype = getattr(leaf, "dtype", None)

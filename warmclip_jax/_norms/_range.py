@@ -1,4 +1,4 @@
-"""A norm as a mantissa and a power-of-two scale, and the range in which a sum of squares can be trusted."""
+"""A norm as a mantissa and a scale, and the range in which a sum of squares can be trusted."""
 
 from typing import Any, NamedTuple
 
@@ -9,29 +9,35 @@ from jax import lax
 
 
 class ScaledNorm(NamedTuple):
-    """The norm `mantissa / scale`, also where that is not representable. Both are scalars of the accumulation dtype."""
+    """The norm `mantissa / scale`, also where that is not representable.
+
+    Scalars of the accumulation dtype, or arrays of them. In derivatives `value` alone has a slope
+    that never leaves the range: that of the mantissa is `scale` times as large.
+    """
 
     mantissa: jax.Array
     scale: jax.Array  # a power of two, positive
-
-    @property
-    def value(self) -> jax.Array:
-        """The norm as one number: inf where it is too large for its dtype."""
-        return self.mantissa / self.scale
+    value: jax.Array  # the norm as one number: inf where it is too large for its dtype
 
     @property
     def is_finite(self) -> jax.Array:
         """Whether every entry is finite, even where the norm is not representable."""
         return jnp.isfinite(self.mantissa)
 
+    @property
+    def inverse(self) -> jax.Array:
+        """`x * scale * inverse` is the unit vector of the entries x. It is 0 where the norm is."""
+        some = self.mantissa > 0
+        return jnp.where(some, 1 / jnp.where(some, self.mantissa, 1), 0)
+
     @classmethod
     def of(cls, norm: jax.Array) -> "ScaledNorm":
-        """A norm that is known as one number."""
+        """A norm that is given as one number."""
         # Only a norm whose square overflows is scaled.
         scale = lax.stop_gradient(
             jnp.where(jnp.isinf(norm * norm), Range.of(norm.dtype).down, 1).astype(norm.dtype)
         )
-        return cls(norm * scale, scale)
+        return cls(norm * scale, scale, norm)
 
 
 class Range(NamedTuple):
@@ -52,14 +58,13 @@ class Range(NamedTuple):
     def fitting(self, plain: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Whether a plain sum can be trusted, and the scale at which it can."""
         fits = (plain >= self.low) & (plain < jnp.inf)
-        return fits, jnp.where(fits, 1, jnp.where(plain < self.low, self.up, self.down)).astype(
-            plain.dtype
-        )
+        other = jnp.where(plain < self.low, self.up, self.down)
+        return fits, jnp.where(fits, 1, other).astype(plain.dtype)
 
     def scales(self) -> tuple[None, jax.Array, jax.Array]:
         """The scales 1, `up` and `down` of the sums that `chosen` takes."""
-        # Hidden from the compiler, which turns (x * up) * (x * up) of a single number into x * x *
-        # up^2, and up^2 is inf.
+        # Hidden from the compiler, which turns (x * up) * (x * up) of a single number into
+        # x * x * up^2, and up^2 is inf.
         return None, *lax.optimization_barrier((jnp.asarray(self.up), jnp.asarray(self.down)))
 
     def chosen(
