@@ -109,8 +109,7 @@ def _check_arguments(params: Any, opt_state: Any) -> None:
             "params must be parameters; got an optimizer's state. The order is (optimizer, params, "
             "opt_state)."
         )
-    is_dict = isinstance(opt_state, Mapping)
-    if "opt_state" in opt_state if is_dict else hasattr(opt_state, "opt_state"):
+    if "opt_state" in (opt_state if isinstance(opt_state, Mapping) else dir(opt_state)):
         raise ArgumentTypeError(
             f"opt_state must be an optimizer's state; got a {type(opt_state).__name__} that holds "
             "one. Pass train_state.opt_state."
@@ -226,21 +225,13 @@ def _moved(fresh: Any, given: Any, to: Any, rows: Any) -> Any:
 
 
 def _fitted(fresh: Any, given: Any, path: Any) -> Any:
-    """Copies of `given` in the dtypes of `fresh`. Raises TypeError for other shapes or sorts."""
-    shape, theirs = ([*map(_described, jax.tree.leaves(each))] for each in (fresh, given))
-    if shape != theirs:
+    """Copies of `given` in the dtypes of `fresh`. Raises TypeError for other shapes."""
+    shapes, theirs = ([*map(np.shape, jax.tree.leaves(each))] for each in (fresh, given))
+    if shapes != theirs:
         raise ArgumentTypeError(
-            f"opt_state{keystr(path)} must be {', '.join(shape)} as in optimizer.init(params); got "
-            f"{', '.join(theirs)}. {_ONE_RUN}"
+            f"opt_state{keystr(path)} must have the shapes of optimizer.init(params), "
+            f"{shortened(shapes)}; got {shortened(theirs)}. {_ONE_RUN}"
         )
     return jax.tree.map(
         lambda new, old: jnp.array(old, dtype=jnp.result_type(new), copy=True), fresh, given
     )
-
-
-def _described(array: Any) -> str:
-    """The sort and shape of an array: those that a state has, whatever its precision."""
-    dtype = jnp.result_type(array)
-    kinds = (jnp.integer, jnp.floating, jnp.complexfloating)
-    sort = next((each.__name__ for each in kinds if jnp.issubdtype(dtype, each)), str(dtype))
-    return f"{sort}{list(np.shape(array))}"

@@ -83,10 +83,10 @@ def _named(
     below = jax.tree_util.tree_flatten_with_path(node, is_leaf=lambda child: child is not node)[0]
     for (key,), child in below:
         where, word = (*path, key), _word(key)
-        if sort == _CHAIN or (sort == GUARD and word == "clip_state"):
+        if sort == _CHAIN or word == "clip_state":
             yield from _named(child, where, at, guards, seen)
         elif word == "inner_state" and sort != _MOMENTS:
-            yield from _named(child, where, at, (*guards, name[-2:]), seen)
+            yield from _named(child, where, at, (*guards, sort), seen)
         elif is_ours((*name, word)):
             yield (*name, word), Part(at, where, child)
         else:
@@ -111,5 +111,5 @@ def _sort_of(node: Any) -> str:
 
 
 def _word(key: Any) -> Any:
-    """A key of a path, alike for a field and for an entry of a dict of that name."""
-    return next((getattr(key, each) for each in ("name", "key", "idx") if hasattr(key, each)), key)
+    """The name of a field; any other key of a path as it is."""
+    return getattr(key, "name", key)
