@@ -117,7 +117,7 @@ def _check_arguments(params: Any, opt_state: Any) -> None:
 
 
 def _of_arrays(state: Any) -> Any:
-    """A state with an array in the place of each variable or box around one."""
+    """A state with the array of each variable, or box around one, instead of it."""
 
     def is_box(node: Any) -> bool:
         return stops_a_path(node) and jax.tree.structure(node).num_leaves == 1
