@@ -18,17 +18,17 @@ import optax
 
 import warmclip_jax as wc
 
-STEPS = 250
+STEPS, BATCH = 250, 128
 
 
 def batches() -> list[tuple[np.ndarray, ...]]:
     """Readings, temperatures and targets, with three faults that the training code does not see."""
     rng = np.random.default_rng(0)
-    readings = rng.standard_normal((STEPS, 32, 8)).astype(np.float32)
-    temperatures = rng.uniform(0.5, 1.5, (STEPS, 32)).astype(np.float32)
+    readings = rng.standard_normal((STEPS, BATCH, 8)).astype(np.float32)
+    temperatures = rng.uniform(0.5, 1.5, (STEPS, BATCH)).astype(np.float32)
     targets = np.sin(readings[..., 0]) + readings[..., 1] * readings[..., 2] + 0.5 * temperatures
     readings[37, 5] = 0.0  # a sensor was off: the derivative of a root at 0
-    temperatures[[121, 164]] *= 1000  # in millikelvin
+    temperatures[[121, 164]] *= 15  # in another unit
     return list(zip(readings, temperatures, targets, strict=True))
 
 
@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(wc.report(opt_state))
     if out:
         figure = wc.plot_records(opt_state)
-        figure.set_size_inches(7.6, 4.6)
+        figure.set_size_inches(8, 5.8)
         figure.savefig(out, dpi=110)
 
 
