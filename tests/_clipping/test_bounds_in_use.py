@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 import warmclip_jax as wc
 from tests import quick, reference
+from tests.cases import case
 from tests.trees import assert_same_bits
 from warmclip_jax._clipping._limit import Limit
 
@@ -82,29 +83,23 @@ class Expected:
     """
 
     def __init__(self, clip: Any, skip: Any, groups: dict[str, float]):
-        self.clips = {name: clip() for name in groups}
+        self.clips = [clip() for _ in groups]
         self.skip, self.groups, self.updates = skip(), groups, 0
 
-    def call(
-        self, number: int, norm: float
-    ) -> tuple[bool, float, dict[str, float], dict[str, float]]:
+    def call(self, number: int, norm: float) -> tuple[bool, float, list[float], list[float]]:
         """Whether it is skipped, the bound of that, the bounds of groups, and the coefficients."""
-        log = log_of(norm)
-        above = self.skip.at(number)
+        log, above = log_of(norm), self.skip.at(number)
         skipped = not math.isfinite(norm) or log > above
-        bounds = {name: clip.at(self.updates) for name, clip in self.clips.items()}
-        share = {name: log + math.log(part) for name, part in self.groups.items()}
-        coefs = {
-            name: 0.0
-            if skipped
-            else math.exp(min(0.0, bounds[name] - share[name]))
-            if log > -math.inf
-            else 1.0
-            for name in self.groups
-        }
+        bounds = [clip.at(self.updates) for clip in self.clips]
+        logs = [log + math.log(part) for part in self.groups.values()]
+        # Of no norm the rest is not defined, and a norm of 0 is not clipped.
+        coefs = [
+            math.exp(min(0.0, bound - each)) if each > -math.inf else 1.0
+            for bound, each in zip(bounds, logs, strict=True)
+        ]
         self.skip.teach(log)
-        for name, clip in self.clips.items():
-            clip.teach(share[name])
+        for clip, each in zip(self.clips, logs, strict=True):
+            clip.teach(each)
         self.updates += not skipped
         return skipped, above, bounds, coefs
 
@@ -178,32 +173,25 @@ def test_every_call_does_what_the_rule_says(name, grouped):
         norms = stream(seed)
         state, done = scanned(optimizer, optimizer.init(PARAMS), norms)
         expected = Expected(clip, skip, parts)
-        rows = wc.records(state)
-        skips, clips = 0, 0
-        for number, norm in enumerate(norms.astype(np.float64)):
-            skipped, above, bounds, coefs = expected.call(number, norm)
-            where = f"seed {seed}, call {number}, norm {norm}"
-            assert bool(rows["skipped"][number]) == skipped, where
-            np.testing.assert_allclose(
-                rows["skip_bound"][number], np.exp(above), rtol=1e-4, err_msg=where
-            )
+        calls = [expected.call(call, norm) for call, norm in enumerate(norms.astype(np.float64))]
+        skipped, above, bounds, coefs = (np.array(each) for each in zip(*calls, strict=True))
+        rows, close = wc.records(state), functools.partial(np.testing.assert_allclose, rtol=1e-4)
+        with case(seed=seed):
+            np.testing.assert_array_equal(rows["skipped"], skipped)
+            close(rows["skip_bound"], np.exp(above))
             if not grouped:
-                np.testing.assert_allclose(
-                    rows["max_norm"][number], np.exp(bounds[""]), rtol=1e-4, err_msg=where
-                )
-            for leaf, share in (("a", 0.6), ("b", 0.8)):
-                want = 0.0 if skipped else coefs[leaf if grouped else ""] * share * norm
-                np.testing.assert_allclose(done[leaf][number], want, rtol=1e-4, err_msg=where)
-            skips += skipped
-            clips += not skipped and min(coefs.values()) < 1
-        known = wc.metrics(state)
-        assert int(known["skipped_count"]) == skips > 8
-        assert abs(int(known["clipped_count"]) - clips) <= 1
-        assert int(known["step"]) == CALLS - skips
-        if grouped:
-            assert np.asarray(state.clip_state.group_clipped_count).max() <= int(
-                known["clipped_count"]
-            )
+                close(rows["max_norm"], np.exp(bounds[:, 0]))
+            for group, (leaf, share) in enumerate([("a", 0.6), ("b", 0.8)]):
+                coef = coefs[:, group if grouped else 0]
+                close(done[leaf], np.where(skipped, 0, coef * share * norms))
+            known = wc.metrics(state)
+            assert int(known["skipped_count"]) == np.sum(skipped) > 8
+            clipped = np.sum(~skipped & (np.min(coefs, axis=1) < 1))
+            assert abs(int(known["clipped_count"]) - clipped) <= 1
+            assert int(known["step"]) == CALLS - np.sum(skipped)
+            if grouped:
+                of_groups = np.asarray(state.clip_state.group_clipped_count)
+                assert of_groups.max() <= int(known["clipped_count"])
 
 
 def test_a_loop_a_scan_and_a_run_resumed_in_the_middle_are_the_same_to_the_bit():
