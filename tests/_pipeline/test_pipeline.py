@@ -39,12 +39,12 @@ def counts(state):
 
 
 @pytest.mark.parametrize(
-    "optimizer", [optax.adamw, functools.partial(optax.sgd, momentum=0.9), optax.lion]
-)
-@pytest.mark.parametrize(
-    "schedule",
-    [SCHEDULE, optax.linear_schedule(0.1, 0.0, 9), 0.05],
-    ids=["ours", "optax", "number"],
+    ("optimizer", "schedule"),
+    [
+        (optax.adamw, SCHEDULE),
+        (functools.partial(optax.sgd, momentum=0.9), optax.linear_schedule(0.1, 0.0, 9)),
+        (optax.lion, 0.05),
+    ],
 )
 def test_the_pipeline_is_the_chain_to_the_last_bit(optimizer, schedule):
     stream = [gradients(step) for step in range(8)]

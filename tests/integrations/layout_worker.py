@@ -1,7 +1,7 @@
 """A run whose devices change while it goes on from its checkpoints.
 
-Run: `python -m tests.integrations.layout_worker ADDRESS PROCESSES PROCESS FOLDER MOMENT` for one of
-several processes; it dies by SIGKILL when it writes a file of the checkpoint after MOMENT calls.
+Run: `python -m tests.integrations.layout_worker ADDRESS PROCESS FOLDER MOMENT` for one of two
+processes; it dies by SIGKILL when it writes a file of the checkpoint after MOMENT calls.
 """
 
 import os
@@ -20,8 +20,9 @@ from jax.sharding import PartitionSpec as P
 
 import warmclip_jax as wc
 from tests import quick
+from tests.integrations.two_processes import join
 
-DEVICES, CALLS, EVERY = 8, 16, 4
+CALLS, EVERY = 16, 4
 NAN, SPIKE = 5, 13
 SPECS = {"kernel": P(None, "model"), "bias": P(), "head": P(None, "model")}
 SHAPES = {"kernel": (6, 8), "bias": (1, 8), "head": (1, 8)}
@@ -96,16 +97,8 @@ def die_in_checkpoint(number: int) -> None:
 
 
 if __name__ == "__main__":
-    address, processes, process, folder, moment = sys.argv[1:]
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.distributed.initialize(
-        address,
-        num_processes=int(processes),
-        process_id=int(process),
-        initialization_timeout=60,
-        shutdown_timeout_seconds=30,
-    )
-    assert jax.device_count() == DEVICES
+    _, address, process, folder, moment = sys.argv
+    join(address, process)
     die_in_checkpoint(int(moment))
     trained(mesh_of(4, 2), pathlib.Path(folder))
     jax.distributed.shutdown()

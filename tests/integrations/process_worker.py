@@ -1,11 +1,9 @@
-"""One of several processes that train together.
+"""One of two processes that train together in shards.
 
-Run: `python -m tests.integrations.process_worker ADDRESS PROCESSES PROCESS OUT ENTRY STEPS`.
-
-`train` is also what the test runs in its own, single process.
+Run: `python -m tests.integrations.process_worker ADDRESS PROCESS OUT`. `train` is also what the
+test runs in its own, single process.
 """
 
-import functools
 import sys
 from typing import Any
 
@@ -19,14 +17,11 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import warmclip_jax as wc
+from tests.integrations.two_processes import join
 
-DEVICES = 8
 STEPS = 4
 BAD_STEP = 2
 PEAK = 0.05
-#: How long a process that has gone silent is waited for.
-HEARTBEAT_SECONDS = 5
-
 SPECS = {
     "embed": P("data"),
     "kernel": P(None, ("data", "model")),
@@ -34,11 +29,6 @@ SPECS = {
     "head": P("model", "data"),
 }
 SHAPES = {"embed": (8, 16), "kernel": (16, 32), "bias": (1, 32), "head": (32, 4)}
-
-
-def loss(params, batch):
-    hidden = jnp.tanh(batch @ params["embed"] @ params["kernel"] + params["bias"])
-    return jnp.mean(jnp.square(hidden @ params["head"] - jnp.sum(batch, axis=1, keepdims=True)))
 
 
 def gathered(leaf, spec):
@@ -51,14 +41,14 @@ def gathered(leaf, spec):
     return leaf
 
 
-def loss_in_map(params, batch):
-    return lax.pmean(
-        loss({name: gathered(leaf, SPECS[name]) for name, leaf in params.items()}, batch),
-        ("data", "model"),
-    )
+def loss(params, batch):
+    whole = {name: gathered(leaf, SPECS[name]) for name, leaf in params.items()}
+    hidden = jnp.tanh(batch @ whole["embed"] @ whole["kernel"] + whole["bias"])
+    error = hidden @ whole["head"] - jnp.sum(batch, axis=1, keepdims=True)
+    return lax.pmean(jnp.mean(jnp.square(error)), ("data", "model"))
 
 
-def train(entry, steps=STEPS):
+def train():
     """What every step measured, and the parameters at the end, as NumPy arrays: the same in all
     processes.
     """
@@ -90,29 +80,24 @@ def train(entry, steps=STEPS):
     shardings: Any = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
     opt_state = jax.jit(optimizer.init, out_shardings=shardings[1])(params)
 
-    def step(loss, params, opt_state, batch):
+    def step(params, opt_state, batch):
         params, opt_state = wc.apply_gradients(
             optimizer, params, opt_state, grads=jax.grad(loss)(params, batch)
         )
         return params, opt_state, wc.metrics(opt_state)
 
-    if entry == "shard_map":
-        in_map = functools.partial(step, loss_in_map)
-        whole_step = jax.shard_map(
-            in_map, mesh=mesh, in_specs=(SPECS, state_specs, batch_spec), out_specs=specs
-        )
-    else:
-        whole_step = functools.partial(step, loss)
-    whole_step = jax.jit(whole_step, donate_argnums=(0, 1), out_shardings=shardings)
+    in_map = jax.shard_map(
+        step, mesh=mesh, in_specs=(SPECS, state_specs, batch_spec), out_specs=specs
+    )
+    whole_step = jax.jit(in_map, donate_argnums=(0, 1), out_shardings=shardings)
 
     history = []
-    for index in range(steps):
+    for index in range(STEPS):
         batch = rng.standard_normal((16, 8))
         if index == BAD_STEP:
             batch[-1] = np.nan  # seen by the last device alone
         params, opt_state, known = whole_step(params, opt_state, placed(batch, batch_spec))
         history.append({name: np.asarray(value) for name, value in known.items()})
-        print("step", index, flush=True)
     if jax.process_index() == 0:  # It asks alone: the others would not answer.
         assert (
             f"call {BAD_STEP}, step {BAD_STEP}, skipped.\n  Leaves with NaN, {len(SHAPES)} of"
@@ -130,22 +115,8 @@ def train(entry, steps=STEPS):
     return {**metrics, **multihost_utils.process_allgather(params, tiled=True)}
 
 
-def main(address, processes, process, out, entry, steps):
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.distributed.initialize(
-        address,
-        num_processes=int(processes),
-        process_id=int(process),
-        local_device_ids=list(range(DEVICES // int(processes))),
-        initialization_timeout=60,
-        heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
-        shutdown_timeout_seconds=30,
-    )
-    assert jax.process_count() == int(processes)
-    assert jax.device_count() == DEVICES
-    np.savez(out, **train(entry, int(steps)))
-    jax.distributed.shutdown()
-
-
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    _, address, process, out = sys.argv
+    join(address, process)
+    np.savez(out, **train())
+    jax.distributed.shutdown()

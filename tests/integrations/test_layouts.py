@@ -1,15 +1,9 @@
 """A run goes on from its checkpoint on other devices, in other processes, and after a death."""
 
-import contextlib
-import os
 import pathlib
 import shutil
 import signal
-import socket
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -19,11 +13,11 @@ import pytest
 from jax.sharding import AxisType
 
 import warmclip_jax as wc
-from tests.integrations.layout_worker import CALLS, DEVICES, EVERY, NAN, SPIKE, mesh_of, trained
+from tests.integrations.layout_worker import CALLS, EVERY, NAN, SPIKE, mesh_of, trained
+from tests.integrations.two_processes import two_processes
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
-ROOT = pathlib.Path(__file__).parents[2]
 HALF = CALLS // 2
 
 
@@ -77,38 +71,9 @@ def test_a_run_goes_on_on_other_devices_as_on_its_own(
     assert wc.report(wc.read_state(folder)) == wc.report(moved[1])
 
 
-@contextlib.contextmanager
-def two_processes(folder: pathlib.Path, logs: pathlib.Path, moment: int) -> Iterator[Any]:
-    """Workers of which the second dies in the checkpoint after `moment` calls."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    environment = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES // 2}",
-        "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
-    }
-    workers = []
-    try:
-        for process in range(2):
-            arguments = [address, 2, process, folder, moment if process else 0]
-            command = [sys.executable, "-m", "tests.integrations.layout_worker"]
-            with (logs / f"{process}.log").open("wb") as log:
-                workers.append(
-                    subprocess.Popen(
-                        [*command, *map(str, arguments)],
-                        env=environment,
-                        stdin=subprocess.DEVNULL,
-                        stdout=log,
-                        stderr=subprocess.STDOUT,
-                    )
-                )
-        yield workers
-    finally:
-        for worker in workers:
-            worker.kill()
-            worker.wait()
+def workers(folder: pathlib.Path, logs: pathlib.Path, moment: int) -> Any:
+    """Two, of which the second dies in the checkpoint after `moment` calls."""
+    return two_processes("layout_worker", logs, [folder, 0], [folder, moment])
 
 
 def test_two_processes_of_which_one_dies_in_a_checkpoint_end_as_one_that_lives(
@@ -116,7 +81,7 @@ def test_two_processes_of_which_one_dies_in_a_checkpoint_end_as_one_that_lives(
 ):
     folder = shutil.copytree(half, tmp_path / "run")
     deadline = time.monotonic() + 240
-    with two_processes(folder, tmp_path, HALF + EVERY) as (_, victim):
+    with workers(folder, tmp_path, HALF + EVERY) as (_, victim):
         code = victim.wait(deadline - time.monotonic())
     log = (tmp_path / "1.log").read_text()
     assert code == -signal.SIGKILL, log
@@ -124,8 +89,8 @@ def test_two_processes_of_which_one_dies_in_a_checkpoint_end_as_one_that_lives(
     names = {path.name for path in folder.iterdir()}
     assert max(int(name) for name in names if name.isdigit()) == HALF
     assert any(name.startswith(f"{HALF + EVERY}.orbax-checkpoint-tmp") for name in names)
-    with two_processes(folder, tmp_path, 0) as workers:
-        codes = [worker.wait(deadline - time.monotonic()) for worker in workers]
+    with workers(folder, tmp_path, 0) as both:
+        codes = [worker.wait(deadline - time.monotonic()) for worker in both]
     assert codes == [0, 0], (tmp_path / "0.log").read_text()
     with ocp.CheckpointManager(folder) as manager:
         assert manager.latest_step() == CALLS
