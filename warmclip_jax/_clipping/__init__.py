@@ -8,10 +8,21 @@ from warmclip_jax._clipping._coefficient import scale_tree
 from warmclip_jax._clipping._gate import gated
 from warmclip_jax._clipping._groups import Groups, as_keys, from_keys, label_by_path
 from warmclip_jax._clipping._guard import Guard
-from warmclip_jax._clipping._history import History
+from warmclip_jax._clipping._history import (
+    History,
+    deviations_above,
+    init_history,
+    log_of,
+    taught,
+)
 from warmclip_jax._clipping._leaf_record import STANDS_OUT, LeafRecord, names_of
 from warmclip_jax._clipping._loss import loss_of
-from warmclip_jax._clipping._loss_history import LossHistory
+from warmclip_jax._clipping._loss_history import (
+    LossHistory,
+    init_loss_history,
+    loss_deviations_above,
+    loss_taught,
+)
 from warmclip_jax._clipping._ring import COUNTS, NUMBERS, Ring
 from warmclip_jax._clipping._selecting import choose
 from warmclip_jax._clipping._skipping import SkipState, skip_nonfinite

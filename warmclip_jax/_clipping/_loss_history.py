@@ -68,6 +68,14 @@ def loss_taught(
     return kept_unless(usable, new, history)
 
 
+def loss_deviations_above(history: LossHistory, loss: jax.Array) -> jax.Array:
+    """By how many deviations a loss is above the usual one; 0 below it, and while none is usual."""
+    floor, is_fresh = _floor(history)
+    scale = jnp.where(is_fresh, 1, floor)
+    deviations = (loss.astype(scale.dtype) - history.loss_mean.astype(scale.dtype)) / scale
+    return jnp.where(is_fresh | ~jnp.isfinite(loss), 0, jnp.maximum(deviations, 0))
+
+
 def _floor(history: LossHistory) -> tuple[jax.Array, jax.Array]:
     """The deviation that counts, and whether there is none yet: before the first loss, at zeros."""
     mean, deviation, _ = (field.astype(dtype_of(history)) for field in history)

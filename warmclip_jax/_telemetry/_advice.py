@@ -1,0 +1,158 @@
+"""The sentences of a report about where trouble began, and what to do about it."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from warmclip_jax._clipping import decoded, names_of
+from warmclip_jax._telemetry._account import Account, listed
+from warmclip_jax._telemetry._usual import usual_of
+
+#: Calls of trouble that are so close belong to one run of it.
+_CLOSE = 16
+#: From so many calls on a share of them says something.
+_ENOUGH = 20
+
+
+def loss_spike(account: Account) -> Iterator[str]:
+    """The last loss that stood far above its usual."""
+    rows, usual = _recorded(account)
+    far = np.flatnonzero(usual.loss_is_far) if rows else []
+    if len(far):
+        row = rows[far[-1]]
+        yield (
+            f"Last spike of the loss: {account.when(row['call'])}. Loss {row['value']:.3g}, usual "
+            f"{usual.loss[far[-1]]:.3g}; norm {row['grad_norm']:.3g}."
+        )
+
+
+def beginning(account: Account) -> Iterator[str]:
+    """The last quiet call before the latest run of trouble, and what a checkpoint holds since."""
+    rows, usual = _recorded(account)
+    if not rows:
+        return
+    lost = np.array([row["is_bad"] or row["skipped"] for row in rows])
+    in_trouble = lost | usual.norm_is_far | usual.loss_is_far
+    where = np.flatnonzero(in_trouble)
+    if not where.size:
+        return
+    calls = np.array([row["call"] for row in rows])
+    starts = where[np.r_[True, np.diff(calls[where]) > _CLOSE]]
+    quiet = np.flatnonzero(~in_trouble[: starts[-1]])
+    if quiet.size:
+        row = rows[quiet[-1]]
+        yield f"Last quiet call before the trouble: call {row['call']}, step {row['step']}."
+    if account.numbers.get("skipped_count") and not _is_everywhere(account):
+        yield "A skipped call changes nothing: checkpoints written since are sound."
+
+
+def parameters(account: Account) -> Iterator[str]:
+    """Whether the parameters themselves may hold NaN."""
+    if _is_everywhere(account):
+        yield (
+            "Every leaf was bad in the first call of the run and is in the last: the parameters "
+            "may hold NaN. Check them; an optimizer can make NaN of a finite float16 gradient."
+        )
+
+
+def the_same_batch(account: Account) -> Iterator[str]:
+    """How to tell a fault of the machine, while calls are being skipped."""
+    numbers = account.numbers
+    norm = np.asarray(decoded(account.last_norm))
+    if numbers.get("consecutive_skips") and norm.ndim == 0 and np.isfinite(norm):
+        yield (
+            f"The batch of call {numbers['calls'] - 1}, run again before the next update, must "
+            f"give the norm {norm!s} again, to the last digit in the same program; if it does "
+            "not, suspect the machine."
+        )
+
+
+def bound_as_rate(account: Account) -> Iterator[str]:
+    """A bound that clips most calls."""
+    if clips_most(account):
+        yield (
+            "The bound clips most calls, so it works as a learning rate: raise max_norm above the "
+            "usual norm, or take running_bound(), and tune the rate instead."
+        )
+
+
+def clips_most(account: Account) -> bool:
+    """Whether more calls were clipped than not."""
+    calls = account.numbers["calls"] - account.counts_from
+    return calls >= _ENOUGH and account.numbers.get("clipped_count", 0) > calls / 2
+
+
+def growth(account: Account) -> Iterator[str]:
+    """A norm that grew over the whole record."""
+    norms = np.array([row["grad_norm"] for row in account.rows.values() if not row["is_bad"]])
+    quarter = len(norms) // 4
+    if quarter < 4:
+        return
+    quarters = np.array_split(norms[: 4 * quarter], 4)
+    rises = [np.min(later) > np.max(one) for one, later in zip(quarters, quarters[1:], strict=False)]
+    first, last = np.median(quarters[0]), np.median(quarters[-1])
+    if all(rises) and last > 2 * first > 0:
+        yield (
+            f"The norm grew from {first:.3g} to {last:.3g} over the record: a slow divergence. Go "
+            "back to before it, with a lower learning rate."
+        )
+
+
+def leaves_to_look_at(account: Account) -> Iterator[str]:
+    """The leaves that hold most of the norm, and those that have never had a gradient."""
+    if account.leaves is None:
+        return
+    names, norms = names_of(account.leaves), decoded(account.leaves.leaf_norms).astype(float)
+    taught = account.leaves.leaf_history.norms_taught
+    if np.isfinite(norms).all() and (total := np.linalg.norm(norms)) > 0:
+        shares = (norms / total) ** 2
+        largest = np.argsort(-shares, kind="stable")[:3]
+        if len(norms) > 3 and shares[largest[0]] > 0.5:
+            texts = (f"{names[leaf]} {shares[leaf]:.0%}" for leaf in largest)
+            yield f"Share of the square of the last norm: {', '.join(texts)}."
+    if taught.max() >= _ENOUGH and not (taught > 0).all():
+        silent = [name for name, number in zip(names, taught, strict=True) if number == 0]
+        yield f"Leaves whose gradient was always zero, {len(silent)} of {len(names)}: {listed(silent)}."
+
+
+def accumulator(account: Account, path: Any) -> Iterator[str]:
+    """A NaN that stays in the gradients that an `optax.MultiSteps` accumulates."""
+    is_inside = any(getattr(key, "name", getattr(key, "key", "")) == "inner_opt_state" for key in path)
+    if is_inside and account.is_bad_since is not None and account.guard is None:
+        yield (
+            f"All calls since call {account.is_bad_since} were bad, inside of an optax.MultiSteps "
+            "without a guard around it: one NaN stays in what it accumulates. Write "
+            "skip_nonfinite(optax.MultiSteps(pipeline(...), k))."
+        )
+
+
+def train_step(account: Account, opt_state: Any, path: Any) -> Iterator[str]:
+    """A train state whose own step is neither the calls nor the updates."""
+    step = getattr(opt_state, "step", None)
+    is_counter = hasattr(opt_state, "opt_state") and np.ndim(step) == 0 and step is not None
+    is_inside = any(getattr(key, "name", "") == "inner_opt_state" for key in path)
+    numbers = account.numbers
+    if not is_counter or is_inside or int(step) in (numbers["calls"], numbers.get("step")):
+        return
+    yield (
+        f"The train state counts {int(step)} steps, the optimizer {numbers['calls']} calls: was a "
+        "checkpoint of another optimizer restored into it? Moments then start at 0; see adopt_state."
+    )
+
+
+def _recorded(account: Account) -> Any:
+    rows = list(account.rows.values())
+    columns = ([row[name] for row in rows] for name in ("grad_norm", "value"))
+    return rows, usual_of(*map(np.asarray, columns)) if rows else None
+
+
+def _is_everywhere(account: Account) -> bool:
+    """Whether every leaf was bad in the first and the last call of a run of bad ones that goes on."""
+    leaves = account.leaves
+    if leaves is None or not 0 <= leaves.bad_call < leaves.last_bad_call:
+        return False
+    if leaves.last_bad_call != account.numbers["calls"] - 1:
+        return False
+    both = (decoded(leaves.bad_leaf_norms), decoded(leaves.leaf_norms))
+    return not any(np.isfinite(norms).any() for norms in both)
