@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from warmclip_jax._clipping import decoded
 from warmclip_jax._telemetry._metrics import of_state
 from warmclip_jax._telemetry._records import in_order_of_time, ring_of
 
@@ -15,14 +16,31 @@ LISTED = 5
 class Account:
     """The numbers, leaves and recorded calls of one state on the host."""
 
-    def __init__(self, state: Any) -> None:
+    def __init__(self, state: Any, *, is_guarded: bool = False) -> None:
+        self.is_guarded = is_guarded
         self.clip = getattr(state, "clip_state", state)
         self.leaves = self.clip.leaves or None
+        #: The norm of the last call, with all its digits; an array over groups.
+        self.last_norm = decoded(getattr(state, "grad_norm", self.clip.grad_norm))
         self.numbers = {name: value.item() for name, value in of_state(state).items()}
         ring = ring_of(state)
         self.rows = {} if ring is None else _by_call(in_order_of_time(ring))
         #: The calls since which bad and clipped ones are counted, and skipped ones.
         self.counts_from, self.skips_from = int(self.clip.counts_from), int(state.counts_from)
+
+    @property
+    def bad_since(self) -> int | None:
+        """The call since which all were bad, if they have been for three or more."""
+        last = self.numbers["calls"] - 1
+        if self.leaves is not None:
+            first, is_on = int(self.leaves.bad_call), self.leaves.last_bad_call == last
+            return first if is_on and 0 <= first < last - 1 else None
+        bad = [call for call, row in self.rows.items() if row["is_bad"]]
+        run = bad[-1:]
+        while bad and run[0] - 1 in bad:
+            run.insert(0, run[0] - 1)
+        is_on = bool(run) and run[-1] == max(self.rows)
+        return run[0] if is_on and len(run) > 2 else None
 
     def when(self, call: int) -> str:
         """A call, and what became of it, as far as that is recorded."""

@@ -1,5 +1,6 @@
 """The sentences of a report about where trouble began, and what to do about it."""
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -27,7 +28,7 @@ def loss_spike(account: Account) -> Iterator[str]:
         )
 
 
-def beginning(account: Account) -> Iterator[str]:
+def beginning(account: Account, path: Any) -> Iterator[str]:
     """The last quiet call before the latest run of trouble, and what a checkpoint holds since."""
     rows, usual = _recorded(account)
     if not rows:
@@ -43,7 +44,8 @@ def beginning(account: Account) -> Iterator[str]:
     if quiet.size:
         row = rows[quiet[-1]]
         yield f"Last quiet call before the trouble: call {row['call']}, step {row['step']}."
-    if account.numbers.get("skipped_count") and not _is_everywhere(account):
+    is_lost = _is_everywhere(account) or any(accumulator(account, path))
+    if account.numbers.get("skipped_count") and not is_lost:
         yield "A skipped call changes nothing: checkpoints written since are sound."
 
 
@@ -58,8 +60,7 @@ def parameters(account: Account) -> Iterator[str]:
 
 def the_same_batch(account: Account) -> Iterator[str]:
     """How to tell a fault of the machine, while calls are being skipped."""
-    numbers = account.numbers
-    norm = np.asarray(decoded(account.last_norm))
+    numbers, norm = account.numbers, np.asarray(account.last_norm)
     if numbers.get("consecutive_skips") and norm.ndim == 0 and np.isfinite(norm):
         yield (
             f"The batch of call {numbers['calls'] - 1}, run again before the next update, must "
@@ -86,13 +87,13 @@ def clips_most(account: Account) -> bool:
 def growth(account: Account) -> Iterator[str]:
     """A norm that grew over the whole record."""
     norms = np.array([row["grad_norm"] for row in account.rows.values() if not row["is_bad"]])
-    quarter = len(norms) // 4
-    if quarter < 4:
+    if len(norms) < _CLOSE:
         return
-    quarters = np.array_split(norms[: 4 * quarter], 4)
-    rises = [np.min(later) > np.max(one) for one, later in zip(quarters, quarters[1:], strict=False)]
-    first, last = np.median(quarters[0]), np.median(quarters[-1])
-    if all(rises) and last > 2 * first > 0:
+    quarters = np.array_split(norms, 4)
+    medians = [float(np.median(quarter)) for quarter in quarters]
+    first, last = medians[0], medians[-1]
+    is_rising = all(later > one for one, later in itertools.pairwise(medians))
+    if is_rising and np.min(quarters[-1]) > np.max(quarters[0]) and last > 2 * first > 0:
         yield (
             f"The norm grew from {first:.3g} to {last:.3g} over the record: a slow divergence. Go "
             "back to before it, with a lower learning rate."
@@ -113,15 +114,15 @@ def leaves_to_look_at(account: Account) -> Iterator[str]:
             yield f"Share of the square of the last norm: {', '.join(texts)}."
     if taught.max() >= _ENOUGH and not (taught > 0).all():
         silent = [name for name, number in zip(names, taught, strict=True) if number == 0]
-        yield f"Leaves whose gradient was always zero, {len(silent)} of {len(names)}: {listed(silent)}."
+        number = f"{len(silent)} of {len(names)}"
+        yield f"Leaves whose gradient was always zero, {number}: {listed(silent)}."
 
 
 def accumulator(account: Account, path: Any) -> Iterator[str]:
     """A NaN that stays in the gradients that an `optax.MultiSteps` accumulates."""
-    is_inside = any(getattr(key, "name", getattr(key, "key", "")) == "inner_opt_state" for key in path)
-    if is_inside and account.is_bad_since is not None and account.guard is None:
+    if not account.is_guarded and _is_in_multi_steps(path) and account.bad_since is not None:
         yield (
-            f"All calls since call {account.is_bad_since} were bad, inside of an optax.MultiSteps "
+            f"All calls since call {account.bad_since} were bad, inside of an optax.MultiSteps "
             "without a guard around it: one NaN stays in what it accumulates. Write "
             "skip_nonfinite(optax.MultiSteps(pipeline(...), k))."
         )
@@ -131,14 +132,22 @@ def train_step(account: Account, opt_state: Any, path: Any) -> Iterator[str]:
     """A train state whose own step is neither the calls nor the updates."""
     step = getattr(opt_state, "step", None)
     is_counter = hasattr(opt_state, "opt_state") and np.ndim(step) == 0 and step is not None
-    is_inside = any(getattr(key, "name", "") == "inner_opt_state" for key in path)
     numbers = account.numbers
-    if not is_counter or is_inside or int(step) in (numbers["calls"], numbers.get("step")):
+    if (
+        not is_counter
+        or _is_in_multi_steps(path)
+        or int(step) in (numbers["calls"], numbers.get("step"))
+    ):
         return
     yield (
         f"The train state counts {int(step)} steps, the optimizer {numbers['calls']} calls: was a "
-        "checkpoint of another optimizer restored into it? Moments then start at 0; see adopt_state."
+        "checkpoint of another optimizer restored into it? Its moments start at 0; see adopt_state."
     )
+
+
+def _is_in_multi_steps(path: Any) -> bool:
+    names = (getattr(key, "name", getattr(key, "key", None)) for key in path)
+    return "inner_opt_state" in names
 
 
 def _recorded(account: Account) -> Any:
@@ -148,7 +157,7 @@ def _recorded(account: Account) -> Any:
 
 
 def _is_everywhere(account: Account) -> bool:
-    """Whether every leaf was bad in the first and the last call of a run of bad ones that goes on."""
+    """Whether every leaf was bad in the first call of a run of bad ones, and still is."""
     leaves = account.leaves
     if leaves is None or not 0 <= leaves.bad_call < leaves.last_bad_call:
         return False

@@ -28,6 +28,8 @@ def clips(account: Account) -> Iterator[str]:
     """How many calls were clipped; of groups, each."""
     if (clipped := account.numbers.get("clipped_count")) is None:
         return
+    if not clipped and account.numbers.get("max_norm") == np.inf:
+        return
     share = clipped / (account.numbers["calls"] - account.counts_from)
     since = f" of those since call {account.counts_from}" if account.counts_from else ""
     yield f"Clipped: {clipped} {'call' if clipped == 1 else 'calls'}, {share:.1%}{since}."
@@ -53,6 +55,10 @@ def last_call(account: Account) -> str:
     facts = [f"norm {numbers['grad_norm']:.3g}"]
     if np.isfinite(usual := numbers.get("typical_norm", np.nan)):
         facts.append(f"usual norm {usual:.3g}")
+    if not np.isnan(loss := numbers.get("value", np.nan)):
+        facts.append(f"loss {loss:.3g}")
+    if np.isfinite(above := numbers.get("value_bound", np.inf)):
+        facts.append(bound_text("bound of the loss", above))
     if "max_norm" in numbers and not account.clip.group_labels:
         facts.append(bound_text("bound", numbers["max_norm"]))
     if np.isfinite(above := numbers.get("skip_bound", np.inf)):
@@ -73,9 +79,9 @@ def record(account: Account) -> Iterator[str]:
     yield f"Record: {unit} {span(calls[0], calls[-1])}{without and f', without {without}'}."
     norms = {call: row["grad_norm"] for call, row in account.rows.items() if not row["is_bad"]}
     if norms:
-        largest = max(norms, key=norms.__getitem__)
-        median = np.median([*norms.values()])
-        yield f"  Norm: median {median:.3g}, largest {norms[largest]:.3g} at call {largest}."
+        largest = sorted(norms, key=norms.__getitem__, reverse=True)[:3]
+        texts = ", ".join(f"{norms[call]:.3g} at call {call}" for call in largest)
+        yield f"  Norm: median {np.median([*norms.values()]):.3g}, largest {texts}."
     skipped = np.array([call for call, row in account.rows.items() if row["skipped"]])
     if skipped.size:
         runs = np.split(skipped, np.flatnonzero(np.diff(skipped) > 1) + 1)

@@ -7,8 +7,10 @@ from typing import Any
 import jax
 
 from warmclip_jax._clipping import quietly
+from warmclip_jax._telemetry import _advice as advice
 from warmclip_jax._telemetry._account import Account
 from warmclip_jax._telemetry._course import calls, clips, last_call, record
+from warmclip_jax._telemetry._finding import Found
 from warmclip_jax._telemetry._records import common_shape, on_host, ring_of
 from warmclip_jax._telemetry._runs import lines_of_runs
 from warmclip_jax._telemetry._trouble import bad_calls, large_calls
@@ -53,13 +55,13 @@ def report(opt_state: Any) -> str:
     seen = on_host(opt_state)
     if shape := common_shape(seen):
         return "\n".join(lines_of_runs(seen, shape))
-    accounts = [Account(each.state) for each in seen]
+    accounts = [Account(each.state, is_guarded=each.guard is not None) for each in seen]
     lines: list[str] = []
     for each, account in zip(seen, accounts, strict=True):
         if len(seen) > 1:
             where = jax.tree_util.keystr(each.path, simple=True, separator="/")
             lines.append(f"{type(each.state).__name__}{where and f' at {where}'}:")
-        lines += _sentences(account)
+        lines += _sentences(account, each, opt_state)
     wishes = {
         "record=256 keeps the last calls (pipeline, skip_nonfinite)": not any(
             ring_of(each.state) for each in seen
@@ -72,11 +74,21 @@ def report(opt_state: Any) -> str:
     return "\n".join(lines)
 
 
-def _sentences(account: Account) -> Iterator[str]:
+def _sentences(account: Account, each: Found, opt_state: Any) -> Iterator[str]:
     yield from calls(account)
+    if each.guard is None:
+        yield from advice.train_step(account, opt_state, each.path)
     if account.numbers["calls"] > account.counts_from:
         yield from bad_calls(account)
+        yield from advice.accumulator(account, each.path)
+        yield from advice.parameters(account)
         yield from large_calls(account)
+        yield from advice.loss_spike(account)
+        yield from advice.beginning(account, each.path)
+        yield from advice.the_same_batch(account)
         yield from clips(account)
+        yield from advice.bound_as_rate(account)
         yield last_call(account)
+        yield from advice.leaves_to_look_at(account)
     yield from record(account)
+    yield from advice.growth(account)

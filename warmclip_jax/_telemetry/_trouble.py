@@ -8,6 +8,7 @@ import numpy as np
 
 from warmclip_jax._clipping import STANDS_OUT, decoded, names_of
 from warmclip_jax._telemetry._account import LISTED, Account, listed
+from warmclip_jax._telemetry._advice import clips_most
 
 
 def bad_calls(account: Account) -> Iterator[str]:
@@ -39,7 +40,8 @@ def bad_calls(account: Account) -> Iterator[str]:
         yield f"  Finite leaves: {finite}."
     else:
         yield "  No leaf was finite: look at the loss and its inputs first."
-    yield "  NaN spreads backwards: these leaves show where it was seen, not where it began."
+    if np.isnan(norms).any():
+        yield "  NaN spreads backwards: these leaves show where it was seen, not where it began."
     flag = 'jax.config.update("jax_debug_nans", True)'
     yield f"  To find the operation, repeat the step under {flag}."
 
@@ -64,13 +66,15 @@ def large_calls(account: Account) -> Iterator[str]:
     """The last spike or, where leaves do not tell, the last call over a bound."""
     leaves, rows = account.leaves, account.rows
     if leaves is None or leaves.spike_call < 0:
+        if clips_most(account):
+            return
         if over := [call for call, row in rows.items() if _is_over(row)]:
             norm = rows[over[-1]]["grad_norm"]
             yield _over_bound(account, "Last call over a bound", over[-1], norm)
         return
     stood_out = leaves.spike_deviations >= STANDS_OUT
     norms = decoded(leaves.spike_leaf_norms).astype(np.float64)
-    what = "Last spike" if stood_out else "Last call over a bound"
+    what = "Last spike" if stood_out else "Last finite call that was skipped"
     yield _over_bound(account, what, int(leaves.spike_call), np.linalg.norm(norms))
     if not stood_out:
         yield "  No leaf stood out from what is usual for it."

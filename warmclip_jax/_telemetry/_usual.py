@@ -30,7 +30,7 @@ class Usual(NamedTuple):
 
 
 def usual_of(norms: np.ndarray, losses: np.ndarray) -> Usual:
-    """What was usual, from the norms and losses of calls in order; those not finite teach nothing."""
+    """What was usual, from the norms and losses of calls in order; NaN and inf teach nothing."""
     columns = (jnp.asarray(norms, jnp.float32), jnp.asarray(losses, jnp.float32))
     norm, loss, norm_deviations, loss_deviations = map(np.asarray, _scanned(*columns))
     return Usual(norm, loss, norm_deviations >= STANDS_OUT, loss_deviations >= STANDS_OUT)
