@@ -53,8 +53,8 @@ def parameters(account: Account) -> Iterator[str]:
     """Whether the parameters themselves may hold NaN."""
     if _is_everywhere(account):
         yield (
-            "Every leaf was bad in the first call of the run and is in the last: the parameters "
-            "may hold NaN. Check them; an optimizer can make NaN of a finite float16 gradient."
+            "Every leaf was bad in the first call of the run, and is now: look for NaN in the "
+            "parameters. Updates in float16 can make one."
         )
 
 
@@ -63,9 +63,8 @@ def the_same_batch(account: Account) -> Iterator[str]:
     numbers, norm = account.numbers, np.asarray(account.last_norm)
     if numbers.get("consecutive_skips") and norm.ndim == 0 and np.isfinite(norm):
         yield (
-            f"The batch of call {numbers['calls'] - 1}, run again before the next update, must "
-            f"give the norm {norm!s} again, to the last digit in the same program; if it does "
-            "not, suspect the machine."
+            f"The batch of call {numbers['calls'] - 1}, run again before the next update, must give "
+            f"the norm {norm!s} again; if not, suspect the machine."
         )
 
 
@@ -73,8 +72,8 @@ def bound_as_rate(account: Account) -> Iterator[str]:
     """A bound that clips most calls."""
     if clips_most(account):
         yield (
-            "The bound clips most calls, so it works as a learning rate: raise max_norm above the "
-            "usual norm, or take running_bound(), and tune the rate instead."
+            "The bound clips most calls, so it works as a learning rate: raise max_norm, or take "
+            "running_bound()."
         )
 
 
@@ -95,8 +94,8 @@ def growth(account: Account) -> Iterator[str]:
     is_rising = all(later > one for one, later in itertools.pairwise(medians))
     if is_rising and np.min(quarters[-1]) > np.max(quarters[0]) and last > 2 * first > 0:
         yield (
-            f"The norm grew from {first:.3g} to {last:.3g} over the record: a slow divergence. Go "
-            "back to before it, with a lower learning rate."
+            f"The norm grew from {first:.3g} to {last:.3g} over the record: go back to before it, "
+            "with a lower learning rate."
         )
 
 
@@ -122,9 +121,8 @@ def accumulator(account: Account, path: Any) -> Iterator[str]:
     """A NaN that stays in the gradients that an `optax.MultiSteps` accumulates."""
     if not account.is_guarded and _is_in_multi_steps(path) and account.bad_since is not None:
         yield (
-            f"All calls since call {account.bad_since} were bad, inside of an optax.MultiSteps "
-            "without a guard around it: one NaN stays in what it accumulates. Write "
-            "skip_nonfinite(optax.MultiSteps(pipeline(...), k))."
+            f"All since call {account.bad_since} were bad: a NaN stays in the sums of an "
+            "optax.MultiSteps without a guard. Write skip_nonfinite(optax.MultiSteps(...))."
         )
 
 
@@ -140,8 +138,8 @@ def train_step(account: Account, opt_state: Any, path: Any) -> Iterator[str]:
     ):
         return
     yield (
-        f"The train state counts {int(step)} steps, the optimizer {numbers['calls']} calls: was a "
-        "checkpoint of another optimizer restored into it? Its moments start at 0; see adopt_state."
+        f"The train state counts {int(step)} steps, the optimizer {numbers['calls']} calls: was it "
+        "restored for another optimizer? See adopt_state."
     )
 
 

@@ -7,8 +7,18 @@ from typing import Any
 import jax
 
 from warmclip_jax._clipping import quietly
-from warmclip_jax._telemetry import _advice as advice
 from warmclip_jax._telemetry._account import Account
+from warmclip_jax._telemetry._advice import (
+    accumulator,
+    beginning,
+    bound_as_rate,
+    growth,
+    leaves_to_look_at,
+    loss_spike,
+    parameters,
+    the_same_batch,
+    train_step,
+)
 from warmclip_jax._telemetry._course import calls, clips, last_call, record
 from warmclip_jax._telemetry._finding import Found
 from warmclip_jax._telemetry._records import common_shape, on_host, ring_of
@@ -77,18 +87,18 @@ def report(opt_state: Any) -> str:
 def _sentences(account: Account, each: Found, opt_state: Any) -> Iterator[str]:
     yield from calls(account)
     if each.guard is None:
-        yield from advice.train_step(account, opt_state, each.path)
+        yield from train_step(account, opt_state, each.path)
     if account.numbers["calls"] > account.counts_from:
         yield from bad_calls(account)
-        yield from advice.accumulator(account, each.path)
-        yield from advice.parameters(account)
+        yield from accumulator(account, each.path)
+        yield from parameters(account)
         yield from large_calls(account)
-        yield from advice.loss_spike(account)
-        yield from advice.beginning(account, each.path)
-        yield from advice.the_same_batch(account)
+        yield from loss_spike(account)
+        yield from beginning(account, each.path)
+        yield from the_same_batch(account)
         yield from clips(account)
-        yield from advice.bound_as_rate(account)
+        yield from bound_as_rate(account)
         yield last_call(account)
-        yield from advice.leaves_to_look_at(account)
+        yield from leaves_to_look_at(account)
     yield from record(account)
-    yield from advice.growth(account)
+    yield from growth(account)
