@@ -53,7 +53,6 @@ WORDS = {
     "nothing": lambda count: None,
     "abstract": jax.eval_shape(clip.init, params),
     "numbered": lambda params: jax.tree.map(lambda leaf: 1, params),
-    "stacked": jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), clip.init(params)),
 }
 #: What begins a message where it is not the function that is called first.
 NAMES = {
@@ -292,7 +291,8 @@ CALLS = {
     "read_state(3)": "path must be that of a checkpoint; got 3 (int). Pass its folder or file.",
     "report(params)": "opt_state must hold a state | got a dict of 'w', 'b' without one",
     "report(abstract)": "opt_state must hold arrays; got their shapes alone | Pass the state that",
-    "report(stacked)": "opt_state must be of one run; got a state with the axes (2,) in front | jax.tree.map(lambda",
+    "metrics(clip_state, plain=1)": "plain must be one of False, True; got 1 (int)",
+    "records(clip_state, since=-1)": "opt_state must hold a recorder",
     "plot_records(clip_state)": "opt_state must hold a recorder",
     # Adopting.
     "adopt_state(adam, adam_state, params, step=3)": "params must be parameters; got an optimizer's state. The order is (optimizer, params, opt_state).",

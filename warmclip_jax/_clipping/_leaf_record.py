@@ -68,7 +68,9 @@ def init_leaf_record(params: optax.Params) -> LeafRecord:
 
 def names_of(record: LeafRecord) -> list[str]:
     """The paths of the leaves, from a record on the host."""
-    return bytes(record.leaf_names).decode().split("\n")[:-1]
+    # Of vmapped runs all have the same.
+    one = np.asarray(record.leaf_names).reshape(-1, record.leaf_names.shape[-1])[0]
+    return bytes(one).decode().split("\n")[:-1]
 
 
 def with_leaves(

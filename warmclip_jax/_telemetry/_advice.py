@@ -63,8 +63,8 @@ def the_same_batch(account: Account) -> Iterator[str]:
     numbers, norm = account.numbers, np.asarray(account.last_norm)
     if numbers.get("consecutive_skips") and norm.ndim == 0 and np.isfinite(norm):
         yield (
-            f"The batch of call {numbers['calls'] - 1}, run again before the next update, must give "
-            f"the norm {norm!s} again; if not, suspect the machine."
+            f"The batch of call {numbers['calls'] - 1}, run again before the next update, must "
+            f"give the norm {norm!s} again; if not, suspect the machine."
         )
 
 

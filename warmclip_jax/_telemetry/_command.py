@@ -58,11 +58,4 @@ def rows_as_csv(state: Any) -> str:
 
 def metrics_as_json(state: Any) -> str:
     """The metrics of a state as JSON, with null for what is unknown or infinite."""
-    plain = {name: _without_nan(value.tolist()) for name, value in metrics(state).items()}
-    return json.dumps(plain, indent=2, allow_nan=False)
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_without_nan(entry) for entry in value]
-    return value if math.isfinite(value) else None
+    return json.dumps(metrics(state, plain=True), indent=2, allow_nan=False)

@@ -17,8 +17,16 @@ from warmclip_jax._clipping import (
 )
 from warmclip_jax._pipeline import PipelineState
 from warmclip_jax._telemetry._finding import Found, Path, calls_of, found, of_this_process
-from warmclip_jax._values import ArgumentValueError, is_traced, named
+from warmclip_jax._telemetry._plain import as_plain, leaf_metrics
+from warmclip_jax._values import (
+    ArgumentTypeError,
+    ArgumentValueError,
+    Choice,
+    is_traced,
+    named,
+)
 
+_OPTION = Choice((False, True))
 _OF_SKIPS = ("skipped_count", "consecutive_skips", "last_skipped_call")
 #: What a guard knows of every call, and the clip or pipeline inside only of calls that were not
 #: skipped.
@@ -48,7 +56,9 @@ _KEYS = (
 
 @named
 @quietly()
-def metrics(opt_state: Any) -> dict[str, jax.Array]:
+def metrics(
+    opt_state: Any, *, leaves: bool = False, plain: bool = False, prefix: str = ""
+) -> dict[str, Any]:
     """What the clips, guards and pipelines in an optimizer state have measured, by name.
 
     A *call* is one call of `update`, numbered from 0; an *update* is a call that was not skipped.
@@ -57,6 +67,10 @@ def metrics(opt_state: Any) -> dict[str, jax.Array]:
       opt_state: any optimizer state, however nested: of `chain`, `MultiSteps`, `masked`,
         `partition`, `inject_hyperparams`; a flax `TrainState`, an `nnx.Optimizer`; a raw checkpoint
         tree, in which states are dicts of their fields.
+      leaves: whether the norms of leaves are among them, where `record_leaves=True` keeps them.
+      plain: whether to return Python numbers, None for what is unknown or infinite, which
+        `json.dumps(..., allow_nan=False)` takes; lists of them for vmapped states.
+      prefix: what each name begins with, such as `"train/"`.
 
     Returns:
       Scalars, arrays with a run axis for vmapped states. The keys depend only on how the optimizer
@@ -76,6 +90,7 @@ def metrics(opt_state: Any) -> dict[str, jax.Array]:
       - Of each group, up to 32: `"<label>/grad_norm"`, `max_norm`, `clip_coef`, `clipped_count`,
         `typical_norm`; without a label, `max_norm` is NaN and `clip_coef` the smallest.
       - Of several clips, under their paths: `"encoder/grad_norm"`.
+      - Of each leaf, with `leaves`: `"leaf/<path>/grad_norm"`, `"leaf/<path>/typical_norm"`.
 
       A guard around a clip or pipeline sees every call, and has the plain names of what both
       measure; what is inside sees those that were not skipped: `"update/grad_norm"` and so on. What
@@ -84,7 +99,7 @@ def metrics(opt_state: Any) -> dict[str, jax.Array]:
 
     Raises:
       ValueError: when the state holds nothing of this package, or two metrics would share a name.
-      TypeError: for a state of shapes without numbers.
+      TypeError: for a state of shapes without numbers; in a trace, with `leaves` or `plain`.
 
     >>> import jax.numpy as jnp, optax
     >>> import warmclip_jax as wc
@@ -92,12 +107,24 @@ def metrics(opt_state: Any) -> dict[str, jax.Array]:
     >>> list(wc.metrics(optimizer.init(jnp.zeros(2))))
     ['calls', 'clip_coef', 'clipped_count', 'grad_norm', 'max_norm', 'nonfinite_count']
     """
+    for name, option in {"leaves": leaves, "plain": plain}.items():
+        _OPTION.check(name, option)
     seen = found(opt_state)
     if any(map(is_traced, jax.tree.leaves([each.state for each in seen]))):
-        return merged(seen)
+        if leaves or plain:
+            raise ArgumentTypeError(
+                "leaves and plain need numbers, and here they are traced. Return the state from "
+                "the compiled function, and call metrics outside."
+            )
+        return {f"{prefix}{name}": value for name, value in merged(seen).items()}
     states = tuple(jax.tree.map(of_this_process, each.state) for each in seen)
     # One compiled call for all: as single copies they take twenty times as long.
-    return _copies(states, tuple((each.path, each.guard) for each in seen))
+    numbers = _copies(states, tuple((each.path, each.guard) for each in seen))
+    if leaves:
+        numbers |= leaf_metrics(states, _groups(seen))
+    if plain:
+        numbers = {name: as_plain(value) for name, value in numbers.items()}
+    return {f"{prefix}{name}": value for name, value in numbers.items()}
 
 
 @functools.partial(jax.jit, static_argnums=1)

@@ -7,26 +7,34 @@ import numpy as np
 
 from warmclip_jax._clipping import COUNTS, NUMBERS, Ring, decoded, is_unknown
 from warmclip_jax._telemetry._finding import Found, calls_of, found, of_this_process
-from warmclip_jax._values import ArgumentTypeError, ArgumentValueError, is_traced, named
+from warmclip_jax._values import ArgumentTypeError, ArgumentValueError, Number, is_traced, named
+
+_SINCE = Number(
+    "a whole number, 0 or more", "It is the number of a call.", lambda n: n >= 0, whole=True
+)
 
 
 @named
-def records(opt_state: Any) -> dict[str, np.ndarray]:
+def records(opt_state: Any, *, since: int | None = None) -> dict[str, np.ndarray]:
     """The last calls of an optimizer built with `record=N`, in order of time, the newest last.
 
     Args:
       opt_state: any optimizer state, however nested, or a raw checkpoint of one, as in `metrics`.
         It must hold one recorder. A guard's recorder stands for those of the clips and pipelines
         inside; give that part of the state to read those.
+      since: the number of the first call to return: whoever logs every 100 calls sees all of them
+        with `since=` the number of calls at the last time. None for all that is kept; of vmapped
+        runs, the rows in which any run is at it or later.
 
     Returns:
       Arrays of one length, ready for a DataFrame; for vmapped states they have the run axes before
-      the axis of time. `call`: int32, its number, from 0. `step`: int32, updates made after it.
-      `skipped`: bool. And float32: `grad_norm`, before clipping; `max_norm` and `skip_bound`, the
-      bounds in force, inf for none; `clip_coef`, what gradients were multiplied by, 0 where
-      skipped; `learning_rate`, NaN where skipped. NaN is what nobody measured: under a guard's
-      recorder `max_norm`, `clip_coef` and `learning_rate`; under groups `max_norm`, while
-      `grad_norm` is the global norm and `clip_coef` the smallest.
+      the axis of time. `call`: int32, its number, from 0. `step`: int32, updates made after
+      it. `skipped`: bool. And float32: `value`, the loss, NaN where none was given; `value_bound`;
+      `grad_norm`, before clipping; `max_norm` and `skip_bound`, the bounds in force, inf for none;
+      `clip_coef`, what gradients were multiplied by, 0 where skipped; `learning_rate`, NaN where
+      skipped. NaN is what nobody measured: under a guard's recorder `max_norm`, `clip_coef` and
+      `learning_rate`; under groups `max_norm`, while `grad_norm` is the global norm and `clip_coef`
+      the smallest.
 
     Raises:
       ValueError: for a state without a recorder, or with several of which none guards the others.
@@ -45,7 +53,11 @@ def records(opt_state: Any) -> dict[str, np.ndarray]:
     """
     columns = recorded(on_host(opt_state))
     del columns["is_bad"]
-    return columns
+    if since is None:
+        return columns
+    calls = columns["call"] >= int(_SINCE.check("since", since))
+    is_asked = np.any(calls, axis=tuple(range(calls.ndim - 1)))
+    return {name: column[..., is_asked] for name, column in columns.items()}
 
 
 def recorded(seen: list[Found]) -> dict[str, np.ndarray]:
