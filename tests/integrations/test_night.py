@@ -38,7 +38,7 @@ def test_the_front_page_shows_lines_of_its_report_in_their_order(told: tuple[str
         np.testing.assert_allclose(
             np.array(numbers, float), np.array(words[1::2], float), rtol=0.05
         )
-    assert shown.count("\n") == 6
+    assert shown.count("\n") == 8
 
 
 def test_the_picture_of_the_front_page_is_of_the_size_that_the_script_draws(
