@@ -170,8 +170,8 @@ def policies_of(sources: Iterable[bytes]) -> dict[str, str]:
             case ast.Call(func=ast.Name(id="Choice"), args=[ast.Tuple() as allowed]):
                 choice = ast.literal_eval(allowed)
                 made |= {
-                    one: choice[place - 1]
-                    for place, one in enumerate(choice)
+                    one: choice[index - 1]
+                    for index, one in enumerate(choice)
                     if isinstance(one, str)
                 }
     return made
@@ -200,17 +200,16 @@ def mutants(package: pathlib.Path) -> dict[str, Mutant]:
 
 
 def equivalent(text: str, made: dict[str, Mutant]) -> set[str]:
-    """The names in a list of mutants that change nothing. Raises ValueError where one is not there,
-    or has no reason.
+    """The names in a list of mutants that change nothing. Raises ValueError where some are not
+    there, or have no reason.
     """
     lines = list(filter(str.strip, text.splitlines()))
-    for line, after in itertools.pairwise([*lines, ""]):
-        if not line.startswith(" ") and (line not in made or not after.startswith("  ")):
-            raise ValueError(
-                f"{EQUIVALENT}: {'no reason below' if line in made else 'there is no mutant'} "
-                f"{line!r}"
-            )
-    return {line for line in lines if not line.startswith(" ")}
+    names = [line for line in lines if not line.startswith(" ")]
+    without = [one for one, after in itertools.pairwise([*lines, ""]) if not after.startswith("  ")]
+    gone, bare = sorted({*names} - {*made}), [line for line in without if line in names]
+    if gone or bare:
+        raise ValueError(f"{EQUIVALENT}: no reason below {bare}, no mutant {gone}")
+    return {*names}
 
 
 def tests_of(module: str) -> list[str]:
@@ -259,7 +258,7 @@ def result(
 
 
 def results(
-    chosen: list[Mutant], workers: int, tests: dict[str, list[str]], *, passed: bool
+    chosen: list[Mutant], workers: int, tests: dict[str, list[str]]
 ) -> Iterator[tuple[Mutant, str]]:
     """Mutants with their results, as they come. Raises RuntimeError where the tests of a module
     fail without a change.
@@ -276,7 +275,7 @@ def results(
             copies.put(
                 shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".*", "__pycache__"))
             )
-        for module in () if passed else sorted({mutant.module for mutant in chosen}):
+        for module in sorted({mutant.module for mutant in chosen}):
             started = time.monotonic()
             if (
                 not tests[module]
@@ -308,18 +307,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--results", type=pathlib.Path, default=ROOT / ".mutants.jsonl")
     parser.add_argument("--drawn", type=int, help="run so many, drawn by the seed")
     parser.add_argument("--seed", default="0")
-    parser.add_argument(
-        "--passed",
-        action="store_true",
-        help="the tests are known to pass: they are not run without a change",
-    )
     options = parser.parse_args(arguments)
     made = mutants(ROOT / PACKAGE)
-    known = equivalent((ROOT / EQUIVALENT).read_text("utf-8"), made)
+    unchanged = equivalent((ROOT / EQUIVALENT).read_text("utf-8"), made)
     names = [
         name
         for name in made
-        if name not in known and made[name].module in (options.modules or [made[name].module])
+        if name not in unchanged and made[name].module in (options.modules or [made[name].module])
     ]
     if options.drawn is not None:
         names = sorted(random.Random(options.seed).sample(names, min(options.drawn, len(names))))
@@ -337,7 +331,7 @@ def main(arguments: list[str] | None = None) -> int:
         for *key, found in map(json.loads, options.results.read_text("utf-8").splitlines())
     }
     wanted = [made[name] for name in names if (name, stamps[made[name].module]) not in seen]
-    for mutant, found in results(wanted, options.workers, tests, passed=options.passed):
+    for mutant, found in results(wanted, options.workers, tests):
         seen[key := (mutant.name, stamps[mutant.module])] = found
         with options.results.open("a", encoding="utf-8") as file:
             print(json.dumps([*key, found]), file=file)
