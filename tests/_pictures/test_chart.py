@@ -39,6 +39,7 @@ def test_a_chart_fits_80_columns_and_24_lines_whatever_the_names_and_sizes():
         assert max(map(len, text.splitlines())) <= 80
         assert len(text.splitlines()) <= 24
         assert text.isascii()
+        assert text.splitlines()[-1][2:5] in ("run", "a s", "big")
 
 
 def test_a_chart_rises_to_the_peak_and_falls_to_the_end():

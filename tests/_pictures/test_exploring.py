@@ -15,6 +15,7 @@ BILLION = 10**9
 RUN = wc.warmup_polynomial_decay(peak_value=0.5, total_steps=100, warmup_steps=10, end_value=0.1)
 WARMUP = wc.linear_warmup(peak_value=1.0, warmup_steps=50)
 BLINK = wc.repeat(wc.linear_warmup(peak_value=1.0, warmup_steps=10), period=10**6)
+SAW = wc.repeat(wc.linear_warmup(peak_value=1.0, warmup_steps=10**6), period=10**6)
 THEIRS = optax.cosine_decay_schedule(1e-3, 100_000)
 
 
@@ -52,6 +53,7 @@ TRUE: list[tuple[Any, int, tuple[int | None, ...]]] = [
     # A rise at once is no warm-up.
     (table(0.1, 0.5, 0.05, every=10), 20, (None, 10, 20)),
     (table(0.1, 0.2, 0.3, 0.4, 0.5, every=10**6), 4 * 10**6, (None, 4 * 10**6, 4 * 10**6)),
+    (table(0.1, 0.2, 0.3, 0.4, 0.5, every=4), 16, (None, 16, 16)),
     (wc.linear_warmup(peak_value=1.0, warmup_steps=1), 1, (None, 1, 1)),
     # Functions of others, also of those that cannot be traced, that end, that begin with inf.
     (optax.warmup_cosine_decay_schedule(0.0, 1.0, 20, 90), 90, (20, 20, 90)),
@@ -59,22 +61,28 @@ TRUE: list[tuple[Any, int, tuple[int | None, ...]]] = [
     (wc.stretch(interpolated, factor=2), 100, (20, 20, 100)),
     (lambda count: [0.0, 0.1, 0.2, 0.3, 0.2][count], 5, (3, 3, None)),
     (lambda count: jnp.where(count < 50, 1 / count, 0), 50, (None, 1, 50)),
+    # A rise with roundings.
+    (lambda count: jnp.where(count < 9, count % 2 / 1e5, jnp.minimum(count, 50)), 50, (50,) * 3),
     # What has another stair, restart or decay to come is not at its end.
     # In float32 the cosine is 1 within 7 steps of its end.
     (wc.with_warmup(THEIRS, warmup_steps=1000), 100_993, (1000, 1000, 100_993)),
     (wc.repeat(RUN, period=20), 60, (10, 10, None)),
     (wc.repeat(RUN, period=8), 24, (7, 7, None)),
     (BLINK, 3 * 10**6, (10, 10, None)),
+    (SAW, 3 * 10**6, (999_999, 999_999, None)),
     (wc.with_warmup(BLINK, warmup_steps=77), 3 * 10**6 + 231, (87, 87, None)),
     # As long as a count may be, where rounding reaches some values too early.
     (WARMUP, 50, (50, 50, 50)),
     (wc.linear_warmup(peak_value=1.0, warmup_steps=BILLION), BILLION, (BILLION,) * 3),
     (
-        wc.warmup_cosine_decay(
-            peak_value=1.0, total_steps=1_234_567, warmup_steps=12_345, end_value=0.1
+        wc.shift(
+            wc.warmup_cosine_decay(
+                peak_value=1.0, total_steps=1_234_567, warmup_steps=12_345, end_value=0.1
+            ),
+            by=1000,
         ),
-        1_234_567,
-        (12_345, 12_345, 1_234_567),
+        1_233_567,
+        (11_345, 11_345, 1_233_567),
     ),
     (
         wc.warmup_stable_decay(

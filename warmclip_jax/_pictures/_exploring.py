@@ -101,7 +101,7 @@ class Explored:
     def _step(self, index: int) -> int | None:
         """The step of a mark; where rounding reached a value too early, the corner after it."""
         step = self.steps[index]
-        near = self._corners[(self._corners >= step) & (self._corners <= 1.001 * step)]
+        near = self._corners[(self._corners >= step) & (self._corners <= 1.0002 * step)]
         same = near[self.values[np.searchsorted(self.steps, near)] == self.values[index]]
         return int(same[0] if same.size else step) if step < _LATE else None
 
