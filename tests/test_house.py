@@ -37,6 +37,7 @@ TESTED_BY = {
     "_adopting/_parts": "_adopting/test_adopt.py",
     "_clipping/_applying": "_clipping/test_skipping.py",
     "_clipping/_coefficient": "_clipping/test_transformations.py",
+    "_clipping/_scaling": "_clipping/test_transformations_derivatives.py",
     "_telemetry/_account": "_telemetry/test_report.py",
     "_telemetry/_usual": "_telemetry/test_advice.py",
     "_telemetry/_course": "_telemetry/test_report.py",

@@ -4,7 +4,6 @@ from warmclip_jax._clipping._applying import apply_gradients, as_transformation
 from warmclip_jax._clipping._bounds import Bound, running_bound
 from warmclip_jax._clipping._clip import Clip, ClipState
 from warmclip_jax._clipping._coding import coded, decoded, is_unknown, quietly, unknown
-from warmclip_jax._clipping._coefficient import scale_tree
 from warmclip_jax._clipping._gate import gated
 from warmclip_jax._clipping._groups import Groups, as_keys, from_keys, label_by_path
 from warmclip_jax._clipping._guard import Guard
@@ -24,6 +23,7 @@ from warmclip_jax._clipping._loss_history import (
     loss_taught,
 )
 from warmclip_jax._clipping._ring import COUNTS, NUMBERS, Ring
+from warmclip_jax._clipping._scaling import scale_tree
 from warmclip_jax._clipping._selecting import choose
 from warmclip_jax._clipping._skipping import SkipState, skip_nonfinite
 from warmclip_jax._clipping._states import own

@@ -1,5 +1,6 @@
 """The norms of leaves: of the last call, the first bad one of a run, and the last spike."""
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -121,4 +122,5 @@ def _is_over_usual(history: History, norms: Measured) -> jax.Array:
     logs = jnp.where(is_usual, history.log_mean.astype(jnp.float32), -jnp.inf)
     usual = jax.nn.logsumexp(2 * logs) / 2
     log_norm, usable = log_of(norms.total)
-    return usable & jnp.any(is_usual) & (log_norm > usual + np.log(_TIMES_USUAL))
+    over_usual = log_norm.astype(jnp.float32) - usual > math.log(_TIMES_USUAL)
+    return usable & jnp.any(is_usual) & over_usual

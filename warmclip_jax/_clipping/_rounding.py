@@ -5,7 +5,7 @@ optimizer step, and a choice between bfloat16 numbers may flush subnormals there
 on the bits of float32.
 """
 
-from typing import Any
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ def unless(unchanged: jax.Array, leaf: jax.Array, scaled: jax.Array) -> jax.Arra
     """`leaf`, bit for bit, where `unchanged`; elsewhere `scaled`, rounded once to its dtype."""
     is_bfloat16 = leaf.dtype == jnp.bfloat16
     return (
-        _jitted_in_bfloat16(unchanged, leaf, scaled)
+        _in_bfloat16(unchanged, leaf, scaled)
         if is_bfloat16
         else _converted(unchanged, leaf, scaled)
     )
@@ -36,16 +36,7 @@ def _on_bits(unchanged: jax.Array, leaf: jax.Array, scaled: jax.Array) -> jax.Ar
     return lax.bitcast_convert_type(upper.astype(jnp.uint16), leaf.dtype)
 
 
-@jax.custom_jvp
+# Jitted, so that an eager call compiles once for all leaves of a shape.
+@functools.partial(jax.jit, inline=True)
 def _in_bfloat16(unchanged: jax.Array, leaf: jax.Array, scaled: jax.Array) -> jax.Array:
     return lax.platform_dependent(unchanged, leaf, scaled, cpu=_on_bits, default=_converted)
-
-
-@_in_bfloat16.defjvp
-def _in_bfloat16_jvp(primals: Any, tangents: Any) -> Any:
-    # Bits have no derivative; a conversion's is a conversion.
-    return _in_bfloat16(*primals), _converted(primals[0], *tangents[1:])
-
-
-# Jitted, so that an eager call compiles once for all leaves of a shape.
-_jitted_in_bfloat16 = jax.jit(_in_bfloat16, inline=True)

@@ -9,7 +9,7 @@ import optax
 from warmclip_jax._clipping._applying import as_transformation
 from warmclip_jax._clipping._bounds import Bound
 from warmclip_jax._clipping._coding import coded, quietly, unknown
-from warmclip_jax._clipping._coefficient import coefficient, scale_tree
+from warmclip_jax._clipping._coefficient import coefficient
 from warmclip_jax._clipping._guard import Guard
 from warmclip_jax._clipping._history import History
 from warmclip_jax._clipping._leaf_record import LeafRecord, init_leaf_record, with_leaves
@@ -17,6 +17,7 @@ from warmclip_jax._clipping._loss import loss_of
 from warmclip_jax._clipping._loss_history import LossHistory
 from warmclip_jax._clipping._measuring import measured
 from warmclip_jax._clipping._ring import Ring
+from warmclip_jax._clipping._scaling import scale_tree
 from warmclip_jax._clipping._selecting import choose
 from warmclip_jax._clipping._states import as_number, counter, increment_if, own
 from warmclip_jax._norms import AxisName, accumulation_dtype, check_axis_name, is_gradient

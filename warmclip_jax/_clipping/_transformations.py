@@ -10,9 +10,10 @@ import optax
 from warmclip_jax._clipping._bounds import Bound, RunningBound, check_bound
 from warmclip_jax._clipping._clip import Clip, ClipState
 from warmclip_jax._clipping._coding import quietly
-from warmclip_jax._clipping._coefficient import coefficient, scale_tree
+from warmclip_jax._clipping._coefficient import coefficient
 from warmclip_jax._clipping._groups import Groups
 from warmclip_jax._clipping._measuring import Measured
+from warmclip_jax._clipping._scaling import scale_tree
 from warmclip_jax._norms import AxisName, ScaledNorm, accumulation_dtype, scaled_norm
 from warmclip_jax._values import Choice, Scalar, broken_rule, named, naming
 

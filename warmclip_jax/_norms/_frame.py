@@ -97,7 +97,13 @@ def _norms(
         }
         if others:
             found |= zip(others, at_all_scales(others, SMALL), strict=True)
-        return [found[each] for each in groupings]
+        # Each waits for all: a leaf that is scaled in place, by one norm, would be copied for the
+        # second pass of another. No sum of squares is below 0.
+        is_wrong = jnp.any(jnp.concatenate([totals for totals, _ in found.values()]) < 0)
+        return [
+            (jnp.where(is_wrong, jnp.nan, totals) if len(found) > 1 else totals, scales)
+            for totals, scales in map(found.__getitem__, groupings)
+        ]
 
     # Accelerators turn a branch this small into a select and run both passes. GPUs fuse what puts
     # leaves together into the read, TPUs would write it.
