@@ -169,6 +169,7 @@ def test_a_length_that_is_no_whole_number_is_an_error_that_names_it(
     build: Any, record: Any, error: type[Exception]
 ):
     with pytest.raises(
-        error, match=r"(pipeline|skip_nonfinite): record must be a whole number, 0 or more; got"
+        error,
+        match=r"(pipeline|skip_nonfinite): record must be a whole number from 0 to 1,000,000; got",
     ):
         build(record)

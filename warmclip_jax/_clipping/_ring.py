@@ -23,9 +23,9 @@ NUMBERS = (
 
 #: The rule for the length of a ring.
 LENGTH = Number(
-    "a whole number, 0 or more",
-    "It is how many calls are kept; 0 keeps none.",
-    lambda n: n >= 0,
+    "a whole number from 0 to 1,000,000",
+    "It is how many calls are kept on the device; 0 keeps none.",
+    lambda n: 0 <= n <= 1_000_000,
     whole=True,
 )
 #: Of calls in a row that change nothing, so many are written: what led there is worth more.

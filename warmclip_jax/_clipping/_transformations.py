@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from warmclip_jax._clipping._bounds import Bound, RunningBound, check_bound
@@ -15,7 +14,7 @@ from warmclip_jax._clipping._groups import Groups
 from warmclip_jax._clipping._measuring import Measured
 from warmclip_jax._clipping._scaling import scale_tree
 from warmclip_jax._norms import AxisName, ScaledNorm, accumulation_dtype, scaled_norm
-from warmclip_jax._values import Choice, Scalar, broken_rule, named, naming
+from warmclip_jax._values import Choice, Scalar, broken_rule, named, naming, real_scalar
 
 _NONFINITE = Choice(("propagate", "zero"))
 
@@ -60,7 +59,8 @@ def clip_tree(
     if norm is None:
         scaled = scaled_norm(tree, axis_name=axis_name)
     else:
-        scaled = ScaledNorm.of(jnp.asarray(norm).astype(accumulation_dtype(tree)))
+        number = real_scalar("norm", "a real scalar", norm, "Pass what global_norm returned.")
+        scaled = ScaledNorm.of(number.astype(accumulation_dtype(tree)))
     return scale_tree(
         tree, coefficient(Measured(total=scaled, groups=scaled), bound, "propagate")
     ), scaled.value

@@ -27,5 +27,6 @@ from warmclip_jax._values._rules import (
     exactly_one,
     is_real,
     is_traced,
+    real_scalar,
 )
 from warmclip_jax._values._value import Value

@@ -46,6 +46,17 @@ def as_array_like(value: Any) -> Any:
     )
 
 
+def real_scalar(name: str, rule: str, value: Any, remedy: str) -> jax.Array:
+    """A real number of any kind, traced or not, NaN and inf too, as an array. Raises TypeError."""
+    value = as_array_like(value)
+    is_number = not isinstance(value, bool) and is_real(getattr(value, "dtype", type(value)))
+    if not is_number or jnp.shape(value) != ():
+        raise broken_rule(name, rule, value, remedy, TypeError)
+    number = jnp.asarray(value)
+    is_wide = jnp.issubdtype(number.dtype, jnp.floating) and number.dtype.itemsize >= 4
+    return number if is_wide else number.astype(default_float())
+
+
 def as_number(value: Any) -> Any:
     """A concrete scalar array as the Python number with the shortest decimal of its dtype.
 
