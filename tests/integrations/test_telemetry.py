@@ -230,48 +230,9 @@ def test_before_the_first_update_no_rate_is_known():
     )
 
 
-# Counts.
+# Several of ours in one state.
 
-RATE = 0.125  # exact in binary, as are these parameters and gradients
-
-COUNTED: dict[str, Any] = {
-    "pipeline": wc.pipeline(sgd, RATE, max_norm=None),
-    "guard": wc.skip_nonfinite(optax.sgd(RATE)),
-    "guard in a chain after a clip": optax.chain(
-        wc.clip_by_global_norm(None), wc.skip_nonfinite(optax.sgd(RATE))
-    ),
-    "guard around a chain with a clip": wc.skip_nonfinite(
-        optax.chain(wc.clip_by_global_norm(None), optax.sgd(RATE))
-    ),
-    "guard around a pipeline": wc.skip_nonfinite(wc.pipeline(sgd, RATE, max_norm=None)),
-    "guard around MultiSteps of a pipeline": wc.skip_nonfinite(
-        optax.MultiSteps(wc.pipeline(sgd, RATE, max_norm=None), 2)
-    ),
-    "injected pipeline": optax.inject_hyperparams(
-        lambda rate: wc.pipeline(sgd, rate, max_norm=None)
-    )(rate=RATE),
-}
-
-
-@pytest.mark.parametrize("name", COUNTED)
-def test_step_is_the_number_of_updates_in_the_parameters_and_the_skips_are_those_of_the_loop(
-    name: str,
-):
-    optimizer, params, grads = COUNTED[name], jnp.array([64.0]), jnp.array([8.0])
-    step, state = (
-        quick.jit(functools.partial(wc.apply_gradients, optimizer)),
-        optimizer.init(params),
-    )
-    skipped = []
-    for call, is_bad in enumerate([False, False, True, True, False, True, False, False]):
-        params, state = step(params, state, grads=jnp.array([jnp.nan]) if is_bad else grads)
-        skipped += [call] if is_bad else []
-        known = {key: float(value) for key, value in wc.metrics(state).items()}
-        assert known["step"] == (64.0 - float(params[0])) / (8 * RATE)
-        assert known["calls"] == call + 1
-        assert known["skipped_count"] == known["nonfinite_count"] == len(skipped)
-        assert known["last_skipped_call"] == (skipped[-1] if skipped else -1)
-        assert known["consecutive_skips"] == (0 if not is_bad else 1 + (call - 1 in skipped))
+RATE = 0.125
 
 
 def test_skips_of_a_guard_and_of_the_pipeline_in_it_have_names_of_their_own():
@@ -290,9 +251,6 @@ def test_skips_of_a_guard_and_of_the_pipeline_in_it_have_names_of_their_own():
         2,
         2,
     )
-
-
-# Several of ours in one state.
 
 
 class Pair:
@@ -380,40 +338,3 @@ def test_a_history_of_an_nnx_optimizer_holds_what_was_and_numbers_that_can_be_fo
     assert {f"{known['learning_rate']:.3e}" for known in history} == {"1.000e-03"}
     assert all(type(value) is type(jnp.float32(0)) for known in history for value in known.values())
     assert jax.device_get(history[0])["calls"] == 1
-
-
-# Loops of the guide.
-
-
-def test_a_loop_stops_after_so_many_bad_steps_in_a_row():
-    optimizer: Any = wc.pipeline(sgd, 0.1)
-    stream = [GRADS, BAD, BAD, GRADS, BAD, BAD, BAD, GRADS, GRADS]
-    params, opt_state, calls = PARAMS, optimizer.init(PARAMS), 0
-    for grads in stream:
-        params, opt_state = wc.apply_gradients(optimizer, params, opt_state, grads=grads)
-        calls += 1
-        if wc.metrics(opt_state)["consecutive_skips"] >= 3:
-            break
-    assert calls == 7
-
-
-@ways
-def test_averages_are_left_alone_in_a_skipped_step_by_one_line(jit: Any):
-    optimizer: Any = wc.pipeline(sgd, 0.1)
-
-    @jit
-    def step(params: Any, opt_state: Any, ema: Any, grads: Any) -> Any:
-        params, opt_state = wc.apply_gradients(optimizer, params, opt_state, grads=grads)
-        weight = jnp.where(wc.metrics(opt_state)["consecutive_skips"] > 0, 0.0, 0.01)
-        return params, opt_state, optax.incremental_update(params, ema, weight)
-
-    def run(stream: Any) -> Any:
-        params, opt_state, ema = PARAMS, optimizer.init(PARAMS), PARAMS
-        for grads in stream:
-            params, opt_state, ema = step(params, opt_state, ema, grads)
-        return ema
-
-    for with_bad, without in zip(
-        *map(jax.tree.leaves, (run([GRADS, BAD, BAD, GRADS]), run([GRADS] * 2))), strict=True
-    ):
-        np.testing.assert_array_equal(with_bad, without)
