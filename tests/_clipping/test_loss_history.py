@@ -106,14 +106,19 @@ def test_every_lasting_jump_is_followed(before: float, after: float, most: int):
     assert all(np.isfinite(field) for field in history)
 
 
-def test_an_ordinary_curve_raises_no_alarm_and_spikes_are_caught():
-    falling = streams(4_000)
-    _, _, over = followed(np.stack([falling["falling"], falling["around zero"]], axis=1))
+def test_ordinary_losses_raise_no_alarm_and_spikes_are_caught():
+    by_name = streams(4_000)
+    names = ("falling", "noisy", "around zero")
+    _, _, over = followed(np.stack([by_name[name] for name in names], axis=1))
     rng = np.random.default_rng(0)
     rng.standard_normal(4_000)
     spikes = rng.random(4_000) < 0.005
+    # The first losses around zero say little of how far the next may go.
     assert over[~spikes][10:].sum() == 0
-    assert over[spikes].mean() > 0.85
+    # Some are hidden while the curve still falls steeply.
+    caught = over[spikes].mean(axis=0)
+    assert caught.min() > 0.5
+    assert caught[names.index("around zero")] > 0.9
 
 
 def test_nothing_teaches_that_is_not_finite_and_types_stay():
