@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import linen as nn
 from flax import nnx
 
 import warmclip_jax as wc
@@ -82,6 +83,95 @@ def test_variables_are_labelled_alike_at_init_and_at_update():
         "rest",
         "rest",
     ]
+
+
+def test_patterns_match_the_path_of_leaves_that_share_one_as_in_optax_partition():
+    one = jnp.ones(1)
+    tree = {
+        "a/b": one,
+        "a": {"b": one},
+        "kernel": Pair(one, one),
+        "two": in_box({"w": one, "b": one}),
+        "c": one,
+    }
+    label = wc.label_by_path({"x": r"a/b", "y": r"two|kernel/."})
+    expected = ["x", "x", "rest", "y", "y", "y", "y"]
+    assert labels_of(label, tree) == expected
+    tree.pop("kernel")  # its children have no names for optax either
+    by_optax = optax.partition(
+        {each: optax.set_to_zero() for each in "xy"} | {"rest": optax.identity()}, label
+    )
+    updates, _ = by_optax.update(tree, by_optax.init(tree))
+    zeroed = ["rest" if leaf.any() else "" for leaf in jax.tree.leaves(updates)]
+    assert zeroed == ["", "", "rest", "", ""]
+
+
+def in_box(value: Any) -> Any:
+    return nn.Partitioned(value, names=(None,))
+
+
+def test_boxed_parameters_have_the_paths_of_those_without_boxes():
+    boxed = {"kernel": in_box(jnp.ones((2, 3))), "moe": {"kernel": in_box(jnp.ones(2))}}
+    plain = nn.meta.unbox(boxed)
+    label = wc.label_by_path({"kernels": r"(.*/)?kernel"})
+    assert labels_of(label, boxed) == labels_of(label, plain) == ["kernels"] * 2
+    assert list(wc.leaf_norms(boxed)) == list(wc.leaf_norms(plain)) == ["kernel", "moe/kernel"]
+    optimizer = wc.pipeline(optax.sgd, 0.1, groups=label, record_leaves=True)
+    for updates in (boxed, plain):
+        _, state = jax.jit(optimizer.update)(updates, optimizer.init(boxed), boxed)
+        assert "leaf/moe/kernel/grad_norm" in wc.metrics(state, leaves=True)
+
+
+@pytest.mark.parametrize(
+    "groups",
+    [
+        {"a": "x", "b": "y"},
+        lambda params: {name: "x" if params[name].ndim else "y" for name in params},
+        wc.label_by_path({"x": "a"}, default="y"),
+        wc.label_by_path(),
+    ],
+)
+def test_states_of_shapes_alone_have_the_structure_of_those_of_arrays(groups):
+    params = {"a": jnp.ones(3), "b": jnp.ones((), jnp.bfloat16)}
+    shapes = jax.eval_shape(lambda: params)
+    for optimizer in (
+        wc.clip_by_group_norm(wc.running_bound(), groups, record_leaves=True),
+        wc.pipeline(optax.adam, 0.1, groups=groups, record=3, record_leaves=True),
+        wc.skip_nonfinite(optax.adam(0.1), record_leaves=True),
+    ):
+        found = [optimizer.init(shapes), jax.eval_shape(optimizer.init, shapes)]
+        expected = jax.tree.map(jax.typeof, optimizer.init(params))
+        for state in found:
+            assert (
+                jax.tree.map(lambda leaf: jax.core.ShapedArray(leaf.shape, leaf.dtype), state)
+                == expected
+            )
+
+
+@pytest.mark.parametrize("groups", [None, {"a": "x", "b": "y"}, wc.label_by_path()])
+@pytest.mark.parametrize("outer", ["chain", "pipeline", "guard"])
+def test_lookahead_is_measured_by_its_fast_parameters(groups, outer):
+    def lookahead(rate: Any) -> Any:
+        return optax.lookahead(optax.sgd(rate), sync_period=2, slow_step_size=0.5)
+
+    clip: Any = wc.clip_by_global_norm(1.0, record_leaves=True)
+    if groups is not None:
+        clip = wc.clip_by_group_norm(1.0, groups, record_leaves=True)
+    optimizer = {
+        "chain": optax.chain(clip, lookahead(0.1)),
+        "pipeline": wc.pipeline(lookahead, 0.1, groups=groups, record_leaves=True),
+        "guard": wc.skip_nonfinite(optax.chain(clip, lookahead(0.1)), record_leaves=True),
+    }[outer]
+    params = optax.LookaheadParams.init_synced({"a": jnp.ones(3), "b": jnp.ones(2)})
+    state = optimizer.init(params)
+    for _ in range(3):
+        updates, state = optimizer.update(params.fast, state, params)
+        params = optax.apply_updates(params, updates)
+    metrics = wc.metrics(state, leaves=True)
+    assert sum(name.startswith("leaf/") and name.endswith("grad_norm") for name in metrics) in (
+        2,
+        4,
+    )
 
 
 def test_optax_partition_takes_label_by_path():

@@ -276,6 +276,26 @@ def test_an_empty_tuple_says_that_gradients_are_the_same_on_every_device():
     np.testing.assert_allclose(norm, truth(tree, 1.0)[0], rtol=1e-6)
 
 
+@pytest.mark.parametrize("way", ["untyped", "vmap"])
+def test_models_that_lie_along_an_axis_have_a_norm_each(way):
+    models = jnp.arange(32.0).reshape(2, 4, 4)
+    mesh = jax.make_mesh((2, 4), ("member", "data"), axis_types=(AxisType.Auto,) * 2)
+    if way == "untyped":
+        mapped = jax.shard_map(
+            lambda shard: wc.global_norm(shard, axis_name="data")[None],
+            mesh=mesh,
+            in_specs=P("member", "data"),
+            out_specs=P("member"),
+            check_vma=False,
+        )
+    else:
+        mapped = jax.shard_map(
+            jax.vmap(wc.global_norm), mesh=mesh, in_specs=P(None, "data"), out_specs=P(None)
+        )
+    norms = jax.jit(mapped)(models)
+    np.testing.assert_allclose(norms, [np.linalg.norm(model) for model in models], rtol=1e-6)
+
+
 def test_a_prefix_of_partition_specs_says_it_for_whole_subtrees():
     tree = {"experts": {"a": jnp.arange(8.0), "b": jnp.arange(16.0)}, "shared": jnp.arange(3.0)}
     specs = {"experts": {"a": P("model"), "b": P("model")}, "shared": P()}

@@ -190,6 +190,20 @@ def test_paths_stop_at_variables_and_are_numbered_where_two_leaves_share_one():
     assert norms == {"a/b#0": 4, "a/b#1": 3, "block/0": 1, "block/1/w": 2, "pair/0": 5, "pair/1": 6}
 
 
+def test_every_leaf_has_a_name_of_its_own_that_can_be_written():
+    one = np.ones(1, np.float32)
+    tree = {"a/b": one, "a": {"b": one, "c d": one, "c\nd": one}, "a/b#0": one, "\udc80": one}
+    tree |= {"\\udc80": one, "a/b#2": one, "": one}
+    names = list(wc.leaf_norms(tree))
+    assert len(set(names)) == len(tree) + 2
+    assert {"a/b#0", "a/b#1", "a/b#2", "a/b#3"} <= set(names)
+    assert {"a/c d#0", "a/c d#1", "\\udc80#0", "\\udc80#1"} <= set(names)
+    clip: Any = wc.clip_by_global_norm(1.0, record_leaves=True)
+    state = clip.update(tree, clip.init(tree))[1]
+    recorded = [name for name in wc.metrics(state, leaves=True) if name.endswith("/grad_norm")]
+    assert set(recorded) == {f"leaf/{name}/grad_norm" for name in names}
+
+
 def test_vmap_takes_each_tree_in_its_own_range():
     scales = np.array([0, 1e-36, 1e-30, 1, 1e20, 1e37, math.inf], np.float32)
     tree = {

@@ -6,7 +6,8 @@ from typing import Any
 
 import jax
 
-from warmclip_jax._norms import from_prefix, joined, paths, stops_a_path
+from warmclip_jax._clipping._measuring import of_gradients
+from warmclip_jax._norms import from_prefix, joined, leaf_names, paths, stops_a_path
 from warmclip_jax._values import ArgumentTypeError, ArgumentValueError, Value, broken_rule, named
 
 #: Labels as a pytree prefix of the parameters with `str` leaves, or a function of the parameters
@@ -27,11 +28,16 @@ class LabelByPath:
 
     def __call__(self, params: Any) -> Any:
         return jax.tree.map_with_path(
-            lambda path, _: self.label(joined(path)), params, is_leaf=stops_a_path
+            lambda path, _: self._label(joined(path)), params, is_leaf=stops_a_path
         )
 
-    def label(self, path: str) -> str:
-        """The label of the leaf at `path`."""
+    def labels(self, tree: Any) -> list[str]:
+        """The label of each gradient of `tree`, in leaf order; of its own without patterns."""
+        if self._patterns is None:
+            return leaf_names(tree)
+        return [self._label(path) for path in paths(tree)]
+
+    def _label(self, path: str) -> str:
         if self._patterns is None:
             return path
         return next(
@@ -100,13 +106,14 @@ def labels_of(groups: Groups, tree: Any, params: Any = None) -> list[str]:
     A function of parameters is given `params`, else `tree`. Raises TypeError, ValueError for labels
     that are no strings or do not match the tree.
     """
+    tree = of_gradients(tree)
     if isinstance(groups, LabelByPath):
         # By path, and not by way of a tree of labels: a node of the user's may not take strings for
         # arrays.
-        return [groups.label(path) for path in paths(tree)]
+        return groups.labels(tree)
     given = groups
     if callable(groups):
-        given = check_labels(groups(tree if params is None else params))
+        given = check_labels(groups(tree if params is None else of_gradients(params)))
     return from_prefix(
         given, tree, "groups must be a pytree prefix of the parameters with a label for each leaf"
     )

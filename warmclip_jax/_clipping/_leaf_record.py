@@ -17,9 +17,9 @@ from warmclip_jax._clipping._history import (
     log_of,
     taught,
 )
-from warmclip_jax._clipping._measuring import Measured
+from warmclip_jax._clipping._measuring import Measured, of_gradients
 from warmclip_jax._clipping._states import as_number, counter, like
-from warmclip_jax._norms import paths
+from warmclip_jax._norms import leaf_names
 from warmclip_jax._values import ArgumentValueError
 
 #: A leaf whose norm is this many of its own deviations above what is usual for it stands out.
@@ -51,8 +51,8 @@ def init_leaf_record(params: optax.Params) -> LeafRecord:
 
     Such is a state to `optax.tree.map_params`, and checkpoints hold no array of size 0.
     """
-    names = paths(params) or [""]
-    lines = "".join(name.replace("\n", " ") + "\n" for name in names)
+    names = leaf_names(of_gradients(params)) or [""]
+    lines = "".join(name + "\n" for name in names)
     shape = (len(names),)
     return LeafRecord(
         leaf_names=jnp.asarray(np.frombuffer(lines.encode(), np.uint8)),

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from warmclip_jax._norms import (
     AxisName,
@@ -23,6 +24,11 @@ class Measured(NamedTuple):
     groups: ScaledNorm  # scalar without groups, else a vector
     leaves: ScaledNorm | None = None  # a vector, where it was asked for
     members: Grouping | None = None  # None without groups
+
+
+def of_gradients(params: Any) -> Any:
+    """The part of parameters that gradients are of."""
+    return params.fast if isinstance(params, optax.LookaheadParams) else params
 
 
 def measured(

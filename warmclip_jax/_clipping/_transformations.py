@@ -41,7 +41,7 @@ def clip_tree(
     Raises:
       TypeError, ValueError: for a concrete bound that is negative, NaN or no number, and as
         `global_norm`. A traced bound is not checked: a negative one acts as 0, a NaN makes
-        everything NaN. That `norm` is the norm is not checked.
+        everything NaN. For a `norm` that is no real scalar; that it is the norm is not checked.
 
     >>> import jax.numpy as jnp
     >>> import warmclip_jax as wc

@@ -9,6 +9,7 @@ from warmclip_jax._norms._leaves import (
     from_prefix,
     is_gradient,
     joined,
+    leaf_names,
     paths,
     stops_a_path,
 )

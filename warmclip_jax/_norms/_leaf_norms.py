@@ -7,7 +7,7 @@ import jax
 from warmclip_jax._norms._axes import AxisName
 from warmclip_jax._norms._entries import entries
 from warmclip_jax._norms._frame import each_alone, scaled_norms
-from warmclip_jax._norms._leaves import paths
+from warmclip_jax._norms._leaves import leaf_names
 from warmclip_jax._values import named
 
 
@@ -23,8 +23,8 @@ def leaf_norms(tree: Any, *, axis_name: AxisName = None) -> dict[str, jax.Array]
 
     Returns:
       Scalars, float32 (float64 when there is a float64 leaf), in leaf order. A path is the keys
-      joined by `/`, `"a/b"`; it stops at a variable of flax.nnx. Leaves of one path are numbered:
-      `"a/b#0"`, `"a/b#1"`.
+      joined by `/`, `"a/b"`; it stops at a variable of flax.nnx and at a boxed parameter of
+      flax.linen. Leaves of one path are numbered: `"a/b#0"`, `"a/b#1"`.
 
     Raises:
       ValueError: as `global_norm`.
@@ -36,4 +36,4 @@ def leaf_norms(tree: Any, *, axis_name: AxisName = None) -> dict[str, jax.Array]
     {'a/w': 5.0, 'b': 2.0}
     """
     (norms,) = scaled_norms(tree, axis_name, each_alone)
-    return dict(zip(paths(tree), entries(norms.value), strict=True))
+    return dict(zip(leaf_names(tree), entries(norms.value), strict=True))

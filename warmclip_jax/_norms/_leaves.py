@@ -1,6 +1,7 @@
 """Which leaves of a tree are gradients, and what paths and prefixes say of each."""
 
 import collections
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -48,32 +49,45 @@ def from_prefix(
         raise ArgumentValueError(
             f"{rule}; got {shortened(prefix)}, which does not match the gradients: {error!s:.200}"
         ) from error
-    return [value for value, part in zip(values, parts, strict=True) for _ in gradients(part)]
+    return [
+        value
+        for value, part in zip(values, parts, strict=True)
+        for leaf in jax.tree.leaves(part)
+        if is_gradient(leaf)
+    ]
 
 
 def paths(tree: Any) -> list[str]:
-    """The path of each gradient, in leaf order: keys joined by `/`, numbered where several gradients share one.
-
-    A path stops at a node that has `__jax_array__`, such as a variable of flax.nnx: optimizers see
-    it at `init` and only its array at `update`.
-    """
+    """The path of each gradient, in leaf order: keys joined by `/`, as far as `stops_a_path`."""
     nodes, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=stops_a_path)
-    found = [
+    return [
         joined(path) for path, node in nodes for leaf in jax.tree.leaves(node) if is_gradient(leaf)
     ]
-    counts, seen = collections.Counter(found), collections.Counter[str]()
-    for place, name in enumerate(found):
-        if counts[name] > 1:
-            found[place] = f"{name}#{seen[name]}"
-            seen[name] += 1
-    return found
+
+
+def leaf_names(tree: Any) -> list[str]:
+    """The path of each gradient, numbered where several share one: no two have one name."""
+    found = paths(tree)
+    counts, taken = collections.Counter(found), set(found)
+    names = []
+    for path in found:
+        numbered = (f"{path}#{number}" for number in itertools.count())
+        name = path if counts[path] == 1 else next(one for one in numbered if one not in taken)
+        taken.add(name)
+        names.append(name)
+    return names
 
 
 def stops_a_path(node: Any) -> bool:
-    """Whether a node counts as a leaf for paths: a variable of a framework, which stands for its array."""
-    return hasattr(node, "__jax_array__")
+    """Whether a node counts as a leaf for paths: one that stands for the array in it.
+
+    Such are variables of flax.nnx and boxed parameters of flax.linen: optimizers may see them at
+    `init`, and only the array at `update`.
+    """
+    return hasattr(node, "__jax_array__") or hasattr(node, "unbox")
 
 
 def joined(path: Any) -> str:
-    """The keys of a path, joined by `/`."""
-    return jax.tree_util.keystr(path, simple=True, separator="/")
+    """The keys of a path, joined by `/`: one line of text that can be encoded."""
+    text = jax.tree_util.keystr(path, simple=True, separator="/").replace("\n", " ")
+    return text.encode(errors="backslashreplace").decode()

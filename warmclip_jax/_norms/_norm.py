@@ -23,8 +23,10 @@ def global_norm(tree: Any, *, axis_name: AxisName = None) -> jax.Array:
         leaves are sharded: an axis name or a tuple of them for every leaf (`()`: the same on every
         device), or a pytree prefix with `PartitionSpec` leaves, in which axes that are left to the
         compiler may stand too. Elsewhere leave it out: under `jit` the compiler knows, inside
-        `shard_map` the type of each leaf tells. A map with types inside of one without does not see
-        the outer axes, and nothing can detect it: use types in both.
+        `shard_map` the type of each leaf tells. In a map with types, a leaf counts as the same all
+        along an axis that is left out. So for a norm of each of several models that lie along an
+        axis, leave that axis to `jax.vmap`, or map without types. A map with types inside of one
+        without does not see the outer axes, and nothing can detect it: use types in both.
 
     Returns:
       A scalar, float32 (float64 when there is a float64 leaf): 0 for an empty tree, not finite when
