@@ -54,6 +54,8 @@ ALSO = {
         "_telemetry/test_records.py",
         "integrations/test_states.py",
     ],
+    "_clipping/_selecting": ["_clipping/test_skipping.py"],
+    "_clipping/_guard": ["_clipping/test_loss.py", "_clipping/test_bounds_in_use.py"],
     "_clipping/_states": [
         "_telemetry/test_metrics.py",
         "_telemetry/test_records.py",
@@ -66,6 +68,7 @@ ALSO = {
         "_clipping/test_clip_meshes.py",
     ],
     "_pipeline/_pipeline": ["_telemetry/test_records.py", "_clipping/test_skipping.py"],
+    "_pipeline/_rates": ["integrations/test_telemetry.py"],
     "_schedules/_arguments": ["_schedules/test_curves.py", "_values/test_foreign.py"],
     "_schedules/_exponential": ["_values/test_rules.py", "_schedules/test_curves.py"],
     "_schedules/_recipes": ["_values/test_rules.py"],
