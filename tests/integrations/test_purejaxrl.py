@@ -10,7 +10,7 @@ traced as well. The pipeline counts updates, skipped minibatches not among them,
 """
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -22,13 +22,23 @@ from flax.training.train_state import TrainState
 
 import warmclip_jax as wc
 from tests import quick
-from tests.integrations.ported.agreement import Told, assert_alike
 
 UPDATES, EPOCHS, MINIBATCHES, STEPS, ENVS = 4, 2, 2, 4, 3
 MAX_NORM, GAMMA, LAMBDA, CLIP = 0.5, 0.9, 0.95, 0.2
 RATES = jnp.array([3e-3, 2e-2, 5e-2])
 #: The batch in which the second seed alone meets a NaN.
 BAD_SEED, BAD_UPDATE = 1, 2
+
+
+class Told(NamedTuple):
+    """What one side says after each call: of the last call, but the rate, which is that of the last
+    update.
+    """
+
+    loss: Any
+    norm: Any
+    rate: Any
+    skipped: Any
 
 
 @pytest.fixture(autouse=True)
@@ -168,7 +178,12 @@ def ours() -> tuple[Any, Told]:
 
 def test_losses_norms_and_rates_of_every_seed_and_rate_are_those_of_optax():
     (their_params, their_told), (our_params, our_told) = theirs(), ours()
-    assert_alike(our_told, their_told)
+    # Some roundings of float32 in as many updates.
+    np.testing.assert_array_equal(our_told.skipped, their_told.skipped)
+    np.testing.assert_allclose(our_told.loss, their_told.loss, rtol=2e-5)
+    np.testing.assert_allclose(our_told.norm, their_told.norm, rtol=2e-5)
+    peak = np.nanmax(their_told.rate, axis=-1, keepdims=True).astype(np.float32)  # of each run
+    assert np.all(np.abs(our_told.rate - their_told.rate) <= 4 * np.spacing(peak))
     for mine, other in zip(jax.tree.leaves(our_params), jax.tree.leaves(their_params), strict=True):
         np.testing.assert_allclose(mine, other, rtol=2e-5, atol=2e-6)
     # The bad batch costs its minibatches with the NaN, one in each epoch, and no other seed.
