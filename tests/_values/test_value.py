@@ -14,7 +14,7 @@ import pytest
 
 import warmclip_jax as wc
 from tests._schedules.catalogue import catalogue
-from warmclip_jax._schedules._schedule import curve
+from warmclip_jax._schedules._schedule import as_schedule
 from warmclip_jax._values import Function, Number, Value, factories, makes
 from warmclip_jax._values._factories import Kind
 
@@ -207,7 +207,7 @@ def test_an_eager_call_is_compiled_once_for_all_numbers_and_counts():
     ) -> wc.Schedule:
         nonlocal traces
         traces += 1
-        return curve(lambda count: jnp.full(count.shape, height))
+        return as_schedule(lambda count: jnp.full(count.shape, height))
 
     for height in (0.0, 0.25, 0.5):
         for count in (-3, 2, np.int64(5), 2**40, 3.0):
@@ -235,7 +235,7 @@ def test_a_new_curve_needs_its_function_and_nothing_else():
         *, height: Annotated[float | jax.Array, rule], is_down: bool = False
     ) -> wc.Schedule:
         """Up and down."""
-        return curve(lambda count: jnp.where(count % 2 == int(is_down), 0.0, height))
+        return as_schedule(lambda count: jnp.where(count % 2 == int(is_down), 0.0, height))
 
     schedule = sawtooth(height=2.0)
     assert repr(schedule) == "sawtooth(height=2.0, is_down=False)"

@@ -4,6 +4,7 @@ from warmclip_jax._schedules._curves import (
     constant,
     cosine_decay,
     exponential_warmup,
+    inverse_power_decay,
     inverse_sqrt_decay,
     linear_warmup,
     piecewise_constant,
@@ -11,7 +12,7 @@ from warmclip_jax._schedules._curves import (
     polynomial_warmup,
 )
 from warmclip_jax._schedules._exponential import exponential_decay
-from warmclip_jax._schedules._pointwise import maximum, minimum, product
+from warmclip_jax._schedules._pointwise import maximum, minimum, product, total
 from warmclip_jax._schedules._recipes import (
     warmup_cosine_decay,
     warmup_polynomial_decay,

@@ -1,22 +1,25 @@
 """Annotations for the arguments of schedules, each with the rule that checks the argument."""
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from warmclip_jax._schedules._counts import as_step
-from warmclip_jax._schedules._schedule import Schedule, computed
+from warmclip_jax._schedules._alike import Alike, alike, value_of
+from warmclip_jax._schedules._counts import as_limit
+from warmclip_jax._schedules._schedule import ScalarOrSchedule, Schedule
 from warmclip_jax._values import (
     MAX_COUNT,
     Each,
-    Foreign,
     Function,
     Number,
     Scalar,
+    as_number,
     broken_rule,
     is_traced,
 )
@@ -29,20 +32,27 @@ class _AnySchedule(Function):
     """The rule for a schedule of any library; or also a number, by the rule `number`."""
 
     def lowered(self, checked: Any) -> Any:
-        if isinstance(checked, Schedule):
-            return checked.lowered()
-        return checked if isinstance(checked, Foreign) else self._numbers.lowered(checked)
+        return checked.lowered() if isinstance(checked, Schedule) else as_number(checked)
 
-    def as_array(self, lowered: Any) -> Any:
-        if isinstance(lowered, Foreign):
-            return lambda count: lowered(as_step(count))
-        if isinstance(lowered, Schedule):
-            return functools.partial(computed, lowered)
-        return self._numbers.as_array(lowered)
+    def lowered_all(self, checked: tuple[Any, ...]) -> tuple[Alike, ...]:
+        return alike(tuple(map(self.lowered, checked)))
 
-    @property
-    def _numbers(self) -> Number:
-        return cast(Number, self.number)  # where a number stands, the rule allows one
+    def as_array(self, lowered: Any) -> Callable[[jax.Array], jax.Array]:
+        return functools.partial(value_of, lowered)
+
+    def as_arrays(self, lowered: tuple[Alike, ...]) -> tuple[Alike, ...]:
+        return lowered
+
+
+class _Boundary(Number):
+    """The rule for a step at which something begins: in the computation a limit, as a uint32."""
+
+    def lowered(self, number: Any) -> Any:
+        step = as_number(number)
+        return step if is_traced(step) else np.uint32(min(max(math.ceil(step), 0), 2**32 - 1))
+
+    def as_array(self, number: Any) -> jax.Array:
+        return as_limit(jnp.asarray(number))
 
 
 _FINITE = Number(
@@ -58,6 +68,7 @@ _STEPS = Number(
     whole=True,
 )
 Steps = Annotated[Scalar, _STEPS]
+_BOUNDARY = _Boundary(_STEPS.rule, _STEPS.remedy, _STEPS.holds, whole=True)
 PositiveSteps = Annotated[
     Scalar,
     Number(
@@ -86,7 +97,7 @@ Power = Annotated[
     Scalar,
     Number(
         "a number above 0",
-        "1 is a straight line, 2 a parabola, 0.5 a square root.",
+        "1 changes nothing, 2 is a square, 0.5 a square root.",
         lambda power: power > 0,
     ),
 ]
@@ -104,28 +115,24 @@ _INNER = _AnySchedule("a schedule", _ANY)
 Inner = Annotated[Callable[[Any], Any], _INNER]
 #: A schedule or a number.
 Operand = Annotated[
-    Scalar | Callable[[Any], Any],
+    ScalarOrSchedule,
     _AnySchedule.or_number(f"a schedule, or {_FINITE.rule}", _ANY, _FINITE.holds),
 ]
 
 EachFinite = Annotated[Sequence[Scalar] | np.ndarray | jax.Array, Each(_FINITE)]
-EachSteps = Annotated[Sequence[Scalar] | np.ndarray | jax.Array, Each(_STEPS, may_be_empty=True)]
+EachSteps = Annotated[Sequence[Scalar] | np.ndarray | jax.Array, Each(_BOUNDARY, may_be_empty=True)]
 EachInner = Annotated[Sequence[Callable[[Any], Any]] | np.ndarray, Each(_INNER)]
 
 
 def with_boundaries(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
-    """`arguments`. Raises ValueError unless a boundary lies between each two parts, and boundaries increase."""
+    """`arguments`, if a boundary lies between each two of `name` and boundaries increase."""
     parts, boundaries = arguments[name], arguments["boundaries"]
     if len(boundaries) != len(parts) - 1:
         rule = f"one fewer than the {len(parts)} {name}"
-        raise broken_rule(
-            "boundaries",
-            rule,
-            list(boundaries),
-            f"Each is the step at which the next of {name} takes over.",
-        )
+        remedy = f"Each is the step at which the next of {name} takes over."
+        raise broken_rule("boundaries", rule, list(boundaries), remedy)
     for earlier, later in pairwise(boundaries):
         if not (is_traced(earlier) or is_traced(later)) and earlier >= later:
             remedy = "Count each from the start of the run, not from the one before."
-            raise broken_rule("boundaries", "strictly increasing", list(boundaries), remedy)
+            raise broken_rule("boundaries", "strictly increasing", [earlier, later], remedy)
     return arguments

@@ -1,4 +1,4 @@
-"""Counts of any dtype, sign and size, turned into int32 steps of 0 or more."""
+"""Counts: int32 steps of 0 or more, made of any number, and their exact arithmetic."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from warmclip_jax._values import MAX_COUNT, as_array_like, broken_rule, is_real
 
 
 def on_host(count: Any) -> Any:
-    """`count` as an array: int32, on the host, for numbers that JAX would round, wrap around or refuse."""
+    """`count` as an array: on the host where JAX would round it, wrap it around or refuse it."""
     count = as_array_like(count)
     if isinstance(count, jax.Array):
         array = count
@@ -35,3 +35,37 @@ def as_step(count: jax.Array) -> jax.Array:
     # NaN fails both comparisons and becomes step 0.
     fits = (wide > 0) & (wide < 2.0**31)
     return jnp.where(wide >= 2.0**31, MAX_COUNT, jnp.where(fits, wide, 0).astype(jnp.int32))
+
+
+def is_before(count: jax.Array, step: Any) -> jax.Array:
+    """Whether `count`, which is 0 or more, is below `step`, which may be past int32."""
+    return count.astype(jnp.uint32) < as_limit(step)
+
+
+def as_limit(step: jax.Array) -> jax.Array:
+    """A step of any dtype as uint32, rounded up, so that one past int32 stays past every count."""
+    if jnp.issubdtype(step.dtype, jnp.integer):
+        most = 2**32 - 1 if step.dtype.itemsize > 4 else None
+        return jnp.clip(step, 0, most).astype(jnp.uint32)
+    # The largest float32 below 2**32.
+    return jnp.clip(jnp.ceil(step), 0, 2.0**32 - 2.0**8).astype(jnp.uint32)
+
+
+def reached(count: jax.Array, steps: Any) -> jax.Array:
+    """The number of the last of `steps` that `count` has reached, from 1 on; 0 before all."""
+    column = (-1, *(1,) * count.ndim)
+    numbers = jnp.arange(1, len(steps) + 1, dtype=jnp.int32).reshape(column)
+    is_reached = ~is_before(count[None], jnp.asarray(steps).reshape(column))
+    return jnp.max(jnp.where(is_reached, numbers, 0), axis=0, initial=0)
+
+
+def later(count: jax.Array, by: jax.Array) -> jax.Array:
+    """`count + by`, stopping at the largest count instead of wrapping around."""
+    by = as_step(by) - as_step(-by)
+    return jnp.minimum(count, MAX_COUNT - jnp.maximum(by, 0)) + by
+
+
+def turns(count: jax.Array, length: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """How many whole lengths fit into `count`, and the rest. A length below 1 acts as 1."""
+    turn, rest = jnp.divmod(count.astype(jnp.uint32), jnp.maximum(as_limit(length), 1))
+    return as_step(turn), as_step(rest)

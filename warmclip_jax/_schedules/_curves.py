@@ -1,9 +1,13 @@
 """The elementary curves: constants, warm-ups and decays.
 
-The function of each receives its arguments as arrays and returns a function of the count.
+A factory checks and stores its arguments; the body runs when the value is called. It receives the
+arguments as arrays (of a sequence one array, or groups of schedules) and returns a function of the
+count, which `as_schedule` shows as the `Schedule` that callers of the factory get.
 """
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,12 +22,14 @@ from warmclip_jax._schedules._arguments import (
     Timescale,
     with_boundaries,
 )
-from warmclip_jax._schedules._schedule import Schedule, curve
+from warmclip_jax._schedules._counts import reached
+from warmclip_jax._schedules._schedule import Schedule, as_schedule
 from warmclip_jax._schedules._shares import (
+    Shares,
     between,
     cycle_shares,
+    endless_shares,
     half_cosine,
-    is_before,
     periods,
     raised,
     saturation,
@@ -43,7 +49,7 @@ def constant(*, value: Finite) -> Schedule:
     >>> float(wc.constant(value=0.5)(1000))
     0.5
     """
-    return curve(lambda _: jnp.asarray(value))
+    return as_schedule(lambda _: jnp.asarray(value))
 
 
 @makes(Schedule, prepare=functools.partial(with_boundaries, "values"))
@@ -73,13 +79,7 @@ def piecewise_constant(*, values: EachFinite, boundaries: EachSteps) -> Schedule
     are one later.
     """
 
-    def value(count: jax.Array) -> jax.Array:
-        value = values[0]
-        for boundary, later in zip(boundaries, values[1:], strict=True):
-            value = jnp.where(is_before(count, boundary), value, later)
-        return jnp.broadcast_to(value, count.shape)
-
-    return curve(value)
+    return as_schedule(lambda count: values[reached(count, boundaries)])
 
 
 @makes(Schedule)
@@ -102,7 +102,9 @@ def linear_warmup(*, peak_value: Finite, warmup_steps: Steps, init_value: Finite
 
     Source: Goyal et al. 2017, "Accurate, Large Minibatch SGD", section 2.2.
     """
-    return curve(lambda count: between(init_value, peak_value, shares(count, warmup_steps).passed))
+    return as_schedule(
+        lambda count: between(init_value, peak_value, shares(count, warmup_steps).passed)
+    )
 
 
 @makes(Schedule)
@@ -127,7 +129,7 @@ def polynomial_warmup(
 
     Source: the `power` of tf-models' `WarmUp`.
     """
-    return curve(
+    return as_schedule(
         lambda count: between(init_value, peak_value, raised(*shares(count, warmup_steps), power))
     )
 
@@ -152,7 +154,9 @@ def exponential_warmup(*, peak_value: Finite, timescale: Timescale) -> Schedule:
     Source: Ma & Yarats 2019, "On the adequacy of untuned warmup for adaptive optimization", section
     4.
     """
-    return curve(lambda count: between(0.0, peak_value, saturation(periods(count, timescale))))
+    return as_schedule(
+        lambda count: between(0.0, peak_value, saturation(periods(count, timescale)))
+    )
 
 
 @makes(Schedule)
@@ -192,7 +196,7 @@ def polynomial_decay(
         passed, left = cycle_shares(count, decay_steps) if cycle else shares(count, decay_steps)
         return between(end_value, init_value, raised(left, passed, power))
 
-    return curve(value)
+    return as_schedule(value)
 
 
 @makes(Schedule)
@@ -221,22 +225,25 @@ def cosine_decay(
         passed, left = shares(count, decay_steps)
         return between(end_value, init_value, half_cosine(left, passed))
 
-    return curve(value)
+    return as_schedule(value)
 
 
 @makes(Schedule)
-def inverse_sqrt_decay(*, init_value: Finite, timescale: Timescale) -> Schedule:
+def inverse_sqrt_decay(
+    *, init_value: Finite, timescale: Timescale, end_value: Finite = 0.0
+) -> Schedule:
     """A decay with the inverse square root of the step, which needs no total length.
 
-    `init * sqrt(timescale / (timescale + t))` at step t.
+    `end + (init - end) * sqrt(timescale / (timescale + t))` at step t.
 
     Args:
       init_value: the value at step 0, finite.
-      timescale: in steps, above 0; after three times as many the value is half of `init_value`.
-        After a warm-up of W steps (see `with_warmup`), `timescale=W` makes it `init * sqrt(W / t)`,
-        with t counted from the start of the warm-up.
+      timescale: in steps, above 0; after three times as many the value is half way to the end.
+        After a warm-up of W steps (see `with_warmup`), `timescale=W` makes it
+        `init * sqrt(W / t)`, with t counted from the start of the warm-up.
+      end_value: the value that is approached, finite.
 
-    Traced arguments are not checked: a timescale of 0 or less is nearly 0 from step 1 on.
+    Traced arguments are not checked: a timescale of 0 or less is nearly `end_value` from step 1 on.
 
     >>> import warmclip_jax as wc
     >>> float(wc.inverse_sqrt_decay(init_value=1.0, timescale=1000)(3000))
@@ -245,6 +252,40 @@ def inverse_sqrt_decay(*, init_value: Finite, timescale: Timescale) -> Schedule:
     Source: Vaswani et al. 2017, "Attention is all you need", section 5.3; Zhai et al. 2022,
     "Scaling vision transformers", appendix B, for the timescale.
     """
-    # Not `init / sqrt(...)`: XLA makes it a product with rsqrt, which on some CPUs goes up and down
-    # in its last digit.
-    return curve(lambda count: init_value * jnp.sqrt(1 / (1 + periods(count, timescale))))
+    return _endless_decay(init_value, end_value, timescale, lambda decay: jnp.sqrt(decay.left))
+
+
+@makes(Schedule)
+def inverse_power_decay(
+    *, init_value: Finite, timescale: Timescale, power: Power, end_value: Finite = 0.0
+) -> Schedule:
+    """A decay with a power of the inverse of the step, which needs no total length.
+
+    `end + (init - end) * (timescale / (timescale + t)) ** power` at step t. Inverse time decay has
+    power 1, `inverse_sqrt_decay` 0.5.
+
+    Args:
+      init_value: the value at step 0, finite.
+      timescale: in steps, above 0; after that many the value has gone `1 - 0.5 ** power` of its
+        way.
+      power: above 0.
+      end_value: the value that is approached, finite.
+
+    Traced arguments are not checked: a timescale of 0 or less is nearly `end_value` from step 1 on.
+
+    >>> import warmclip_jax as wc
+    >>> float(wc.inverse_power_decay(init_value=1.0, timescale=100, power=2.0)(100))
+    0.25
+
+    Source: TensorFlow's `tf.keras.optimizers.schedules.InverseTimeDecay`; Shen et al. 2024, "Power
+    scheduler", section 3.
+    """
+    return _endless_decay(
+        init_value, end_value, timescale, lambda decay: raised(decay.left, decay.passed, power)
+    )
+
+
+def _endless_decay(
+    init: Any, end: Any, timescale: Any, shape: Callable[[Shares], jax.Array]
+) -> Schedule:
+    return as_schedule(lambda count: between(end, init, shape(endless_shares(count, timescale))))

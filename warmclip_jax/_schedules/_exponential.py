@@ -1,65 +1,93 @@
-"""The exponential curve: a value multiplied by the same factor again and again, decaying or growing."""
+"""The exponential curve: a value multiplied by one factor again and again, decaying or growing."""
 
 import math
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from warmclip_jax._schedules._arguments import Finite, PositiveSteps
-from warmclip_jax._schedules._schedule import Schedule, curve
+from warmclip_jax._schedules._counts import as_step, on_host, turns
+from warmclip_jax._schedules._schedule import Schedule, as_schedule
 from warmclip_jax._schedules._shares import periods
-from warmclip_jax._values import Number, Scalar, broken_rule, default_float, is_traced, makes
+from warmclip_jax._values import (
+    MAX_COUNT,
+    ArgumentValueError,
+    Number,
+    Scalar,
+    as_number,
+    broken_rule,
+    default_float,
+    is_traced,
+    makes,
+)
 
 
-def _logarithm(rate: Any) -> Any:
-    # A Python number in float64: log(0.9999), rounded to float32 first, has a relative error of
-    # 3e-4.
-    return (
-        math.log(rate)
-        if isinstance(rate, float)
-        else jnp.log(jnp.asarray(rate).astype(default_float()))
-    )
+class _Rate(NamedTuple):
+    """A rate as the curve receives it, with the step at which the curve is largest."""
+
+    logarithm: Any
+    top: Any  # The first step; of growth the last step, or stair, before the ceiling.
+    value: Any  # At the top.
 
 
-_RATE = Number(
+class _RateRule(Number):
+    def as_array(self, number: _Rate) -> _Rate:
+        logarithm, value = (super(_RateRule, self).as_array(n) for n in (number[0], number[2]))
+        return _Rate(logarithm, jnp.asarray(number.top), value)
+
+
+_RATE = _RateRule(
     "a number above 0",
     "It is the factor for decay_steps; 0.5 halves the value.",
     lambda rate: rate > 0,
-    lowering=_logarithm,
 )
-#: The curve receives the logarithm of the rate.
-LogOfRate = Annotated[Scalar, _RATE]
 
 
 def _bounded(arguments: dict[str, Any]) -> dict[str, Any]:
     init, end, rate = (arguments[name] for name in ("init_value", "end_value", "decay_rate"))
     if any(map(is_traced, (init, end, rate))):
         return arguments
-    if rate > 1 and init <= 0:
-        raise broken_rule(
-            "init_value", "above 0 with a decay_rate above 1", init, "It grows from there."
-        )
-    if rate > 1 and end <= init:
-        raise broken_rule(
-            "end_value",
-            f"above init_value={init!r} with a decay_rate above 1",
-            end,
-            "It is where growth stops.",
+    if rate > 1 and not 0 < init < end:
+        given = f"; got {end!r}" if end else ""
+        raise ArgumentValueError(
+            f"end_value must be the ceiling of growth, where decay_rate is above 1: above "
+            f"init_value={init!r}, which must be above 0{given}. Give the value to stop at."
         )
     if rate <= 1 and end > init:
-        raise broken_rule(
-            "end_value", f"at most init_value={init!r}", end, "It is the floor of the decay."
-        )
+        rule = f"at most init_value={init!r}"
+        raise broken_rule("end_value", rule, end, "It is the floor of the decay.")
     return arguments
 
 
-@makes(Schedule, prepare=_bounded)
+def _lowered(arguments: dict[str, Any]) -> dict[str, Any]:
+    # In float64 where nothing is traced: log(0.9999) of a float32 has a relative error of 3e-4.
+    names = ("init_value", "end_value", "decay_rate", "decay_steps")
+    init, end, rate, length = numbers = [_plain(arguments[name]) for name in names]
+    is_host = not any(map(is_traced, numbers))
+    xp: Any = np if is_host else jnp
+    logarithm = jnp.log(rate) if is_traced(rate) else math.log(rate)
+    grows = logarithm > 0
+    start = xp.log(xp.where(grows, init, 1))
+    slope = logarithm / (1 if arguments["staircase"] else length)
+    reach = (xp.log(xp.where(grows, end, 1)) - start) / xp.where(grows, slope, 1)
+    top = xp.clip(xp.floor(reach), 0, MAX_COUNT)
+    value = xp.where(grows, xp.exp(start + slope * top), init)
+    top = on_host(top) if is_host else as_step(top)
+    return arguments | {"decay_rate": _Rate(logarithm, top, value)}
+
+
+def _plain(number: Any) -> Any:
+    return number.astype(default_float()) if is_traced(number) else as_number(number)
+
+
+@makes(Schedule, prepare=_bounded, lower=_lowered)
 def exponential_decay(
     *,
     init_value: Finite,
     decay_steps: PositiveSteps,
-    decay_rate: LogOfRate,
+    decay_rate: Annotated[Scalar, _RATE],
     end_value: Finite = 0.0,
     staircase: bool = False,
 ) -> Schedule:
@@ -79,8 +107,8 @@ def exponential_decay(
       staircase: whether to move in steps, at each multiple of D, instead of smoothly.
 
     Traced arguments are not checked: an integer D below 1 acts as 1, a floating D of 0 or less
-    gives `end_value` from step 1 on, a floor above `init_value` or a ceiling below it holds
-    everywhere, and a rate below 0 gives NaN. `staircase` cannot be traced.
+    gives `end_value` from step 1 on, as a floor above `init_value` or a ceiling below it does, and a
+    rate below 0 gives NaN. `staircase` cannot be traced.
 
     >>> import warmclip_jax as wc
     >>> round(float(wc.exponential_decay(init_value=1.0, decay_steps=10, decay_rate=0.5)(20)), 6)
@@ -92,23 +120,16 @@ def exponential_decay(
     Source: TensorFlow's `tf.keras.optimizers.schedules.ExponentialDecay`; Smith 2017, "Cyclical
     learning rates", section 3.3.
     """
-    log_rate = jnp.asarray(decay_rate)  # `LogOfRate` has lowered it.
-    grows = log_rate > 0
-    # Growth stops where the ceiling is: an exponential past it would overflow, and so would its
-    # derivative.
-    ceiling, start = (jnp.log(jnp.where(grows, value, 1)) for value in (end_value, init_value))
+    logarithm, top, largest = decay_rate  # As `_lowered` makes it.
+    grows, length = logarithm > 0, jnp.int32(1) if staircase else decay_steps
 
     def value(count: jax.Array) -> jax.Array:
-        exponent = jnp.minimum(
-            log_rate * periods(count, decay_steps, whole=staircase), ceiling - start
-        )
-        root = jnp.exp(
-            exponent / 2
-        )  # Twice the root: the factor from 1e-38 to 1e38 overflows float32.
-        value = init_value * root * root
-        is_out = jnp.where(
-            grows, (exponent >= ceiling - start) | (value > end_value), value < end_value
-        )
-        return jnp.where(is_out, end_value, value)
+        step = turns(count, decay_steps)[0] if staircase else count
+        # Counted from the largest value, so that no exponent is large where the value is.
+        steps = jnp.where(grows, jnp.minimum(step - top, 0), step - top)
+        value = largest * jnp.exp(logarithm * periods(steps, length))
+        value = jnp.maximum(value, jnp.where(grows, init_value, end_value))
+        is_over = grows & ((step > top) | (value > end_value))
+        return jnp.where(step == 0, init_value, jnp.where(is_over, end_value, value))
 
-    return curve(value)
+    return as_schedule(value)

@@ -1,14 +1,15 @@
-"""Schedules combined count by count: their product, minimum and maximum."""
+"""Schedules combined count by count: their product, sum, minimum and maximum."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from warmclip_jax._schedules._arguments import Operand
-from warmclip_jax._schedules._schedule import Schedule, curve
-from warmclip_jax._values import default_float, makes
+from warmclip_jax._schedules._schedule import Schedule, as_schedule
+from warmclip_jax._values import makes
 
 
 @makes(Schedule)
@@ -28,9 +29,38 @@ def product(*operands: Operand) -> Schedule:
     >>> [round(float(weight_decay(count)), 3) for count in (0, 50, 100)]
     [0.5, 0.125, 0.0]
     """
-    # Clipped after each multiplication: inf times 0 would be NaN.
-    limit = float(jnp.finfo(default_float()).max)
-    return _reduced(lambda left, right: jnp.clip(left * right, -limit, limit), operands)
+    return _combined(_multiplied, operands)
+
+
+def _flattened(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The operands of each sum among the operands in its place: sums of hundreds stay flat."""
+    operands = []
+    for operand in arguments["operands"]:
+        is_total = isinstance(operand, Schedule) and operand.kind == "total"
+        operands += operand._arguments["operands"] if is_total else [operand]
+    return {"operands": tuple(operands)}
+
+
+@makes(Schedule, prepare=_flattened)
+def total(*operands: Operand) -> Schedule:
+    """The sum of schedules and numbers, at each count.
+
+    `a(t) + b(t) + ...` at step t, rounded once: what cancels leaves no error. `schedule + other`,
+    `schedule - other`, `1 - schedule` and `sum(schedules)` build it too; a sum among the operands
+    is the same as its own operands.
+
+    Args:
+      *operands: each a `Schedule`, any optax schedule, a pure function from a count to a value, or
+        a finite number. A sum that overflows is clipped to the largest or lowest finite number.
+
+    >>> import warmclip_jax as wc
+    >>> momentum = 1 - wc.cosine_decay(init_value=0.5, decay_steps=100)
+    >>> momentum == wc.total(1.0, wc.product(-1.0, wc.cosine_decay(init_value=0.5, decay_steps=100)))
+    True
+    >>> [float(momentum(count)) for count in (0, 50, 100)]
+    [0.5, 0.75, 1.0]
+    """
+    return _combined(_added, operands)
 
 
 @makes(Schedule)
@@ -48,7 +78,7 @@ def minimum(*operands: Operand) -> Schedule:
     >>> [float(rate(count)) for count in (0, 25, 100)]
     [0.0, 0.25, 0.25]
     """
-    return _reduced(jnp.minimum, operands)
+    return _combined(functools.partial(functools.reduce, jnp.minimum), operands)
 
 
 @makes(Schedule)
@@ -66,13 +96,38 @@ def maximum(*operands: Operand) -> Schedule:
     >>> [float(rate(count)) for count in (0, 300, 10**6)]
     [1.0, 0.5, 0.10000000149011612]
     """
-    return _reduced(jnp.maximum, operands)
+    return _combined(functools.partial(functools.reduce, jnp.maximum), operands)
 
 
-def _reduced(combine: Any, operands: tuple[Any, ...]) -> Schedule:
-    def value(count: jax.Array) -> jax.Array:
-        return functools.reduce(
-            combine, [operand(count) if callable(operand) else operand for operand in operands]
-        )
+def _combined(combine: Callable[[Any], jax.Array], groups: tuple[Any, ...]) -> Schedule:
+    """`combine` of the values of all operands."""
+    return as_schedule(
+        lambda count: combine([value for group in groups for value in group.values(count)])
+    )
 
-    return curve(value)
+
+# Compiled, for schedules that are not because they hold a function of another library.
+@functools.partial(jax.jit, inline=True)
+def _multiplied(values: list[jax.Array]) -> jax.Array:
+    return functools.reduce(lambda left, right: _clipped(left * right), values)
+
+
+@functools.partial(jax.jit, inline=True)
+def _added(values: list[jax.Array]) -> jax.Array:
+    """The sum of halves, of their halves, and so on, and of what each addition rounds off."""
+    depth = (len(values) - 1).bit_length()
+    zeros = [jnp.zeros_like(values[0])] * (2**depth - len(values))
+    sums = jnp.stack([*values, *zeros])
+    lost = jnp.zeros_like(sums)
+    for _ in range(depth):
+        left, right = jnp.split(sums, 2)
+        sums = _clipped(left + right)
+        came = sums - left
+        lost = _clipped(sum(jnp.split(lost, 2)) + (left - (sums - came)) + (right - came))
+    return _clipped(sums[0] + lost[0])
+
+
+def _clipped(values: jax.Array) -> jax.Array:
+    """Without inf, of which a difference or a product with 0 would be NaN."""
+    limit = float(jnp.finfo(values.dtype).max)
+    return jnp.clip(values, -limit, limit)

@@ -8,14 +8,14 @@ import jax
 import jax.numpy as jnp
 
 from warmclip_jax._schedules._arguments import Finite, Fraction, PositiveSteps, Power, Steps
-from warmclip_jax._schedules._schedule import Schedule, curve
+from warmclip_jax._schedules._counts import is_before
+from warmclip_jax._schedules._schedule import Schedule, as_schedule
 from warmclip_jax._schedules._shares import (
     Shares,
     between,
     difference,
     expm1_below_one,
     half_cosine,
-    is_before,
     raised,
     share_of,
     shares,
@@ -39,31 +39,20 @@ def _warmup_within_total(arguments: dict[str, Any]) -> dict[str, Any]:
     total, warmup = resolved["total_steps"], resolved["warmup_steps"]
     if not (is_traced(warmup) or is_traced(total)) and warmup >= total:
         rule = f"short of total_steps={total!r}, which includes the warm-up"
-        raise broken_rule(
-            name, rule, resolved[name], "Leave at least one step to decay in, or use linear_warmup."
-        )
+        remedy = "Leave at least one step to decay in, or use linear_warmup."
+        raise broken_rule(name, rule, resolved[name], remedy)
     return resolved
 
 
 def _warmup_and_decay_within_total(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Turns fractions into steps; raises unless the decay takes a step at least and starts after the warm-up."""
+    """Turns fractions into steps; raises unless the decay starts after the warm-up."""
     name, resolved = _resolved("decay", _warmup_within_total(arguments))
-    total, warmup, decay = (
-        resolved[name] for name in ("total_steps", "warmup_steps", "decay_steps")
-    )
-    if not is_traced(decay) and decay < 1:
-        rule = f"at least one step of total_steps={total!r}"
-        raise broken_rule(
-            name, rule, resolved[name], "Use linear_warmup for a run without a decay."
-        )
-    if not any(map(is_traced, (total, warmup, decay))) and warmup + decay > total:
+    numbers = [resolved[name] for name in ("total_steps", "warmup_steps", "decay_steps")]
+    total, warmup, decay = numbers
+    if not any(map(is_traced, numbers)) and warmup + decay > total:
         rule = f"at most what warmup_steps={warmup!r} leaves of total_steps={total!r}"
-        raise broken_rule(
-            name,
-            rule,
-            resolved[name],
-            "The total includes both; between them the value stays at the peak.",
-        )
+        remedy = "The total includes both; between them the value stays at the peak."
+        raise broken_rule(name, rule, resolved[name], remedy)
     return resolved
 
 
@@ -106,14 +95,10 @@ def warmup_polynomial_decay(
 
     Source: Devlin et al. 2018, "BERT", appendix A.2, and its `optimization.py` for `"zero"`.
     """
-    decay = _decay_from(decay_from, warmup_steps, total_steps)
     return _run(
-        init_value,
-        peak_value,
-        end_value,
-        warmup_steps,
-        *decay,
-        lambda share: raised(share.left, share.passed, power),
+        (init_value, peak_value, end_value),
+        (warmup_steps, total_steps, _length(decay_from, warmup_steps, total_steps)),
+        lambda decay: raised(decay.left, decay.passed, power),
     )
 
 
@@ -155,8 +140,11 @@ def warmup_cosine_decay(
     Source: Loshchilov & Hutter 2017, "SGDR", equation 5, after the warm-up of Goyal et al. 2017,
     section 2.2.
     """
-    decay = _decay_from(decay_from, warmup_steps, total_steps)
-    return _run(init_value, peak_value, end_value, warmup_steps, *decay, _SHAPES["cosine"])
+    return _run(
+        (init_value, peak_value, end_value),
+        (warmup_steps, total_steps, _length(decay_from, warmup_steps, total_steps)),
+        _SHAPES["cosine"],
+    )
 
 
 @makes(
@@ -168,7 +156,7 @@ def warmup_stable_decay(
     total_steps: PositiveSteps,
     warmup_steps: Steps | None = None,
     warmup_fraction: Fraction | None = None,
-    decay_steps: PositiveSteps | None = None,
+    decay_steps: Steps | None = None,
     decay_fraction: Fraction | None = None,
     init_value: Finite = 0.0,
     end_value: Finite = 0.0,
@@ -186,7 +174,8 @@ def warmup_stable_decay(
       total_steps: T, in steps, warm-up and decay included; from T on the value is `end_value`.
       warmup_steps: W, in steps, 0 or more and short of T. Give either this or
       warmup_fraction: W as a share of T in [0, 1), rounded to the nearest step, halves up.
-      decay_steps: D, in steps, 1 or more and at most T - W. Give either this or
+      decay_steps: D, in steps, 0 or more and at most T - W; 0 is no decay: the value stays at the
+        peak. Give either this or
       decay_fraction: D as a share of T, rounded likewise.
       init_value: the value at step 0, finite.
       end_value: the value at step T, finite.
@@ -204,10 +193,12 @@ def warmup_stable_decay(
     compute-optimal training beyond fixed training durations", section 3, for 1 - sqrt;
     Megatron-LM's WSD for the exponential that ends.
     """
-    start = difference(total_steps, decay_steps)
-    return _run(
-        init_value, peak_value, end_value, warmup_steps, start, decay_steps, _SHAPES[decay_shape]
-    )
+
+    def shape(decay: Shares) -> jax.Array:
+        return jnp.where(decay_steps > 0, _SHAPES[decay_shape](decay), 1)
+
+    values = (init_value, peak_value, end_value)
+    return _run(values, (warmup_steps, total_steps, decay_steps), shape)
 
 
 def _one_minus_sqrt(decay: Shares) -> jax.Array:
@@ -230,29 +221,25 @@ _SHAPES: dict[str, Callable[[Shares], jax.Array]] = {
 }
 
 
-def _decay_from(name: str, warmup: Any, total: Any) -> tuple[Any, Any]:
-    """The step at which a decay that ends at `total` starts, and its length."""
-    return (jnp.int32(0), total) if name == "zero" else (warmup, difference(total, warmup))
+def _length(decay_from: str, warmup: Any, total: Any) -> Any:
+    """Of a decay that ends at `total`."""
+    return total if decay_from == "zero" else difference(total, warmup)
 
 
 def _run(
-    init: Any,
-    peak: Any,
-    end: Any,
-    warmup: Any,
-    start: Any,
-    length: Any,
-    shape: Callable[[Shares], jax.Array],
+    values: tuple[Any, Any, Any], steps: tuple[Any, Any, Any], shape: Callable[[Shares], jax.Array]
 ) -> Schedule:
-    """A straight line from `init` to `peak`, then a decay to `end` that counts from step `start`.
+    """A straight line from `init` to `peak`, then a decay to `end` over the last steps.
 
     `shape` turns the shares of the decay that have passed and are left into the share of `peak -
     end` that is left.
     """
+    init, peak, end = values
+    warmup, total, length = steps
 
     def value(count: jax.Array) -> jax.Array:
-        left = shape(shares(difference(count, start), length))
+        left = shape(shares(difference(count, difference(total, length)), length))
         rising = between(init, peak, shares(count, warmup).passed)
         return jnp.where(is_before(count, warmup), rising, between(end, peak, left))
 
-    return curve(value)
+    return as_schedule(value)

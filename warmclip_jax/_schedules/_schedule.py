@@ -5,9 +5,24 @@ from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from warmclip_jax._schedules._counts import as_step, on_host
-from warmclip_jax._values import Foreign, Number, Scalar, Value, default_float, factories, naming
+from warmclip_jax._values import (
+    ArgumentValueError,
+    Foreign,
+    Number,
+    Scalar,
+    Value,
+    default_float,
+    factories,
+    is_traced,
+    naming,
+    shortened,
+)
+
+#: A number, or a schedule of any library.
+ScalarOrSchedule = Scalar | Callable[[Any], Any]
 
 
 class Schedule(Value):
@@ -34,7 +49,7 @@ class Schedule(Value):
     [0.0, 0.025, 0.05, 0.075, 0.1, 0.1]
     """
 
-    __slots__ = ()
+    __slots__ = ("_lowered",)
     #: NumPy leaves `array * schedule` to the operators below, instead of multiplying each entry.
     __array_ufunc__ = None
 
@@ -62,23 +77,55 @@ Raises:
         """
         return computed(self.lowered(), on_host(count))
 
-    def __mul__(self, other: Scalar | Callable[[Any], Any]) -> "Schedule":
-        return _product(self, other)
+    def __mul__(self, other: ScalarOrSchedule) -> "Schedule":
+        return _combined("*", self, other)
 
-    def __rmul__(self, other: Scalar | Callable[[Any], Any]) -> "Schedule":
-        return _product(other, self)
+    def __rmul__(self, other: ScalarOrSchedule) -> "Schedule":
+        return _combined("*", other, self)
 
     @naming("Schedule")
     def __truediv__(self, other: Scalar) -> "Schedule":
         if callable(other) or getattr(other, "ndim", 0):
             raise _no_operator("/", other)
-        return _product(self, 1 / _DIVISOR.check("divisor", other))
+        return self * (1 / _DIVISOR.check("divisor", other))
+
+    def __add__(self, other: ScalarOrSchedule) -> "Schedule":
+        return _combined("+", self, other)
+
+    def __radd__(self, other: ScalarOrSchedule) -> "Schedule":
+        return _combined("+", other, self)
+
+    def __sub__(self, other: ScalarOrSchedule) -> "Schedule":
+        # Checked as it is: -True would be a number, and -np.uint8(3) is 253.
+        last = _combined("-", self, other)._arguments["operands"][-1]
+        is_number = isinstance(last, float) and not isinstance(other, Schedule)
+        return self + (-last if is_number else _combined("*", -1.0, other))
+
+    def __rsub__(self, other: ScalarOrSchedule) -> "Schedule":
+        return _combined("-", other, -self)
+
+    def __neg__(self) -> "Schedule":
+        return -1.0 * self
 
     def lowered(self) -> "Schedule":
         """The schedule with the numbers that a compiled call receives, for `computed`."""
-        rules, numbers = self._kind.rules, self._kind.numbers
-        lowered = {name: rules[name].lowered(self._arguments[name]) for name in numbers}
-        return cast(Schedule, self._kind.value(self._arguments | lowered))
+        dtype, kept = getattr(self, "_lowered", (None, None))
+        if kept is not None and dtype == default_float():
+            return kept
+        numbers = jax.tree_util.tree_leaves_with_path(self)
+        for path, number in numbers:
+            if np.ndim(number):
+                raise ArgumentValueError(
+                    f"a {self.kind} of stacked numbers ({jax.tree_util.keystr(path)} has the shape "
+                    f"{np.shape(number)}) is called under vmap: jax.vmap(lambda schedule: "
+                    "schedule(count))(schedules)."
+                )
+        rules, arguments = self._kind.rules, self._kind.lower(self._arguments)
+        lowered = {name: rules[name].lowered(arguments[name]) for name in self._kind.numbers}
+        result = cast(Schedule, self._kind.value(self._arguments | lowered))
+        if not any(is_traced(number) for _, number in numbers):
+            object.__setattr__(self, "_lowered", (default_float(), result))
+        return result
 
 
 _DIVISOR = Number(
@@ -88,35 +135,31 @@ _DIVISOR = Number(
 )
 
 
-def _product(*operands: Any) -> Schedule:
+def _combined(symbol: str, *operands: Any) -> Schedule:
     for operand in operands:
         if getattr(operand, "ndim", 0):
-            raise _no_operator("*", operand)
-    return cast(Schedule, factories()["product"](*operands))
+            raise _no_operator(symbol, operand)
+    name = "product" if symbol == "*" else "total"
+    return cast(Schedule, factories()[name](*operands))
 
 
 def _no_operator(symbol: str, other: Any) -> TypeError:
     return TypeError(
-        f"{symbol} makes no Schedule of a Schedule and {other!r}: only a product with a scalar or "
-        "another schedule is one (2 * s, s * t, s / 2). Call it first, s(count), or write a "
-        "function of the count, which optax takes as well."
+        f"Schedule: {symbol} makes no Schedule of a Schedule and {shortened(other)}. Sums and "
+        "products with another schedule or a number do (s + t, 1 - s, 2 * s, s * t, s / 2). Call "
+        "it first, s(count), or write a function of the count, which optax takes as well."
     )
 
 
 def _refused(symbol: str) -> Callable[..., Schedule]:
-    def operator(schedule: Schedule, other: Any = None) -> Schedule:
+    def operator(schedule: Schedule, other: Any) -> Schedule:
         raise _no_operator(symbol, other)
 
     return operator
 
 
 # Set from outside the class: type checkers then refuse these operators too.
-for _symbol, _names in {
-    "+": ("add", "radd"),
-    "-": ("sub", "rsub", "neg"),
-    "**": ("pow", "rpow"),
-    "/": ("rtruediv",),
-}.items():
+for _symbol, _names in {"**": ("pow", "rpow"), "/": ("rtruediv",)}.items():
     for _name in _names:
         setattr(Schedule, f"__{_name}__", _refused(_symbol))
 
@@ -126,33 +169,29 @@ def computed(lowered: Schedule, count: Any) -> jax.Array:
     # One compiled call takes 16 microseconds; dispatching each operation by itself takes 450. A
     # foreign function may close over the caller's tracers, or not be traceable at all, so it runs
     # in the caller's context.
-    return (_evaluated if _is_foreign(lowered) else _compiled)(lowered, count)
+    return (_evaluated if is_foreign(lowered) else _compiled)(lowered, count)
 
 
 def _evaluated(lowered: Schedule, count: Any) -> jax.Array:
     kind, arguments, step = lowered._kind, lowered._arguments, as_step(jnp.asarray(count))
-    value = kind.called(
-        arguments | {name: kind.rules[name].as_array(arguments[name]) for name in kind.numbers}
-    )(step)
-    return jnp.broadcast_to(value, jnp.broadcast_shapes(jnp.shape(value), step.shape)).astype(
-        default_float()
-    )
+    numbers = {name: kind.rules[name].as_array(arguments[name]) for name in kind.numbers}
+    value = kind.called(arguments | numbers)(step)
+    shape = jnp.broadcast_shapes(jnp.shape(value), step.shape)
+    return jnp.broadcast_to(value, shape).astype(default_float())
 
 
 _compiled = jax.jit(_evaluated, inline=True)
 
 
-def _is_foreign(part: Any) -> bool:
-    parts = (
-        part._arguments.values()
-        if isinstance(part, Schedule)
-        else part
-        if isinstance(part, tuple)
-        else ()
-    )
-    return isinstance(part, Foreign) or any(map(_is_foreign, parts))
+def is_foreign(lowered: Any) -> bool:
+    """Whether a function of another library is in a lowered argument."""
+    if isinstance(lowered, Schedule):
+        return any(map(is_foreign, lowered._arguments.values()))
+    if isinstance(lowered, tuple):
+        return any(map(is_foreign, lowered))
+    return isinstance(lowered, Foreign)
 
 
-def curve(value: Callable[[jax.Array], jax.Array]) -> Any:
-    """Lets the function of a factory return a function of the count where type checkers see a `Schedule`."""
-    return value
+def as_schedule(body: Callable[[jax.Array], jax.Array]) -> Schedule:
+    """What the body of a factory returns: a function of the count, shown as the factory's value."""
+    return cast(Schedule, body)

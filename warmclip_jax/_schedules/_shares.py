@@ -41,13 +41,21 @@ def cycle_shares(count: jax.Array, length: Any) -> Shares:
     return _divided(count, left, length.astype(default_float()) * cycles.astype(default_float()))
 
 
-def periods(count: jax.Array, length: Any, *, whole: bool = False) -> jax.Array:
-    """How many times `length` has passed at `count`; as a whole number, rounded down, if asked for."""
+def endless_shares(count: jax.Array, timescale: Any) -> Shares:
+    """The shares of a length of which `timescale / (timescale + count)` is left."""
+    length = periods(count, timescale)
+    some = length > 0
+    # A quotient of two that both grow would not be monotone to the last digit.
+    passed = jnp.where(some, 1 / (1 + 1 / jnp.where(some, length, 1)), 0)
+    return Shares(passed, 1 / (1 + length))
+
+
+def periods(count: jax.Array, length: Any) -> jax.Array:
+    """How many times `length` has passed at `count`."""
     count, length = _alike(count, length)
     # A traced length may be 0; the quotient must stay finite.
     length = jnp.maximum(length, 1 if jnp.issubdtype(length.dtype, jnp.integer) else 1e-9)
-    dtype = default_float()
-    return (count // length).astype(dtype) if whole else count.astype(dtype) / length.astype(dtype)
+    return count.astype(default_float()) / length.astype(default_float())
 
 
 def between(origin: Any, target: Any, weight: jax.Array) -> jax.Array:
@@ -64,7 +72,7 @@ def raised(share: jax.Array, complement: jax.Array, exponent: Any) -> jax.Array:
     # Near 1, share ** 1000 multiplies the share's rounding error by 1000; log1p of the complement
     # has no such error.
     log = jnp.where(complement < 0.5, jnp.log1p(-jnp.minimum(complement, 0.5)), jnp.log(base))
-    value = jnp.where(exponent <= 4, base**exponent, jnp.exp(exponent * log))
+    value = jnp.where(exponent <= 2, base**exponent, jnp.exp(exponent * log))
     # For exponent 1, the share itself, exactly, with the derivative of the power.
     straight = jax.lax.stop_gradient(share) + (value - jax.lax.stop_gradient(value))
     return jnp.where(some, jnp.where(exponent == 1, straight, value), 0)
@@ -103,24 +111,6 @@ def difference(left: Any, right: Any) -> jax.Array:
     """`left - right`, exact when both are integers."""
     left, right = _alike(left, right)
     return left - right
-
-
-def total(left: jax.Array, right: Any) -> jax.Array:
-    """`left + right` for a `left` that is not negative, stopping at the largest count instead of wrapping around."""
-    left, right = _alike(left, right)
-    return jnp.minimum(left, MAX_COUNT - jnp.maximum(right, 0)) + right
-
-
-def turns(count: jax.Array, length: Any) -> tuple[jax.Array, jax.Array]:
-    """How many whole lengths fit into `count`, and the rest. A length below 1 acts as 1."""
-    count, length = _alike(count, length)
-    return jnp.divmod(count, jnp.maximum(length, 1))
-
-
-def is_before(count: jax.Array, step: Any) -> jax.Array:
-    """Whether `count` is below `step`."""
-    count, step = _alike(count, step)
-    return count < step
 
 
 def share_of(fraction: Any, total: Any) -> Any:

@@ -15,9 +15,10 @@ from warmclip_jax._schedules._arguments import (
     Steps,
     with_boundaries,
 )
-from warmclip_jax._schedules._schedule import Schedule, curve
-from warmclip_jax._schedules._shares import between, difference, is_before, shares, total, turns
-from warmclip_jax._values import makes
+from warmclip_jax._schedules._counts import as_step, is_before, later, reached, turns
+from warmclip_jax._schedules._schedule import Schedule, as_schedule
+from warmclip_jax._schedules._shares import between, shares
+from warmclip_jax._values import default_float, makes
 
 
 @makes(Schedule)
@@ -31,7 +32,7 @@ def with_warmup(schedule: Inner, *, warmup_steps: Steps, init_value: Finite = 0.
       warmup_steps: W, in steps, 0 or more; `schedule` starts W steps later.
       init_value: the value at step 0, finite.
 
-    Traced arguments are not checked: a negative W starts -W steps into `schedule`.
+    Traced arguments are not checked: a negative W acts as 0.
 
     >>> import warmclip_jax as wc
     >>> noam = wc.with_warmup(wc.inverse_sqrt_decay(init_value=1.0, timescale=100), warmup_steps=100)
@@ -42,14 +43,12 @@ def with_warmup(schedule: Inner, *, warmup_steps: Steps, init_value: Finite = 0.
     """
 
     def value(count: jax.Array) -> jax.Array:
-        rising = between(
-            init_value, schedule(jnp.zeros((), jnp.int32)), shares(count, warmup_steps).passed
-        )
-        return jnp.where(
-            is_before(count, warmup_steps), rising, schedule(difference(count, warmup_steps))
-        )
+        share = shares(count, warmup_steps).passed
+        rising = between(init_value, schedule(jnp.zeros((), jnp.int32)), share)
+        after = schedule(count - as_step(warmup_steps))
+        return jnp.where(is_before(count, warmup_steps), rising, after)
 
-    return curve(value)
+    return as_schedule(value)
 
 
 @makes(Schedule, prepare=functools.partial(with_boundaries, "schedules"))
@@ -77,14 +76,14 @@ def join(schedules: EachInner, *, boundaries: EachSteps) -> Schedule:
     """
 
     def value(count: jax.Array) -> jax.Array:
-        value = schedules[0](count)
-        for boundary, schedule in zip(boundaries, schedules[1:], strict=True):
-            value = jnp.where(
-                is_before(count, boundary), value, schedule(difference(count, boundary))
-            )
+        index = reached(count, boundaries)
+        begins = jnp.concatenate([jnp.zeros(1, jnp.int32), as_step(boundaries)])
+        value = jnp.zeros(count.shape, default_float())
+        for group in schedules:
+            value = group.chosen(index, lambda index: count - begins[index], value)
         return value
 
-    return curve(value)
+    return as_schedule(value)
 
 
 @makes(Schedule)
@@ -107,7 +106,7 @@ def repeat(schedule: Inner, *, period: PositiveSteps) -> Schedule:
 
     Source: Loshchilov & Hutter 2017, "SGDR", section 3, with restarts of equal length.
     """
-    return curve(lambda count: schedule(turns(count, period)[1]))
+    return as_schedule(lambda count: schedule(turns(count, period)[1]))
 
 
 @makes(Schedule)
@@ -126,7 +125,7 @@ def shift(schedule: Inner, *, by: SignedSteps) -> Schedule:
     >>> [float(wc.shift(warmup, by=1)(count)) for count in range(4)]
     [0.25, 0.5, 0.75, 1.0]
     """
-    return curve(lambda count: schedule(total(count, by)))
+    return as_schedule(lambda count: schedule(later(count, by)))
 
 
 @makes(Schedule)
@@ -146,4 +145,4 @@ def stretch(schedule: Inner, *, factor: PositiveSteps) -> Schedule:
     >>> [float(wc.stretch(decay, factor=3)(count)) for count in range(7)]
     [1.0, 1.0, 1.0, 0.75, 0.75, 0.75, 0.5]
     """
-    return curve(lambda count: schedule(turns(count, factor)[0]))
+    return as_schedule(lambda count: schedule(turns(count, factor)[0]))

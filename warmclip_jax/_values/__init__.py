@@ -28,5 +28,6 @@ from warmclip_jax._values._rules import (
     is_real,
     is_traced,
     real_scalar,
+    stacked,
 )
 from warmclip_jax._values._value import Value

@@ -24,10 +24,11 @@ class Kind:
         function: Callable[..., Any],
         made: type[Any],
         prepare: Prepare,
+        lower: Prepare,
         resolves: tuple[str, ...],
     ) -> None:
         self.name, self.function = function.__name__, function
-        self.made, self.prepare = made, prepare
+        self.made, self.prepare, self.lower = made, prepare, lower
         hints = typing.get_type_hints(function, include_extras=True)
         parameters = inspect.signature(function).parameters.values()
         self.rules = {each.name: _rule_of(each, hints[each.name]) for each in parameters}
@@ -63,10 +64,15 @@ class Kind:
         return None if value is None and optional else self.rules[name].check(name, value)
 
 
+def _as_they_are(arguments: dict[str, Any]) -> dict[str, Any]:
+    return arguments
+
+
 def makes(
     made: type[Any],
-    prepare: Prepare = lambda arguments: arguments,
+    prepare: Prepare = _as_they_are,
     *,
+    lower: Prepare = _as_they_are,
     resolves: tuple[str, ...] = (),
 ) -> Callable[[F], F]:
     """Turns a function into a factory of values.
@@ -76,12 +82,14 @@ def makes(
     checkers still see the function's signature.
 
     Args: made: the class that the factory builds. prepare: takes all checked arguments, raises for
-      those that do not go together, and returns those to store. resolves: arguments that `prepare`
-      replaces by others, such as a fraction by steps; they are not stored.
+      those that do not go together, and returns those to store. lower: takes the stored arguments when the
+      value is called, and returns what its function receives, such as a logarithm, before it is
+      rounded to float32. resolves: arguments that `prepare` replaces by others, such as a fraction
+      by steps; they are not stored.
     """
 
     def decorate(function: F) -> F:
-        kind = Kind(function, made, prepare, resolves)
+        kind = Kind(function, made, prepare, lower, resolves)
 
         @naming(kind.name)
         @functools.wraps(function)

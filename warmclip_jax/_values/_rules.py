@@ -20,6 +20,8 @@ Scalar = float | np.integer[Any] | np.floating[Any] | jax.Array
 
 #: The largest count, and the largest length that is kept as an integer.
 MAX_COUNT = 2**31 - 1
+#: The longest sequence of numbers: each is checked by itself.
+MOST_ENTRIES = 100_000
 
 
 def default_float() -> np.dtype:
@@ -79,20 +81,26 @@ def as_number(value: Any) -> Any:
     )
 
 
+def stacked(numbers: Sequence[Any]) -> Any:
+    """Lowered numbers as one array: on the host and in JAX's dtype, or traced where one is."""
+    if any(map(is_traced, numbers)):
+        return jnp.stack(numbers)
+    array = np.array(numbers)
+    # At each call JAX would convert a thousand numbers of another dtype.
+    return array.astype(jax.dtypes.canonicalize_dtype(array.dtype))
+
+
 @dataclasses.dataclass(frozen=True)
 class Number:
     """The rule for a number.
 
-    With `whole` it counts something and is kept as an integer. `lowering` replaces it in the
-    computation, by its logarithm for example, before it is rounded to float32: for the few numbers
-    that lose too much there.
+    With `whole` it counts something and is kept as an integer.
     """
 
     rule: str
     remedy: str
     holds: Callable[[float], bool]
     whole: bool = False
-    lowering: Callable[[Any], Any] | None = None
 
     def check(self, name: str, value: Any) -> Any:
         """`value` as a Python number; as it is when it is traced. Raises what breaks the rule."""
@@ -117,8 +125,12 @@ class Number:
 
     def lowered(self, number: Any) -> Any:
         """The number that a compiled call receives for a checked one."""
-        number = as_number(number)
-        return number if self.lowering is None else self.lowering(number)
+        return as_number(number)
+
+    def lowered_all(self, numbers: tuple[Any, ...]) -> Any:
+        """The same of a sequence: one array, or a tuple where some are traced."""
+        lowered = tuple(map(self.lowered, numbers))
+        return lowered if any(map(is_traced, lowered)) else stacked(lowered)
 
     def as_array(self, number: Any) -> jax.Array:
         """A lowered number, traced or stacked too, in the dtype of the computation."""
@@ -127,6 +139,12 @@ class Number:
             jnp.issubdtype(array.dtype, jnp.integer) and jnp.iinfo(array.dtype).max <= MAX_COUNT
         )
         return array.astype(jnp.int32 if self.whole and is_int32 else default_float())
+
+    def as_arrays(self, lowered: Any) -> Any:
+        """A lowered sequence as one array."""
+        if not isinstance(lowered, tuple):
+            return self.as_array(lowered)
+        return jnp.stack(list(map(self.as_array, lowered)))
 
 
 def as_length(steps: Any) -> int | float:
@@ -163,7 +181,7 @@ FLAG = Choice((False, True))
 class Each:
     """The rule for a sequence whose entries all follow one other rule."""
 
-    rule: Any  # For each entry: a `Number`, or another class with its three methods.
+    rule: Any  # For each entry: a `Number`, or another class with its methods.
     may_be_empty: bool = False
 
     def check(self, name: str, value: Any) -> tuple[Any, ...]:
@@ -175,16 +193,19 @@ class Each:
             raise broken_rule(name, rule, value, remedy, TypeError)
         if not self.may_be_empty and not len(value):
             raise broken_rule(name, "a sequence of one or more", list(value), "Pass at least one.")
+        if len(value) > MOST_ENTRIES:
+            rule, remedy = f"of at most {MOST_ENTRIES} entries", "Pass a function of the count."
+            raise broken_rule(name, rule, len(value), remedy)
         entries = value if not is_array or is_traced(value) else np.asarray(value)
         return tuple(
             self.rule.check(f"{name}[{index}]", entry) for index, entry in enumerate(entries)
         )
 
-    def lowered(self, entries: tuple[Any, ...]) -> tuple[Any, ...]:
-        return tuple(map(self.rule.lowered, entries))
+    def lowered(self, entries: tuple[Any, ...]) -> Any:
+        return self.rule.lowered_all(entries)
 
-    def as_array(self, entries: tuple[Any, ...]) -> tuple[Any, ...]:
-        return tuple(map(self.rule.as_array, entries))
+    def as_array(self, lowered: Any) -> Any:
+        return self.rule.as_arrays(lowered)
 
 
 def exactly_one(arguments: dict[str, Any]) -> str:
