@@ -35,7 +35,8 @@ def schedules(rate: jax.Array, counts: jax.Array) -> list[jax.Array]:
         ),
         wc.cosine_decay(init_value=1e-3, decay_steps=100),
         wc.exponential_decay(init_value=1e-3, decay_steps=100, decay_rate=0.9, staircase=True),
-        wc.inverse_sqrt_decay(init_value=1e-3, timescale=100),
+        wc.inverse_sqrt_decay(init_value=1e-3, timescale=100, end_value=1e-5),
+        wc.inverse_power_decay(init_value=1e-3, timescale=100, power=0.7),
         wc.warmup_polynomial_decay(
             peak_value=1e-3, total_steps=1000, warmup_fraction=0.1, decay_from="zero"
         ),
@@ -61,6 +62,9 @@ def schedules(rate: jax.Array, counts: jax.Array) -> list[jax.Array]:
         / 2
         * wc.constant(value=rate)
         * optax.constant_schedule(0.1),
+        wc.total(wc.constant(value=rate), optax.constant_schedule(0.1), rate, 2),
+        1 - wc.constant(value=rate) + rate - np.float32(0.1) + optax.constant_schedule(0.1),
+        -(rate + wc.constant(value=rate)),
     ]
     assert_type(built[-1], wc.Schedule)
     assert_type(wc.cosine_decay(init_value=1e-3, decay_steps=100), wc.Schedule)
@@ -162,7 +166,7 @@ def mistakes(grads: Params, schedule: wc.Schedule) -> None:
     wc.metrics(grads)["grad_norm"] = 1.0  # pyright: ignore[reportArgumentType]
     wc.global_norm(grads, axis="data")  # pyright: ignore[reportCallIssue]
     wc.product(schedule, "2")  # pyright: ignore[reportArgumentType]
-    schedule + 1  # pyright: ignore[reportOperatorIssue, reportUnusedExpression]
+    schedule**2  # pyright: ignore[reportOperatorIssue, reportUnusedExpression]
     2 / schedule  # pyright: ignore[reportOperatorIssue, reportUnusedExpression]
     schedule / schedule  # pyright: ignore[reportOperatorIssue, reportUnusedExpression]
     wc.cosine_decay(init_value=1e-3, transition_steps=100)  # pyright: ignore[reportCallIssue]
