@@ -146,15 +146,39 @@ def clip_derivative(
     return [[next(flat) for _ in us] for us in unit]
 
 
-# Schedules. Each is a function of an array of counts and of the numbers its factory takes.
+# Schedules. Each is a function of an array of counts and of the arguments of its factory.
+
+#: The largest count: later ones are counted as this one.
+LAST = 2**31 - 1
+
+
+def of(schedule, count):
+    """The value of a schedule, which tells its kind and arguments, or of a number."""
+    if isinstance(schedule, (int, float)):
+        return np.full(np.shape(count), float(schedule))
+    arguments = dict(schedule.arguments)
+    count = np.clip(np.asarray(count, np.float64), 0, LAST)
+    return globals()[schedule.kind](count, *arguments.pop("operands", ()), **arguments)
+
+
+def largest(schedule):
+    """The largest number that a schedule can be, as its arguments tell."""
+    if isinstance(schedule, (int, float)):
+        return abs(schedule)
+    arguments = schedule.arguments
+    names = ("peak_value", "init_value", "value", "end_value", "schedule")
+    numbers = [arguments[name] for name in names if name in arguments]
+    for name in ("values", "operands", "schedules"):
+        numbers += arguments.get(name, ())
+    return (math.prod if schedule.kind == "product" else max)(map(largest, numbers))
 
 
 def constant(count, *, value):
-    return np.full_like(_clock(count), value)
+    return np.full_like(count, value)
 
 
 def piecewise_constant(count, *, values, boundaries):
-    return np.asarray(values, np.float64)[np.searchsorted(boundaries, _clock(count), side="right")]
+    return np.asarray(values)[np.searchsorted(boundaries, count, side="right")]
 
 
 def linear_warmup(count, *, peak_value, warmup_steps, init_value=0.0):
@@ -164,124 +188,127 @@ def linear_warmup(count, *, peak_value, warmup_steps, init_value=0.0):
 
 
 def polynomial_warmup(count, *, peak_value, warmup_steps, init_value=0.0, power=1.0):
-    passed = (
-        np.minimum(_clock(count) / warmup_steps, 1) if warmup_steps else np.ones_like(_clock(count))
-    )
+    passed = np.minimum(count / warmup_steps, 1) if warmup_steps else np.ones_like(count)
     return init_value + (peak_value - init_value) * passed**power
 
 
 def exponential_warmup(count, *, peak_value, timescale):
-    return peak_value * (1 - np.exp(-_clock(count) / timescale))
+    return peak_value * -np.expm1(-count / timescale)
 
 
 def polynomial_decay(count, *, init_value, decay_steps, end_value=0.0, power=1.0, cycle=False):
-    clock = _clock(count)
-    length = decay_steps * np.maximum(np.ceil(clock / decay_steps), 1) if cycle else decay_steps
+    length = decay_steps * np.maximum(np.ceil(count / decay_steps), 1) if cycle else decay_steps
     # (D - t) / D instead of 1 - t / D, which loses the last steps of a long run even in float64.
-    return (init_value - end_value) * (
-        (length - np.minimum(clock, length)) / length
-    ) ** power + end_value
+    left = (length - np.minimum(count, length)) / length
+    return (init_value - end_value) * left**power + end_value
 
 
 def cosine_decay(count, *, init_value, decay_steps, end_value=0.0):
-    share = np.minimum(_clock(count), decay_steps) / decay_steps
+    share = np.minimum(count, decay_steps) / decay_steps
     return end_value + (init_value - end_value) * (1 + np.cos(np.pi * share)) / 2
 
 
 def exponential_decay(
     count, *, init_value, decay_steps, decay_rate, end_value=0.0, staircase=False
 ):
-    periods = _clock(count) / decay_steps
-    bound = np.minimum if decay_rate > 1 else np.maximum
-    # The ceiling of what grows is within the first periods; past them float64 would overflow.
-    periods = (
-        np.minimum(periods, 1 + np.log(end_value / init_value) / np.log(decay_rate))
-        if decay_rate > 1
-        else periods
-    )
-    return bound(
-        init_value * decay_rate ** (np.floor(periods) if staircase else periods), end_value
-    )
+    periods = np.floor(count / decay_steps) if staircase else count / decay_steps
+    if decay_rate <= 1:
+        return np.maximum(init_value * decay_rate**periods, end_value)
+    # The ceiling is within the first periods; past them float64 would overflow.
+    most = 1 + math.log(end_value / init_value) / math.log(decay_rate)
+    return np.minimum(init_value * decay_rate ** np.minimum(periods, most), end_value)
 
 
-def inverse_sqrt_decay(count, *, init_value, timescale):
-    return init_value * np.sqrt(timescale / (timescale + _clock(count)))
+def inverse_power_decay(count, *, init_value, timescale, power, end_value=0.0):
+    return end_value + (init_value - end_value) * (timescale / (timescale + count)) ** power
 
 
-def warmup_polynomial_decay(
+def inverse_sqrt_decay(count, *, init_value, timescale, end_value=0.0):
+    return end_value + (init_value - end_value) / np.sqrt(1 + count / timescale)
+
+
+def warmup_polynomial_decay(count, *, power=1.0, **run):
+    return _run(count, lambda _, left: left**power, **run)
+
+
+def warmup_cosine_decay(count, **run):
+    return _run(count, _SHAPES["cosine"], **run)
+
+
+def warmup_stable_decay(count, *, decay_shape="linear", **run):
+    return _run(count, _SHAPES[decay_shape], **run)
+
+
+#: Of the shares that have passed and are left.
+_SHAPES = {
+    "linear": lambda _, left: left,
+    "cosine": lambda passed, _: (1 + np.cos(np.pi * passed)) / 2,
+    "one_minus_sqrt": lambda passed, _: 1 - np.sqrt(passed),
+    "exponential": lambda passed, _: 2 * 0.5**passed - 1,
+}
+
+
+def _run(
     count,
+    shape,
     *,
     peak_value,
     total_steps,
     warmup_steps,
+    decay_steps=None,
     init_value=0.0,
     end_value=0.0,
-    power=1.0,
     decay_from="warmup_end",
 ):
-    start = warmup_steps if decay_from == "warmup_end" else 0
-    falling = polynomial_decay(
-        _clock(count) - start,
-        init_value=peak_value,
-        decay_steps=total_steps - start,
-        end_value=end_value,
-        power=power,
+    if decay_steps is None:
+        decay_steps = total_steps - (warmup_steps if decay_from == "warmup_end" else 0)
+    passed = np.clip(count - (total_steps - decay_steps), 0, decay_steps)
+    length = max(decay_steps, 1)
+    falling = end_value + (peak_value - end_value) * shape(
+        passed / length, (length - passed) / length
     )
-    return _after_warmup(count, peak_value, warmup_steps, init_value, falling)
+    rising = init_value + (peak_value - init_value) * count / max(warmup_steps, 1)
+    return np.where(count < warmup_steps, rising, falling)
 
 
-def warmup_cosine_decay(
-    count,
-    *,
-    peak_value,
-    total_steps,
-    warmup_steps,
-    init_value=0.0,
-    end_value=0.0,
-    decay_from="warmup_end",
-):
-    start = warmup_steps if decay_from == "warmup_end" else 0
-    falling = cosine_decay(
-        _clock(count) - start,
-        init_value=peak_value,
-        decay_steps=total_steps - start,
-        end_value=end_value,
-    )
-    return _after_warmup(count, peak_value, warmup_steps, init_value, falling)
+def with_warmup(count, *, schedule, warmup_steps, init_value=0.0):
+    rising = init_value + (of(schedule, 0) - init_value) * count / max(warmup_steps, 1)
+    return np.where(count < warmup_steps, rising, of(schedule, count - warmup_steps))
 
 
-def warmup_stable_decay(
-    count,
-    *,
-    peak_value,
-    total_steps,
-    warmup_steps,
-    decay_steps,
-    init_value=0.0,
-    end_value=0.0,
-    decay_shape="linear",
-):
-    passed = np.clip((_clock(count) - (total_steps - decay_steps)) / decay_steps, 0, 1)
-    shape = {
-        "linear": 1 - passed,
-        "cosine": (1 + np.cos(np.pi * passed)) / 2,
-        "one_minus_sqrt": 1 - np.sqrt(passed),
-        "exponential": 2 * 0.5**passed - 1,
-    }[decay_shape]
-    return _after_warmup(
-        count, peak_value, warmup_steps, init_value, end_value + (peak_value - end_value) * shape
-    )
+def join(count, *, schedules, boundaries):
+    value = of(schedules[0], count)
+    for schedule, boundary in zip(schedules[1:], boundaries, strict=True):
+        value = np.where(count < boundary, value, of(schedule, count - boundary))
+    return value
 
 
-def _after_warmup(count, peak_value, warmup_steps, init_value, falling):
-    rising = linear_warmup(
-        count, peak_value=peak_value, warmup_steps=warmup_steps, init_value=init_value
-    )
-    return np.where(_clock(count) < warmup_steps, rising, falling)
+def repeat(count, *, schedule, period):
+    return of(schedule, count % period)
 
 
-def _clock(count):
-    return np.maximum(np.asarray(count, np.float64), 0)
+def shift(count, *, schedule, by):
+    return of(schedule, count + by)
+
+
+def stretch(count, *, schedule, factor):
+    return of(schedule, count // factor)
+
+
+def product(count, *operands):
+    return np.prod([of(operand, count) for operand in operands], axis=0)
+
+
+def total(count, *operands):
+    return np.sum([of(operand, count) for operand in operands], axis=0)
+
+
+def minimum(count, *operands):
+    return np.min([of(operand, count) for operand in operands], axis=0)
+
+
+def maximum(count, *operands):
+    return np.max([of(operand, count) for operand in operands], axis=0)
 
 
 # The running bound: the rule alone, on one stream of norms.

@@ -13,8 +13,8 @@ def bert(step: int) -> float:
     return PEAK * step / W if step < W else decayed
 
 
-def tf_models(step: int, power: float) -> float:
-    return PEAK * (step / W) ** power if step < W else PEAK * (1 - min(step, T) / T)
+def tf_models(step: int) -> float:
+    return PEAK * (step / W) ** 2 if step < W else PEAK * (1 - min(step, T) / T)
 
 
 def tensorflow(step: int, *, cycle: bool) -> float:
@@ -86,13 +86,8 @@ def t5x(step: int) -> float:
     return max(0.5 * min(1.0, step / W) / math.sqrt(max(step, W)), 1e-8)
 
 
-def big_vision(step: int, kind: str) -> float:
-    share = min(max((step - W) / (T - W), 0.0), 1.0)
-    rate = {
-        "linear": END + (PEAK - END) * (1 - share),
-        "cosine": PEAK * 0.5 * (1 + math.cos(math.pi * share)),
-        "rsqrt": PEAK / math.sqrt(1 + (step - W) / 50) if step >= W else PEAK,
-    }[kind]
+def big_vision(step: int) -> float:
+    rate = PEAK / math.sqrt(1 + (step - W) / 50) if step >= W else PEAK
     return rate * min(1.0, step / W)
 
 
@@ -128,14 +123,6 @@ def nanogpt(step: int) -> float:
     return END + 0.5 * (1 + math.cos(math.pi * (step - W) / (T - W))) * (PEAK - END)
 
 
-def fairseq(step: int) -> float:
-    if step <= W:
-        return step / W * PEAK
-    if step >= T:
-        return END
-    return (PEAK - END) * (1 - (step - W) / (T - W)) ** 1.0 + END
-
-
 def minicpm(step: int) -> float:
     if step < W:
         return step / W * PEAK
@@ -143,7 +130,7 @@ def minicpm(step: int) -> float:
 
 
 def big_vision_cooldown(step: int, cooldown: int) -> float:
-    return big_vision(step, "rsqrt") * min(1.0, (T - step) / cooldown)
+    return big_vision(step) * min(1.0, (T - step) / cooldown)
 
 
 def big_vision_stair(step: int) -> float:
@@ -160,21 +147,14 @@ def levanter_inverse_sqrt(step: int, timescale: int) -> float:
     return max(PEAK * decay, END)
 
 
-def levanter(step: int, schedule: str, stable: int = 0, cooldown: int = 0) -> float:
+def levanter(step: int, stable: int = 0, cooldown: int = 0) -> float:
+    """Linear after a stable phase, or constant with a cooldown."""
     if step < W:
         return PEAK * step / W
-    if step < W + stable:
-        return PEAK
-    length, ratio = T - W - stable - cooldown, END / PEAK
-    share = min(step - W - stable, length) / length
-    decayed = {
-        "cosine": PEAK * ((1 - ratio) * 0.5 * (1 + math.cos(math.pi * share)) + ratio),
-        "linear": PEAK + (END - PEAK) * share,
-        "constant": PEAK,
-    }[schedule]
-    if cooldown and step >= T - cooldown:
-        return decayed + (END - decayed) * min(step - (T - cooldown), cooldown) / cooldown
-    return decayed
+    if cooldown:
+        return PEAK + (END - PEAK) * min(max(step - (T - cooldown), 0), cooldown) / cooldown
+    length = T - W - stable
+    return PEAK + (END - PEAK) * min(max(step - W - stable, 0), length) / length
 
 
 def maxtext_to_the_end(step: int) -> float:

@@ -81,7 +81,12 @@ def curves(draw: st.DrawFn) -> wc.Schedule:
                     end_value=ends[1],
                     staircase=clock == "zero",
                 ),
-                lambda: wc.inverse_sqrt_decay(init_value=value, timescale=power),
+                lambda: wc.inverse_sqrt_decay(
+                    init_value=value, timescale=power, end_value=run["end_value"]
+                ),
+                lambda: wc.inverse_power_decay(
+                    init_value=value, timescale=length, power=power, end_value=run["end_value"]
+                ),
                 lambda: wc.piecewise_constant(values=array(values), boundaries=array(boundaries)),
                 lambda: wc.warmup_polynomial_decay(**run, power=power, decay_from=clock),
                 lambda: wc.warmup_cosine_decay(**run, decay_from=clock),
@@ -114,8 +119,12 @@ def nested(depth: int) -> st.SearchStrategy[wc.Schedule]:
             inner,
             st.integers(0, 10**6),
         ),
-        st.builds(lambda many: wc.product(*many), operands),
-        st.builds(lambda many: wc.minimum(*many), operands),
-        st.builds(lambda many: wc.maximum(*many), operands),
+        st.builds(
+            lambda combine, many: combine(*many),
+            st.sampled_from([wc.product, wc.total, wc.minimum, wc.maximum]),
+            operands,
+        ),
         st.builds(lambda s, v: v * s / 2, inner, VALUES),
+        st.builds(lambda s, t, v: v - s + t, inner, inner, VALUES),
+        st.builds(lambda s: -s, inner),
     )

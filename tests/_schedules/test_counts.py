@@ -2,12 +2,14 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
 import warmclip_jax as wc
+from warmclip_jax._schedules import _counts
 
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
 
@@ -69,3 +71,42 @@ def test_a_count_may_be_what_holds_an_array_in_a_trace_too():
         assert float(nnx.jit(lambda count, called=called: called(count))(counter)) == pytest.approx(
             0.3
         )
+
+
+# The arithmetic of counts, in whole numbers.
+
+COUNTS = np.array([0, 1, 5, 2**24 + 1, 2**31 - 2, 2**31 - 1])
+#: A step as each dtype that may hold one: traced numbers have any.
+STEPS = [np.int8(-3), 0, 1, np.int8(5), np.uint16(6), 2**24 + 1, 2**31 - 1, np.uint32(2**32 - 1)]
+STEPS += [np.float32(step) for step in (-1.5, 0, 0.5, 4.5, 2**24, 2.0**31, 5e9, np.inf)]
+
+
+@pytest.mark.parametrize("step", STEPS, ids=repr)
+@pytest.mark.parametrize("x64", [False, True])
+def test_counts_are_compared_divided_and_moved_exactly_whatever_the_step(step: Any, x64: bool):
+    exact = max(float(np.ceil(step)), 0.0)
+    with jax.enable_x64(x64):
+        counts, step = jnp.asarray(COUNTS, jnp.int32), jnp.asarray(step)
+        np.testing.assert_array_equal(_counts.is_before(counts, step), exact > COUNTS)
+        turns, rest = _counts.turns(counts, step)
+        length = max(exact, 1.0)
+        np.testing.assert_array_equal(turns, COUNTS // length)
+        np.testing.assert_array_equal(rest, COUNTS % length)
+        assert turns.dtype == rest.dtype == jnp.int32
+
+
+@pytest.mark.parametrize("by", [0, 1, 2**31 - 1, -1, 1 - 2**31, np.float32(7), np.float32(-7.0)])
+def test_a_sum_of_counts_stops_at_the_largest_and_not_before(by: Any):
+    moved = _counts.later(jnp.asarray(COUNTS, jnp.int32), jnp.asarray(by))
+    np.testing.assert_array_equal(moved, np.minimum(COUNTS + int(by), 2**31 - 1))
+
+
+def test_the_last_step_that_was_reached_counts_also_where_steps_do_not_increase():
+    counts = jnp.arange(12).reshape(3, 4)
+    for steps in ([3, 5, 5, 9], [5, 3, 9], [], [0, 2**32 - 1]):
+        numbers = [
+            max((n for n, step in enumerate(steps, 1) if count >= step), default=0)
+            for count in range(12)
+        ]
+        reached = _counts.reached(counts, np.array(steps, np.uint32))
+        np.testing.assert_array_equal(reached, np.reshape(numbers, (3, 4)))

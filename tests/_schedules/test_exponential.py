@@ -1,4 +1,4 @@
-"""The exponential that grows: its ceiling, its range, and its precision over many factors of e."""
+"""The exponential that grows: exact at its ends, precise near its ceiling, over any range."""
 
 import jax
 import jax.numpy as jnp
@@ -11,51 +11,50 @@ from tests import reference
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
 
 
-@pytest.mark.parametrize(("init", "end"), [(1e-7, 10.0), (1e-30, 1e30), (1.0, 1.5)])
+@pytest.mark.parametrize(
+    ("init", "end", "steps", "rate"),
+    [
+        (1e-7, 10.0, 100, 2.0),
+        (1e-30, 1e30, 100, 2.0),
+        (1.0, 1.5, 100, 2.0),
+        (1e-8, 1.0, 1000, 1e8),
+        (1e-4, 1.0, 1, 1.001),
+        (1e-7, 10.0, 2_000_000_000, 1e9),
+        (1e-7, 10.0, 2_000_000_000, 3.0),
+        (1e-7, 10.0, 5e9, 1e9),
+        *((10.0**-n, 3.7 * 10.0**-n, 10, 1.3) for n in range(8)),
+    ],
+)
 @pytest.mark.parametrize("staircase", [False, True])
-def test_growth_is_the_formula_and_stops_at_its_ceiling(init: float, end: float, staircase: bool):
+def test_growth_is_the_formula_to_4_ulp_of_its_end_eager_and_jitted(
+    init: float, end: float, steps: float, rate: float, staircase: bool
+):
     schedule = wc.exponential_decay(
-        init_value=init, decay_steps=100, decay_rate=2.0, end_value=end, staircase=staircase
+        init_value=init,
+        decay_steps=steps,
+        decay_rate=rate,
+        end_value=end,
+        staircase=staircase,
     )
-    numbers = schedule.arguments
-    reached = int(100 * np.log2(end / init)) + 1
-    counts = np.unique(
-        np.concatenate([np.arange(0, reached + 200, 7), [reached - 1, reached, 2**31 - 1]])
-    )
-    values, exact = (
-        np.asarray(schedule(counts), np.float64),
-        reference.exponential_decay(counts, **numbers),
-    )
-    # An ulp more for each factor of e: the exponent itself is rounded to float32.
-    ulps = 4 + 2 * np.abs(np.log(exact / init))
-    assert np.all(np.abs(values - exact) <= ulps * 2.0**-24 * exact)
-    assert values.min() == np.float32(init) == values[0]
-    assert values.max() == np.float32(end) == values[-1]
-    assert np.all(np.diff(values) >= 0)
+    length = min(steps * np.log(end / init) / np.log(rate) + 2 * steps, 2**31 - 1)
+    counts = np.append(np.linspace(0, length, 3000).astype(int), 2**31 - 1)
+    exact, ulp = reference.of(schedule, counts), np.spacing(np.float32(end))
+    for evaluate in (schedule, jax.jit(schedule)):
+        values = np.asarray(evaluate(counts), np.float64)
+        assert np.all(np.abs(values - exact) <= 4 * ulp)
+        assert np.all(np.diff(values) >= 0)
+        assert values[0] == np.float32(init)
+        if length < 2**31 - 1:
+            assert values[-1] == np.float32(end)
+        # Relative to the value, the exponent's rounding counts the more, the further below the end.
+        close = (2 + 3 * np.log(end / exact)) * np.float32(2**-23) * exact
+        assert np.all(np.abs(values - exact) <= close)
 
 
 @pytest.mark.parametrize(("init", "end"), [(1.0, 0.0), (1.0, 1.0), (0.0, 0.0), (-1.0, -2.0)])
 def test_with_a_rate_of_1_it_stays_where_it_is(init: float, end: float):
     schedule = wc.exponential_decay(init_value=init, decay_steps=10, decay_rate=1.0, end_value=end)
     assert schedule(np.array([0, 7, 2**31 - 1])).tolist() == [init] * 3
-
-
-@pytest.mark.parametrize(
-    ("rate", "init", "end", "named"),
-    [
-        (
-            2.0,
-            1.0,
-            1.0,
-            "end_value must be above init_value=1.0 with a decay_rate above 1; got 1.0",
-        ),
-        (2.0, 0.0, 1.0, "init_value must be above 0 with a decay_rate above 1; got 0.0"),
-        (1.0, 1.0, 1.5, "end_value must be at most init_value=1.0; got 1.5"),
-    ],
-)
-def test_an_end_that_is_not_on_its_way_is_refused(rate: float, init: float, end: float, named: str):
-    with pytest.raises(ValueError, match=named):
-        wc.exponential_decay(init_value=init, decay_steps=10, decay_rate=rate, end_value=end)
 
 
 def test_its_derivative_is_finite_before_and_past_the_ceiling():
@@ -77,21 +76,7 @@ def test_a_traced_rate_decides_by_its_value_which_way_it_goes():
         (2.0, 3.0, [1, 2, 3, 3]),
         (0.5, 0.3, [1, 0.5, 0.3, 0.3]),
         (1.0, 1.0, [1, 1, 1, 1]),
+        (0.5, 2.0, [1, 2, 2, 2]),  # Where the end is on the wrong side.
+        (2.0, 0.5, [1, 0.5, 0.5, 0.5]),
     ):
         np.testing.assert_allclose(jax.jit(value)(rate, end), values, rtol=1e-6)
-
-
-def test_it_ends_exactly_at_its_ceiling_and_never_passes_it():
-    rng = np.random.default_rng(0)
-    for init, factor in zip(
-        10.0 ** rng.uniform(-8, 0, 200), 10.0 ** rng.uniform(0.1, 8, 200), strict=True
-    ):
-        schedule = wc.exponential_decay(
-            init_value=init, decay_steps=10, decay_rate=1.3, end_value=init * factor
-        )
-        values = np.asarray(schedule(np.array([0, 10**4, 10**9])))
-        assert values.tolist() == [
-            np.float32(init),
-            np.float32(init * factor),
-            np.float32(init * factor),
-        ]

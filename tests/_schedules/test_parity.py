@@ -5,7 +5,6 @@ from which step on, and why; the test holds that too.
 """
 
 import math
-import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -50,15 +49,9 @@ TABLE = [
         wc.warmup_polynomial_decay(**RUN, decay_from="zero"),
     ),
     Row(
-        "tf-models, WarmUp(PolynomialDecay)",
-        "official/nlp/optimization.py, WarmUp",
-        lambda step: elsewhere.tf_models(step, 1.0),
-        wc.warmup_polynomial_decay(**RUN, decay_from="zero"),
-    ),
-    Row(
         "tf-models, WarmUp(power=2)",
         "official/nlp/optimization.py, WarmUp",
-        lambda step: elsewhere.tf_models(step, 2.0),
+        elsewhere.tf_models,
         # The decay's clock runs under the warm-up, and it is shifted to where the warm-up ends.
         wc.join(
             [
@@ -142,21 +135,9 @@ TABLE = [
         ),
     ),
     Row(
-        "big_vision, linear",
-        "big_vision/utils.py, create_learning_rate_schedule",
-        lambda step: elsewhere.big_vision(step, "linear"),
-        wc.warmup_polynomial_decay(**RUN, end_value=END),
-    ),
-    Row(
-        "big_vision, cosine",
-        "big_vision/utils.py, create_learning_rate_schedule",
-        lambda step: elsewhere.big_vision(step, "cosine"),
-        wc.warmup_cosine_decay(**RUN),
-    ),
-    Row(
         "big_vision, rsqrt",
         "big_vision/utils.py, create_learning_rate_schedule",
-        lambda step: elsewhere.big_vision(step, "rsqrt"),
+        elsewhere.big_vision,
         wc.with_warmup(wc.inverse_sqrt_decay(init_value=PEAK, timescale=50), warmup_steps=W),
     ),
     Row(
@@ -217,12 +198,6 @@ TABLE = [
         ),
     ),
     Row(
-        "fairseq, polynomial_decay",
-        "fairseq/optim/lr_scheduler/polynomial_decay_schedule.py",
-        elsewhere.fairseq,
-        wc.warmup_polynomial_decay(**RUN, end_value=END),
-    ),
-    Row(
         "MiniCPM, WSD with 0.5 ** ((s - S) / T)",
         "Hu et al. 2024, section 4.2",
         elsewhere.minicpm,
@@ -250,15 +225,6 @@ TABLE = [
         T + 1,
         "theirs goes below zero after T",
     ),
-    Row(
-        "Levanter, inv_sqrt with min_lr_ratio",
-        "levanter/optim/config.py, _inv_sqrt_decay_schedule",
-        lambda step: elsewhere.levanter_inverse_sqrt(step, W),
-        wc.maximum(
-            wc.with_warmup(wc.inverse_sqrt_decay(init_value=PEAK, timescale=W), warmup_steps=W),
-            wc.minimum(END, wc.linear_warmup(peak_value=PEAK, warmup_steps=W)),
-        ),
-    ),
     *(
         Row(
             f"Levanter, inv_sqrt with its timescale, {timescale}",
@@ -281,27 +247,15 @@ TABLE = [
         for timescale in (4, 50)  # theirs is 10,000 always: shorter than the warm-up, or longer
     ),
     Row(
-        "Levanter, cosine with min_lr_ratio, its default",
-        LEVANTER,
-        lambda step: elsewhere.levanter(step, "cosine"),
-        wc.warmup_cosine_decay(**RUN, end_value=END),
-    ),
-    Row(
-        "Levanter, linear",
-        LEVANTER,
-        lambda step: elsewhere.levanter(step, "linear"),
-        wc.warmup_polynomial_decay(**RUN, end_value=END),
-    ),
-    Row(
         "Levanter, linear after a stable phase",
         LEVANTER,
-        lambda step: elsewhere.levanter(step, "linear", stable=30),
+        lambda step: elsewhere.levanter(step, stable=30),
         wc.warmup_stable_decay(**RUN, decay_steps=T - W - 30, end_value=END),
     ),
     Row(
         "Levanter, constant with a cooldown",
         LEVANTER,
-        lambda step: elsewhere.levanter(step, "constant", cooldown=20),
+        lambda step: elsewhere.levanter(step, cooldown=20),
         wc.warmup_stable_decay(**RUN, decay_steps=20, end_value=END),
     ),
     Row(
@@ -395,19 +349,21 @@ TABLE = [
 ]
 
 
-def test_the_table_holds_at_least_twelve_systems():
-    assert len({row.system.partition(",")[0] for row in TABLE}) >= 12
-
-
 @pytest.mark.usefixtures("strict_dtypes")
 @pytest.mark.parametrize("row", TABLE, ids=[row.system for row in TABLE])
 def test_our_call_gives_the_numbers_of_their_formula(row: Row):
-    steps = np.arange(row.differs_from or 3 * T)
-    theirs = np.array([row.theirs(int(step)) for step in steps])
+    steps = np.arange(3 * T)
+    theirs, ours = np.array([row.theirs(int(step)) for step in steps]), np.asarray(row.ours(steps))
+    same, other = slice(0, row.differs_from), slice(row.differs_from, None)
     # 4 ulp of the peak: 1.5e-7 of the largest value, 1e-5 of the smallest but zero.
-    np.testing.assert_allclose(
-        row.ours(steps), theirs, rtol=0, atol=4 * np.spacing(np.float32(theirs.max()))
-    )
+    peak = np.spacing(np.float32(theirs[same].max()))
+    np.testing.assert_allclose(ours[same], theirs[same], rtol=0, atol=4 * peak)
+    if row.differs_from is not None:
+        assert row.because
+        # At once; theirs may cross ours again later.
+        assert np.all(np.abs(theirs - ours)[other][:20] > 1e-4 * PEAK)
+        assert np.all(ours[other] >= 0)
+        assert np.all(np.diff(ours[other]) <= 0)
 
 
 def test_shares_and_epochs_become_other_numbers_of_steps_elsewhere():
@@ -431,32 +387,12 @@ def test_shares_and_epochs_become_other_numbers_of_steps_elsewhere():
     )
 
 
-DIFFERENT = [row for row in TABLE if row.differs_from is not None]
-
-
-@pytest.mark.parametrize("row", DIFFERENT, ids=[row.system for row in DIFFERENT])
-def test_where_a_row_says_that_ours_differs_it_does_and_ours_does_not_rise_or_go_below_zero(
-    row: Row,
-):
-    assert row.because
-    steps = np.arange(row.differs_from or 0, 3 * T)
-    theirs, ours = np.array([row.theirs(int(step)) for step in steps]), np.asarray(row.ours(steps))
-    # At once; theirs may cross ours again later.
-    assert np.all(np.abs(theirs - ours)[:20] > 1e-4 * PEAK)
-    assert np.all(ours >= 0)
-    assert np.all(np.diff(ours) <= 0)
-
-
-# Live, where the system is installed.
-
 SMALL = 4 * float(np.spacing(np.float32(PEAK)))
 
 
 @pytest.mark.parametrize(
     ("theirs", "ours"),
     [
-        (optax.constant_schedule(PEAK), wc.constant(value=PEAK)),
-        (optax.linear_schedule(0.0, PEAK, W), wc.linear_warmup(peak_value=PEAK, warmup_steps=W)),
         (
             optax.polynomial_schedule(PEAK, END, 0.9, T),
             wc.polynomial_decay(init_value=PEAK, decay_steps=T, end_value=END, power=0.9),
@@ -468,10 +404,6 @@ SMALL = 4 * float(np.spacing(np.float32(PEAK)))
         (
             optax.exponential_decay(PEAK, 30, 0.5),
             wc.exponential_decay(init_value=PEAK, decay_steps=30, decay_rate=0.5),
-        ),
-        (
-            optax.warmup_cosine_decay_schedule(0.0, PEAK, W, T, END),
-            wc.warmup_cosine_decay(**RUN, end_value=END),
         ),
         (
             optax.warmup_exponential_decay_schedule(0.0, PEAK, W, 30, 0.5),
@@ -493,12 +425,9 @@ SMALL = 4 * float(np.spacing(np.float32(PEAK)))
         ),
     ],
     ids=[
-        "constant",
-        "linear",
         "polynomial",
         "cosine",
         "exponential",
-        "warmup_cosine",
         "warmup_exponential",
         "sgdr",
     ],
@@ -508,82 +437,3 @@ def test_optax_gives_the_same(theirs: optax.Schedule, ours: wc.Schedule):
     np.testing.assert_allclose(
         ours(steps), np.array([theirs(step) for step in steps]), rtol=1e-6, atol=SMALL
     )
-
-
-def torch_rates(build: Callable[[Any], Any], steps: int) -> list[float]:
-    """The rate before each step of a PyTorch scheduler."""
-    torch = pytest.importorskip("torch")
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=PEAK)
-    scheduler = build(optimizer)
-    rates = []
-    for _ in range(steps):
-        rates.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        scheduler.step()
-    return rates
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_pytorch_gives_the_same():
-    schedulers = pytest.importorskip("torch.optim.lr_scheduler")
-
-    def build(optimizer: Any) -> Any:
-        warmup = schedulers.LinearLR(optimizer, start_factor=0.1, total_iters=W)
-        decay = schedulers.PolynomialLR(optimizer, total_iters=D, power=0.9)
-        return schedulers.SequentialLR(optimizer, [warmup, decay], milestones=[W])
-
-    ours = wc.warmup_polynomial_decay(**RUN, init_value=0.1 * PEAK, power=0.9)
-    np.testing.assert_allclose(
-        ours(jnp.arange(T + 50)), torch_rates(build, T + 50), rtol=0, atol=SMALL
-    )
-
-
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(
-    "name", ["linear", "cosine", "polynomial", "inverse_sqrt", "warmup_stable_decay"]
-)
-def test_transformers_gives_the_same(name: str):
-    pytest.importorskip("torch")
-    optimization = pytest.importorskip("transformers.optimization")
-    builders: dict[str, Callable[[Any], Any]] = {
-        "linear": lambda o: optimization.get_linear_schedule_with_warmup(o, W, T),
-        "cosine": lambda o: optimization.get_cosine_schedule_with_warmup(o, W, T),
-        "polynomial": lambda o: optimization.get_polynomial_decay_schedule_with_warmup(
-            o, W, T, lr_end=END, power=2.0
-        ),
-        "inverse_sqrt": lambda o: optimization.get_inverse_sqrt_schedule(o, W, timescale=40),
-        "warmup_stable_decay": lambda o: optimization.get_wsd_schedule(
-            o, W, 20, num_stable_steps=T - W - 20, min_lr_ratio=0.0
-        ),
-    }
-    ours = {
-        **{row.system.partition(", ")[2]: row.ours for row in TABLE if row.system.startswith("HF")},
-        "warmup_stable_decay": wc.warmup_stable_decay(**RUN, decay_steps=20, decay_shape="cosine"),
-    }[name]
-    np.testing.assert_allclose(
-        ours(jnp.arange(T + 1)), torch_rates(builders[name], T + 1), rtol=0, atol=SMALL
-    )
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_keras_gives_the_same(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(os.environ, "KERAS_BACKEND", "jax")
-    schedules = pytest.importorskip("keras").optimizers.schedules
-    for theirs, ours in (
-        (
-            schedules.PolynomialDecay(PEAK, T, END, power=2.0, cycle=True),
-            wc.polynomial_decay(
-                init_value=PEAK, decay_steps=T, end_value=END, power=2.0, cycle=True
-            ),
-        ),
-        (
-            schedules.CosineDecay(0.0, D, alpha=END / PEAK, warmup_target=PEAK, warmup_steps=W),
-            wc.warmup_cosine_decay(**RUN, end_value=END),
-        ),
-        (
-            schedules.ExponentialDecay(PEAK, 30, 0.9, staircase=True),
-            wc.exponential_decay(init_value=PEAK, decay_steps=30, decay_rate=0.9, staircase=True),
-        ),
-    ):
-        values = [float(theirs(step)) for step in range(2 * T)]
-        np.testing.assert_allclose(ours(jnp.arange(2 * T)), values, rtol=1e-6, atol=SMALL)

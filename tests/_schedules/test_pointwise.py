@@ -1,17 +1,18 @@
-"""Products, minima, maxima and stretches against NumPy's float64, and products past what floats
-hold.
+"""Products, sums, minima and maxima: nestings of everything against NumPy's float64, what cancels,
+and numbers past what floats hold.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import hypothesis
-import hypothesis.strategies as st
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import warmclip_jax as wc
+from tests import quick, reference
+from tests._schedules.nestings import nested
 
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
 
@@ -24,91 +25,92 @@ COUNTS = np.unique(
     )
 )
 DECAY = wc.cosine_decay(init_value=0.3, decay_steps=100)
+LARGEST = float(np.finfo(np.float32).max)
 
 
-class Both(NamedTuple):
-    """A schedule, and what it is in float64 over the values of the curves inside, which have tests
-    of their own.
-    """
-
-    schedule: Any
-    exact: Callable[[np.ndarray], np.ndarray]
-
-
-def curve(schedule: wc.Schedule) -> Both:
-    return Both(schedule, lambda counts: np.asarray(schedule(counts), np.float64))
+@hypothesis.settings(max_examples=12, suppress_health_check=[*hypothesis.HealthCheck])
+@hypothesis.given(nested(5))
+def test_nestings_are_the_formula_to_4_ulp_of_the_range_and_sums_of_their_largest_part(
+    schedule: wc.Schedule,
+):
+    largest = np.float32(max(reference.largest(schedule), 1e-30))
+    np.testing.assert_allclose(
+        schedule(COUNTS), reference.of(schedule, COUNTS), rtol=0, atol=4 * np.spacing(largest)
+    )
 
 
-def number(value: float) -> Both:
-    return Both(value, lambda counts: np.full(counts.shape, np.float32(value), np.float64))
+@hypothesis.settings(max_examples=5, suppress_health_check=[*hypothesis.HealthCheck])
+@hypothesis.given(nested(2))
+def test_the_derivative_of_a_nesting_by_every_number_is_its_slope(schedule: wc.Schedule):
+    with jax.enable_x64(True):
+        floats = jax.tree.map(lambda number: jnp.asarray(number, jnp.float64), schedule)
+        leaves, structure = jax.tree.flatten(floats)
+        count, size = 37, reference.largest(schedule)
+
+        def value_at(schedule: wc.Schedule) -> jax.Array:
+            return schedule(count)
+
+        value = quick.jit(value_at)
+        slopes = jax.tree.leaves(quick.jit(jax.grad(value_at))(floats))
+        for index, leaf in enumerate(leaves):
+            step = 1e-6 * float(abs(leaf) or 1e-6)
+            if step == 0 or leaf == round(float(leaf)):
+                continue  # A number of steps, which another schedule inside is given as a count.
+            around = [[*leaves[:index], leaf + by, *leaves[index + 1 :]] for by in (step, -step)]
+            above, below = (float(value(jax.tree.unflatten(structure, ns))) for ns in around)
+            assert float(slopes[index]) * step == pytest.approx(
+                (above - below) / 2, rel=1e-4, abs=1e-11 * size
+            )
 
 
-LEAVES = st.one_of(
-    st.sampled_from([0.1, 0.7, 3.0, -0.3, 0.0]).map(number),
-    st.sampled_from([10, 150, 2**24 + 3, INT32_MAX]).flatmap(
-        lambda n: st.sampled_from(
-            [
-                wc.linear_warmup(peak_value=0.3, warmup_steps=n),
-                wc.cosine_decay(init_value=0.9, decay_steps=n, end_value=-0.1),
-                wc.inverse_sqrt_decay(init_value=0.7, timescale=float(n)),
-                wc.piecewise_constant(values=[2.0, 0.1], boundaries=[n]),
-            ]
-        ).map(curve)
-    ),
+@pytest.mark.parametrize(
+    ("operands", "product", "total"),
+    [
+        ((1e38, 1e38), LARGEST, 2e38),
+        ((1e38, -1e38), -LARGEST, 0.0),
+        ((1e38,) * 4, LARGEST, LARGEST),
+        ((-1e38,) * 5, -LARGEST, -LARGEST),
+        ((1e38, 1e38, 0.0), 0.0, 2e38),
+        # Past the largest number and back again.
+        ((*[1e38] * 4, *[-1e38] * 3), -LARGEST, 1e38),
+        ((DECAY, 1e38, 1e38), LARGEST, 2e38),
+        ((1e-38, 1e-38), 0.0, 2e-38),
+        ((5.0,), 5.0, 5.0),
+    ],
 )
+def test_a_product_or_sum_is_clamped_at_the_largest_number_and_never_nan(
+    operands: Any, product: float, total: float
+):
+    for combine, value in ((wc.product, product), (wc.total, total)):
+        schedule = combine(*operands)
+        assert float(schedule(0)) == pytest.approx(np.float32(value), rel=2e-7)
+    slopes = quick.jit(jax.grad(lambda schedule: schedule(0)))(jax.tree.map(float, schedule))
+    assert all(np.isfinite(leaf) for leaf in jax.tree.leaves(slopes))
 
 
-def combined(name: str, left: Both, right: Both) -> Both:
-    operation: Any = {"product": np.multiply, "minimum": np.minimum, "maximum": np.maximum}[name]
-    return Both(
-        getattr(wc, name)(left.schedule, right.schedule),
-        lambda counts: operation(left.exact(counts), right.exact(counts)),
-    )
-
-
-def stretched(inner: Both, factor: int) -> Both:
-    if not callable(inner.schedule):
-        return inner
-    return Both(
-        wc.stretch(inner.schedule, factor=factor), lambda counts: inner.exact(counts // factor)
-    )
-
-
-def nested(depth: int) -> st.SearchStrategy[Both]:
-    """At most 2**depth curves, so that 4 ulp are room enough for every product's half."""
-    if depth == 0:
-        return LEAVES
-    inner = nested(depth - 1)
-    return st.one_of(
-        st.builds(combined, st.sampled_from(["product", "minimum", "maximum"]), inner, inner),
-        st.builds(stretched, inner, st.sampled_from([1, 3, 1000, INT32_MAX])),
-    )
-
-
-@hypothesis.settings(max_examples=40, suppress_health_check=[hypothesis.HealthCheck.too_slow])
-@hypothesis.given(nested(3))
-def test_nestings_are_numpys_float64_to_4_ulp_at_every_magnitude_of_the_count(both: Both):
-    schedule = both.schedule
-    if isinstance(schedule, wc.Schedule):
-        np.testing.assert_allclose(
-            schedule(COUNTS), both.exact(COUNTS), rtol=4 * 2.0**-24, atol=1e-37
-        )
-
-
-def test_a_product_is_clamped_at_the_largest_number_and_never_nan():
-    largest = float(np.finfo(np.float32).max)
-    for operands, value in (
-        ((1e38, 1e38), largest),
-        ((1e38, -1e38), -largest),
-        ((1e38, 1e38, 0.0), 0.0),
-        ((DECAY, 1e38, 1e38), largest),
-        ((1e-38, 1e-38), 0.0),
-        ((5.0,), 5.0),
-    ):
-        assert float(wc.product(*operands)(0)) == np.float32(value)
-        slopes = jax.grad(lambda schedule: schedule(0))(
-            jax.tree.map(float, wc.product(*map(float, operands[-1:])))
-        )
-        assert all(np.isfinite(leaf) for leaf in jax.tree.leaves(slopes))
+def test_a_product_goes_as_far_as_its_dtype():
     with jax.enable_x64(True):
         assert float(wc.product(1e38, 1e38)(0)) == pytest.approx(1e76, rel=1e-15)
+
+
+def test_what_cancels_in_a_sum_leaves_nothing_in_any_order_eager_and_jitted():
+    tiny, line = wc.constant(value=1e-9), wc.linear_warmup(peak_value=0.1, warmup_steps=100)
+    counts = jnp.arange(150)
+    for schedule, exact in (
+        (DECAY - DECAY, 0 * tiny),
+        (0.1 * DECAY * line - 0.1 * DECAY * line, 0 * tiny),
+        (tiny + (DECAY - DECAY), tiny),
+        (DECAY + tiny - DECAY, tiny),
+        (1.0 + tiny - 1.0, tiny),
+        (sum([tiny, *[DECAY] * 9, *[-DECAY] * 9]), tiny),
+        (wc.shift(line - 0.1, by=100), 0 * tiny),
+    ):
+        for evaluate in (schedule, jax.jit(schedule)):
+            np.testing.assert_array_equal(evaluate(counts), exact(counts), repr(schedule))
+
+
+def test_a_sum_of_two_is_the_float_sum_to_the_last_bit():
+    rng = np.random.default_rng(0)
+    for left, right in rng.normal(size=(50, 2)).astype(np.float32) * np.float32([1, 1e-3]):
+        summed = wc.total(left, right)(0), (wc.constant(value=left) - right)(0)
+        assert tuple(map(np.float32, summed)) == (left + right, left - right)

@@ -31,9 +31,25 @@ DECAY = wc.cosine_decay(init_value=0.3, decay_steps=100)
         (lambda: DECAY * DECAY, lambda: wc.product(DECAY, DECAY)),
         (lambda: DECAY / 4, lambda: wc.product(DECAY, 0.25)),
         (lambda: DECAY / np.float32(0.1), lambda: wc.product(DECAY, 10.0)),
+        (lambda: DECAY + 1, lambda: wc.total(DECAY, 1.0)),
+        (lambda: np.float32(0.1) + DECAY, lambda: wc.total(0.1, DECAY)),
+        (lambda: jnp.float32(0.1) + DECAY, lambda: wc.total(0.1, DECAY)),
+        (lambda: DECAY - np.uint8(3), lambda: wc.total(DECAY, -3.0)),
+        (lambda: DECAY - jnp.uint32(3), lambda: wc.total(DECAY, -3.0)),
+        (lambda: np.array(3) - DECAY, lambda: wc.total(3.0, wc.product(-1.0, DECAY))),
+        (lambda: -DECAY, lambda: wc.product(-1.0, DECAY)),
+        (lambda: DECAY - DECAY, lambda: wc.total(DECAY, wc.product(-1.0, DECAY))),
+        (lambda: DECAY + (DECAY + 0.1) + DECAY, lambda: wc.total(DECAY, DECAY, 0.1, DECAY)),
+        (lambda: wc.total(wc.total(DECAY, 1), 2), lambda: wc.total(DECAY, 1, 2)),
+        (
+            lambda: DECAY - (2 + DECAY),
+            lambda: wc.total(DECAY, wc.product(-1.0, wc.total(2.0, DECAY))),
+        ),
     ],
 )
-def test_an_operator_builds_the_product(built: Callable[[], Any], same: Callable[[], wc.Schedule]):
+def test_an_operator_builds_the_product_or_the_total(
+    built: Callable[[], Any], same: Callable[[], wc.Schedule]
+):
     assert built() == same()
     assert isinstance(built(), wc.Schedule)
 
@@ -41,12 +57,18 @@ def test_an_operator_builds_the_product(built: Callable[[], Any], same: Callable
 def test_operators_take_functions_of_other_libraries_and_tracers_on_either_side():
     theirs = optax.constant_schedule(0.5)
     assert float((DECAY * theirs)(0)) == float((theirs * DECAY)(0)) == np.float32(0.15)
-    values = jax.jit(
-        lambda factor: ((factor * DECAY)(0), (DECAY * factor)(0), (DECAY / factor)(0))
-    )(jnp.float32(2))
-    np.testing.assert_allclose(values, [0.6, 0.6, 0.15], rtol=1e-6)
-    assert float(jax.grad(lambda factor: (factor * DECAY)(0))(2.0)) == np.float32(0.3)
-    assert float(jax.jit(lambda factor: (factor * DECAY)(0))(jnp.int32(2))) == np.float32(0.6)
+    assert float((theirs - DECAY)(0)) == float(-(DECAY - theirs)(0)) == pytest.approx(0.2)
+
+    def values(number: Any) -> list[jax.Array]:
+        built = (number * DECAY, DECAY * number, DECAY / number)
+        built += (number + DECAY, DECAY + number, number - DECAY, DECAY - number)
+        return [schedule(0) for schedule in built]
+
+    for number in (jnp.float32(2), jnp.uint8(2), 2):
+        exact = [0.6, 0.6, 0.15, 2.3, 2.3, 1.7, -1.7]
+        np.testing.assert_allclose(jax.jit(values)(number), exact, rtol=1e-6)
+    slopes = [0.3, 0.3, -0.075, 1, 1, 1, -1]
+    np.testing.assert_allclose(jax.jacobian(values)(2.0), slopes, rtol=1e-6)
 
 
 def test_multi_steps_takes_an_integer_made_of_a_schedule():

@@ -3,6 +3,8 @@ machines that fuse none.
 """
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +12,6 @@ import numpy as np
 import pytest
 
 from warmclip_jax._schedules import _shares
-from warmclip_jax._values._rules import MAX_COUNT
 
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
 
@@ -29,24 +30,40 @@ def test_between_stays_between_and_ends_exactly_however_it_is_rounded(is_fused: 
     assert jnp.all((value == target) | (weight < 1))
 
 
-@pytest.mark.parametrize("start", [1e-6, 1e-3, 0.01, 0.1, 0.3, 0.6931, 1.0, 5.0])
-def test_saturation_never_falls_from_one_float_to_the_next(start: float):
-    first = int(np.float32(start).view(np.int32))
-    periods = jnp.asarray(np.arange(first, first + 500_000, dtype=np.int32).view(np.float32))
-    assert np.all(np.diff(np.asarray(_shares.saturation(periods))) >= 0)
-    np.testing.assert_allclose(
-        _shares.saturation(periods), -np.expm1(-np.asarray(periods, np.float64)), rtol=4 * 2**-23
-    )
+def power_of_what_is_left(lengths: jax.Array, power: float) -> jax.Array:
+    passed, left = _shares.endless_shares(lengths, jnp.int32(1))
+    assert np.all(np.diff(np.asarray(passed)) >= 0)
+    return 1 - _shares.raised(left, passed, jnp.float32(power))
 
 
-@pytest.mark.parametrize("start", [1e-6, 1e-3, 0.01, 0.1, 0.3, 0.6])
-def test_a_sine_squared_never_falls_from_one_float_to_the_next(start: float):
+#: What rises with its argument, and the same in float64.
+RISING: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
+    "saturation": (_shares.saturation, lambda x: -np.expm1(-x)),
+    "half_cosine": (
+        lambda x: _shares.half_cosine(jnp.minimum(x, 1), jnp.maximum(1 - x, 0)),
+        lambda x: np.sin(np.pi / 2 * np.minimum(x, 1)) ** 2,
+    ),
+    **{
+        f"1 / (1 + x) ** {power}": (
+            lambda x, power=power: power_of_what_is_left(x, power),
+            lambda x, power=power: 1 - (1 + x) ** -float(np.float32(power)),
+        )
+        for power in (0.3, 0.5, 1.9, 2.1, 50.0)
+    },
+}
+
+
+@pytest.mark.parametrize("start", [1e-6, 0.01, 0.1, 0.3, 0.6, 0.6931, 0.99, 5.0, 1e4, 1e8])
+@pytest.mark.parametrize("name", RISING)
+def test_a_share_never_turns_back_from_one_float_to_the_next(name: str, start: float):
+    rising, exact = RISING[name]
     first = int(np.float32(start).view(np.int32))
-    share = jnp.asarray(np.arange(first, first + 500_000, dtype=np.int32).view(np.float32))
-    values = np.asarray(_shares.half_cosine(share, 1 - share))
+    floats = np.arange(first, first + 200_000, dtype=np.int32).view(np.float32)
+    values = np.asarray(rising(jnp.asarray(floats)))
     assert np.all(np.diff(values) >= 0)
-    exact = np.sin(np.pi / 2 * np.asarray(share, np.float64)) ** 2
-    np.testing.assert_allclose(values, exact, rtol=4 * 2**-23)
+    np.testing.assert_allclose(
+        values, exact(floats.astype(np.float64)), rtol=4 * 2**-23, atol=2**-22 * ("/" in name)
+    )
 
 
 COUNTS = jnp.arange(6)
@@ -58,13 +75,7 @@ def test_an_integer_length_below_1_counts_as_1_in_cycles_and_periods():
             _shares.cycle_shares(COUNTS, jnp.int32(length)),
             _shares.cycle_shares(COUNTS, jnp.int32(1)),
         )
-        for whole in (False, True):
-            np.testing.assert_array_equal(
-                _shares.periods(COUNTS, jnp.int32(length), whole=whole), COUNTS
-            )
-        np.testing.assert_array_equal(
-            _shares.turns(COUNTS, jnp.int32(length)), [COUNTS, 0 * COUNTS]
-        )
+        np.testing.assert_array_equal(_shares.periods(COUNTS, jnp.int32(length)), COUNTS)
 
 
 @pytest.mark.parametrize("length", [0.0, 0.25, 0.5, -1.0])
@@ -78,11 +89,18 @@ def test_a_length_of_one_step_passes_in_it():
     assert (passed.tolist(), left.tolist()) == ([0, 1, 1, 1, 1, 1], [1, 0, 0, 0, 0, 0])
 
 
-def test_a_sum_of_counts_stops_at_the_largest_and_not_before():
-    counts = jnp.int32([0, 5, MAX_COUNT - 1, MAX_COUNT])
-    for right in (0, 1, MAX_COUNT, -1, -MAX_COUNT):
-        expected = [min(count + right, MAX_COUNT) for count in counts.tolist()]
-        assert _shares.total(counts, jnp.int32(right)).tolist() == expected, right
+@pytest.mark.parametrize("start", [1e-6, 0.01, 0.3, 0.99, 3.0, 1e4, 1e8])
+def test_a_power_of_an_endless_share_never_rises_from_one_float_to_the_next(start: float):
+    first = int(np.float32(start).view(np.int32))
+    # Lengths as a count of them would give: `periods` divides by 1.
+    lengths = np.arange(first, first + 300_000, dtype=np.int32).view(np.float32)
+    passed, left = _shares.endless_shares(jnp.asarray(lengths), jnp.int32(1))
+    assert np.all(np.diff(np.asarray(passed)) >= 0)
+    for power in (0.3, 0.5, 1.0, 1.9, 2.0, 2.1, 50.0):
+        values = np.asarray(_shares.raised(left, passed, jnp.float32(power)))
+        assert np.all(np.diff(values) <= 0), power
+        exact = (1 / (1 + lengths.astype(np.float64))) ** np.float64(np.float32(power))
+        np.testing.assert_allclose(values, exact, rtol=0, atol=2 * 2**-23)
 
 
 @pytest.mark.parametrize("share", [0.25, 0.5, 0.75, 1.0])
@@ -96,12 +114,12 @@ def test_the_power_1_is_the_share_itself_and_the_power_0_is_1(share: float):
 
 @pytest.mark.parametrize("fraction", [0.0, 0.1, 0.125, 0.375, 0.999])
 @pytest.mark.parametrize("total", [4, 100, 1001])
-def test_a_traced_share_of_a_length_is_rounded_as_a_known_one(fraction: float, total: int):
-    known = math.floor(fraction * total + 0.5)
-    assert _shares.share_of(fraction, total) == known
+def test_a_traced_share_of_a_length_is_rounded_as_a_concrete_one(fraction: float, total: int):
+    steps = math.floor(fraction * total + 0.5)
+    assert _shares.share_of(fraction, total) == steps
     for traced in (
         jax.jit(lambda fraction: _shares.share_of(fraction, jnp.int32(total)))(fraction),
         jax.jit(lambda total: _shares.share_of(fraction, total))(total),
         jax.jit(_shares.share_of)(fraction, total),
     ):
-        assert (int(traced), traced.dtype) == (known, jnp.int32)
+        assert (int(traced), traced.dtype) == (steps, jnp.int32)

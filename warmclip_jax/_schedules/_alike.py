@@ -3,7 +3,7 @@
 A table of a thousand schedules is then compiled and called as quickly as one of three.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -19,24 +19,30 @@ class Alike(NamedTuple):
     """Lowered operands (schedules or numbers) that differ in their numbers alone."""
 
     indices: Any  # Where each stands among all operands, increasing.
-    stack: Any  # All in one: each number has an axis in front.
+    stacked: Any  # The only one as it is; or all in one, each number with an axis in front.
 
-    def values(self, count: jax.Array) -> Iterable[jax.Array]:
-        """The value of each at `count`."""
+    def values(self, count: jax.Array) -> jax.Array:
+        """The value of each at `count`, with an axis in front."""
         if len(self.indices) == 1:  # Not under vmap: a foreign function may not be traceable.
-            return [self._at(0, count)]
-        return jax.vmap(value_of, in_axes=(0, None))(self.stack, count)
+            return value_of(self.stacked, count)[None]
+        return jax.vmap(value_of, in_axes=(0, None))(self.stacked, count)
 
     def chosen(
         self, index: jax.Array, counts: Callable[[jax.Array], jax.Array], otherwise: jax.Array
     ) -> jax.Array:
         """The value of operand `index` at its count; `otherwise` where it is none of these."""
-        row = reached(index, self.indices[1:])
-        mine = jnp.asarray(self.indices)[row]
-        return jnp.where(index == mine, jnp.vectorize(self._at)(row, counts(mine)), otherwise)
+        if len(self.indices) == 1:
+            mine = self.indices[0]
+            value = value_of(self.stacked, counts(mine))
+        else:
+            row = reached(index, self.indices[1:])
+            mine = jnp.asarray(self.indices)[row]
+            value = jnp.vectorize(self._in_row)(row, counts(mine))
+        return jnp.where(index == mine, value, otherwise)
 
-    def _at(self, row: Any, count: jax.Array) -> jax.Array:
-        return value_of(jax.tree.map(lambda numbers: jnp.asarray(numbers)[row], self.stack), count)
+    def _in_row(self, row: jax.Array, count: jax.Array) -> jax.Array:
+        numbers = jax.tree.map(lambda numbers: jnp.asarray(numbers)[row], self.stacked)
+        return value_of(numbers, count)
 
 
 def alike(lowered: tuple[Any, ...]) -> tuple[Alike, ...]:
@@ -47,12 +53,13 @@ def alike(lowered: tuple[Any, ...]) -> tuple[Alike, ...]:
         kinds = [(np.shape(number), getattr(number, "dtype", type(number))) for number in numbers]
         groups.setdefault(index if is_foreign(operand) else (structure, *kinds), []).append(index)
     return tuple(
-        Alike(
-            np.int32(indices),
-            jax.tree.map(lambda *numbers: stacked(numbers), *(lowered[index] for index in indices)),
-        )
+        Alike(np.int32(indices), jax.tree.map(_stacked, *(lowered[index] for index in indices)))
         for indices in groups.values()
     )
+
+
+def _stacked(*numbers: Any) -> Any:
+    return stacked(numbers) if len(numbers) > 1 else numbers[0]
 
 
 def value_of(lowered: Any, count: jax.Array) -> jax.Array:

@@ -1,5 +1,6 @@
 """Counts: int32 steps of 0 or more, made of any number, and their exact arithmetic."""
 
+import functools
 from typing import Any
 
 import jax
@@ -27,6 +28,11 @@ def on_host(count: Any) -> Any:
     return array
 
 
+# Compiled where the caller is not: a schedule that holds a function of another library.
+_inlined = functools.partial(jax.jit, inline=True)
+
+
+@_inlined
 def as_step(count: jax.Array) -> jax.Array:
     """`count` of any dtype as int32 in [0, MAX_COUNT], without wrapping around."""
     if jnp.issubdtype(count.dtype, jnp.integer):
@@ -37,6 +43,7 @@ def as_step(count: jax.Array) -> jax.Array:
     return jnp.where(wide >= 2.0**31, MAX_COUNT, jnp.where(fits, wide, 0).astype(jnp.int32))
 
 
+@_inlined
 def is_before(count: jax.Array, step: Any) -> jax.Array:
     """Whether `count`, which is 0 or more, is below `step`, which may be past int32."""
     return count.astype(jnp.uint32) < as_limit(step)
@@ -51,6 +58,7 @@ def as_limit(step: jax.Array) -> jax.Array:
     return jnp.clip(jnp.ceil(step), 0, 2.0**32 - 2.0**8).astype(jnp.uint32)
 
 
+@_inlined
 def reached(count: jax.Array, steps: Any) -> jax.Array:
     """The number of the last of `steps` that `count` has reached, from 1 on; 0 before all."""
     column = (-1, *(1,) * count.ndim)

@@ -136,7 +136,7 @@ def polynomial_warmup(
 
 @makes(Schedule)
 def exponential_warmup(*, peak_value: Finite, timescale: Timescale) -> Schedule:
-    """A rise towards `peak_value` that slows down as it comes near, and reaches it to the precision of floats.
+    """A rise towards `peak_value` that slows down as it comes near.
 
     `peak * (1 - exp(-t / timescale))` at step t.
 

@@ -106,14 +106,15 @@ def exponential_decay(
         above `init_value`.
       staircase: whether to move in steps, at each multiple of D, instead of smoothly.
 
-    Traced arguments are not checked: an integer D below 1 acts as 1, a floating D of 0 or less
-    gives `end_value` from step 1 on, as a floor above `init_value` or a ceiling below it does, and a
-    rate below 0 gives NaN. `staircase` cannot be traced.
+    Traced arguments are not checked: an integer D below 1 acts as 1. A floating D of 0 or less gives
+    `end_value` from step 1 on, and so does a floor above `init_value` or a ceiling below it. A rate
+    below 0 gives NaN. `staircase` cannot be traced.
 
     >>> import warmclip_jax as wc
     >>> round(float(wc.exponential_decay(init_value=1.0, decay_steps=10, decay_rate=0.5)(20)), 6)
     0.25
-    >>> range_test = wc.exponential_decay(init_value=1e-6, decay_steps=100, decay_rate=10.0, end_value=1.0)
+    >>> growing = {"init_value": 1e-6, "decay_steps": 100, "decay_rate": 10.0, "end_value": 1.0}
+    >>> range_test = wc.exponential_decay(**growing)
     >>> [f"{float(range_test(count)):.0e}" for count in (0, 100, 1000)]
     ['1e-06', '1e-05', '1e+00']
 
@@ -127,7 +128,8 @@ def exponential_decay(
         step = turns(count, decay_steps)[0] if staircase else count
         # Counted from the largest value, so that no exponent is large where the value is.
         steps = jnp.where(grows, jnp.minimum(step - top, 0), step - top)
-        value = largest * jnp.exp(logarithm * periods(steps, length))
+        root = jnp.exp(logarithm * periods(steps, length) / 2)
+        value = largest * root * root  # The factor from 1e38 to 1e-38 would be 0 in float32.
         value = jnp.maximum(value, jnp.where(grows, init_value, end_value))
         is_over = grows & ((step > top) | (value > end_value))
         return jnp.where(step == 0, init_value, jnp.where(is_over, end_value, value))

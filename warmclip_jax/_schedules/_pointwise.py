@@ -54,8 +54,9 @@ def total(*operands: Operand) -> Schedule:
         a finite number. A sum that overflows is clipped to the largest or lowest finite number.
 
     >>> import warmclip_jax as wc
-    >>> momentum = 1 - wc.cosine_decay(init_value=0.5, decay_steps=100)
-    >>> momentum == wc.total(1.0, wc.product(-1.0, wc.cosine_decay(init_value=0.5, decay_steps=100)))
+    >>> decay = wc.cosine_decay(init_value=0.5, decay_steps=100)
+    >>> momentum = 1 - decay
+    >>> momentum == wc.total(1.0, wc.product(-1.0, decay))
     True
     >>> [float(momentum(count)) for count in (0, 50, 100)]
     [0.5, 0.75, 1.0]
@@ -78,7 +79,7 @@ def minimum(*operands: Operand) -> Schedule:
     >>> [float(rate(count)) for count in (0, 25, 100)]
     [0.0, 0.25, 0.25]
     """
-    return _combined(functools.partial(functools.reduce, jnp.minimum), operands)
+    return _combined(_smallest, operands)
 
 
 @makes(Schedule)
@@ -96,28 +97,33 @@ def maximum(*operands: Operand) -> Schedule:
     >>> [float(rate(count)) for count in (0, 300, 10**6)]
     [1.0, 0.5, 0.10000000149011612]
     """
-    return _combined(functools.partial(functools.reduce, jnp.maximum), operands)
+    return _combined(_largest, operands)
 
 
-def _combined(combine: Callable[[Any], jax.Array], groups: tuple[Any, ...]) -> Schedule:
-    """`combine` of the values of all operands."""
-    return as_schedule(
-        lambda count: combine([value for group in groups for value in group.values(count)])
-    )
+def _combined(combine: Callable[[jax.Array], jax.Array], groups: tuple[Any, ...]) -> Schedule:
+    """`combine` of the values of all operands, which it gets with an axis in front."""
+    return as_schedule(lambda count: _compiled(combine, [group.values(count) for group in groups]))
 
 
-# Compiled, for schedules that are not because they hold a function of another library.
-@functools.partial(jax.jit, inline=True)
-def _multiplied(values: list[jax.Array]) -> jax.Array:
+# For schedules that are not compiled because they hold a function of another library.
+@functools.partial(jax.jit, static_argnums=0, inline=True)
+def _compiled(combine: Callable[[jax.Array], jax.Array], values: list[jax.Array]) -> jax.Array:
+    return combine(jnp.concatenate(values))
+
+
+_smallest = functools.partial(jnp.min, axis=0)
+_largest = functools.partial(jnp.max, axis=0)
+
+
+def _multiplied(values: jax.Array) -> jax.Array:
     return functools.reduce(lambda left, right: _clipped(left * right), values)
 
 
-@functools.partial(jax.jit, inline=True)
-def _added(values: list[jax.Array]) -> jax.Array:
+def _added(values: jax.Array) -> jax.Array:
     """The sum of halves, of their halves, and so on, and of what each addition rounds off."""
     depth = (len(values) - 1).bit_length()
-    zeros = [jnp.zeros_like(values[0])] * (2**depth - len(values))
-    sums = jnp.stack([*values, *zeros])
+    zeros = [(0, 2**depth - len(values)), *[(0, 0)] * (values.ndim - 1)]
+    sums = jnp.pad(values, zeros)
     lost = jnp.zeros_like(sums)
     for _ in range(depth):
         left, right = jnp.split(sums, 2)

@@ -24,7 +24,7 @@ from warmclip_jax._values import as_length, broken_rule, exactly_one, is_traced,
 
 
 def _resolved(part: str, arguments: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Which of `<part>_steps` and `<part>_fraction` was given, and the arguments with the steps in any case."""
+    """Which of `<part>_steps` and `<part>_fraction` was given, and the arguments with the steps."""
     steps, fraction = f"{part}_steps", f"{part}_fraction"
     name = exactly_one({steps: arguments[steps], fraction: arguments[fraction]})
     if name == steps:
@@ -89,7 +89,9 @@ def warmup_polynomial_decay(
     Traced arguments are not checked: W >= T gives `end_value` from step W on.
 
     >>> import warmclip_jax as wc
-    >>> bert = wc.warmup_polynomial_decay(peak_value=1.0, total_steps=100, warmup_fraction=0.1, decay_from="zero")
+    >>> bert = wc.warmup_polynomial_decay(
+    ...     peak_value=1.0, total_steps=100, warmup_fraction=0.1, decay_from="zero"
+    ... )
     >>> [round(float(bert(count)), 2) for count in (0, 9, 10, 11, 100)]
     [0.0, 0.9, 0.9, 0.89, 0.0]
 
@@ -133,7 +135,9 @@ def warmup_cosine_decay(
     Traced arguments are not checked: W >= T gives `end_value` from step W on.
 
     >>> import warmclip_jax as wc
-    >>> cosine = wc.warmup_cosine_decay(peak_value=1.0, total_steps=100, warmup_steps=20, end_value=0.1)
+    >>> cosine = wc.warmup_cosine_decay(
+    ...     peak_value=1.0, total_steps=100, warmup_steps=20, end_value=0.1
+    ... )
     >>> [round(float(cosine(count)), 2) for count in (0, 10, 20, 60, 100)]
     [0.0, 0.5, 1.0, 0.55, 0.1]
 
@@ -185,7 +189,9 @@ def warmup_stable_decay(
     under it.
 
     >>> import warmclip_jax as wc
-    >>> trapezoid = wc.warmup_stable_decay(peak_value=1.0, total_steps=100, warmup_steps=10, decay_fraction=0.2)
+    >>> trapezoid = wc.warmup_stable_decay(
+    ...     peak_value=1.0, total_steps=100, warmup_steps=10, decay_fraction=0.2
+    ... )
     >>> [round(float(trapezoid(count)), 2) for count in (0, 5, 10, 80, 90, 100)]
     [0.0, 0.5, 1.0, 1.0, 0.5, 0.0]
 

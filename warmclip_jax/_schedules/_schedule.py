@@ -1,5 +1,6 @@
 """The schedule: a value that is called with a count."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -32,7 +33,8 @@ class Schedule(Value):
     immutable; `==` and `hash` compare kind and arguments; it pickles; its `repr` is the call that
     rebuilds it, which `parse` reads. It is a pytree whose leaves are its numbers: passed to a
     function under `jax.jit`, it does not retrace for new numbers, and `jax.vmap` over a stacked
-    schedule sweeps over them.
+    schedule sweeps over them. Sums, differences and products with numbers and other schedules are
+    schedules too: `1 - 2 * schedule`, `schedule + other`.
 
     A number is its shortest decimal: `np.float32(0.1)` is 0.1, also after a trip through `jit`.
 
@@ -59,8 +61,8 @@ Returns:
   A `Schedule`.
 
 Raises:
-  TypeError, ValueError: for a concrete argument that breaks its rule, and for an unknown argument. A traced argument
-    is not checked.
+  TypeError, ValueError: for a concrete argument that breaks its rule, and for an unknown argument.
+    A traced argument is not checked.
 """
 
     @naming("Schedule")
@@ -180,7 +182,11 @@ def _evaluated(lowered: Schedule, count: Any) -> jax.Array:
     return jnp.broadcast_to(value, shape).astype(default_float())
 
 
-_compiled = jax.jit(_evaluated, inline=True)
+@functools.partial(jax.jit, inline=True)
+def _compiled(lowered: Schedule, count: Any) -> jax.Array:
+    # XLA would compute otherwise with numbers that it sees, a product for a quotient, than with
+    # those of an eager call, which it does not.
+    return _evaluated(jax.lax.optimization_barrier(lowered), count)
 
 
 def is_foreign(lowered: Any) -> bool:

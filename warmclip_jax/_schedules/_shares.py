@@ -1,4 +1,4 @@
-"""The arithmetic that the curves share: the part of a length that has passed, the part left, and values in between.
+"""The arithmetic of the curves: shares of a length that have passed and are left, and what is between.
 
 Two rules keep the curves exact: steps are subtracted as integers before they are divided, and the
 share left is computed from the steps left, never as one minus the share passed. Arguments are
@@ -59,14 +59,14 @@ def periods(count: jax.Array, length: Any) -> jax.Array:
 
 
 def between(origin: Any, target: Any, weight: jax.Array) -> jax.Array:
-    """`origin + (target - origin) * weight`, never outside the two and exactly `target` from weight 1 on."""
+    """`origin + (target - origin) * weight`, never outside; exactly `target` from weight 1 on."""
     # For a weight below 1, the rounded product is below the rounded difference by more than the
     # difference was rounded up by, so no sum passes `target`.
     return jnp.where(weight >= 1, target, origin + (target - origin) * weight)
 
 
 def raised(share: jax.Array, complement: jax.Array, exponent: Any) -> jax.Array:
-    """`share ** exponent` to a few ulp of 1, its derivative finite at 0. `complement` is 1 - share."""
+    """`share ** exponent` to 2 ulp of 1, its derivative finite at 0. `complement` is 1 - share."""
     some = share > 0
     base = jnp.where(some, share, 1)
     # Near 1, share ** 1000 multiplies the share's rounding error by 1000; log1p of the complement
@@ -79,7 +79,7 @@ def raised(share: jax.Array, complement: jax.Array, exponent: Any) -> jax.Array:
 
 
 def half_cosine(share: jax.Array, complement: jax.Array) -> jax.Array:
-    """`(1 - cos(pi * share)) / 2`, computed as squared sines, which keep their digits near 0 and near 1."""
+    """`(1 - cos(pi * share)) / 2`, as squared sines, which keep their digits near 0 and 1."""
     rising, falling = (
         jnp.square(jnp.sin(jnp.minimum(part, 0.5) * (math.pi / 2))) for part in (share, complement)
     )
@@ -87,10 +87,10 @@ def half_cosine(share: jax.Array, complement: jax.Array) -> jax.Array:
 
 
 def expm1_below_one(exponent: jax.Array) -> jax.Array:
-    """`exp(exponent) - 1` for an exponent in [0, log(2)], monotone to the last digit, which `jnp.expm1` is not.
+    """`exp(exponent) - 1` for an exponent in [0, log(2)], monotone to the last digit.
 
-    By Horner's rule on positive terms, where each rounding keeps the order; 18 terms are enough for
-    float64.
+    `jnp.expm1` is not. By Horner's rule on positive terms each rounding keeps the order; 18 terms
+    are enough for float64.
     """
     series = jnp.ones_like(exponent)
     for term in range(18, 1, -1):
@@ -114,7 +114,7 @@ def difference(left: Any, right: Any) -> jax.Array:
 
 
 def share_of(fraction: Any, total: Any) -> Any:
-    """`fraction` of `total` in whole steps, halves up: exact in decimals, or in floats where either is traced."""
+    """`fraction` of `total` in whole steps, halves up: exact, or in floats where either is traced."""
     if not (is_traced(fraction) or is_traced(total)):
         return math.floor(Fraction(str(fraction)) * Fraction(str(total)) + Fraction(1, 2))
     dtype = default_float()
@@ -138,7 +138,7 @@ def _divided(passed: jax.Array, left: jax.Array, length: jax.Array) -> Shares:
 
 
 def _alike(left: Any, right: Any) -> tuple[jax.Array, jax.Array]:
-    """Both as they are if both are integers, so that their difference is exact; else both as floats."""
+    """Two integers as they are, so that their difference is exact; others as floats."""
     if jnp.issubdtype(left.dtype, jnp.integer) and jnp.issubdtype(right.dtype, jnp.integer):
         return left, right
     return _as_float(left), _as_float(right)

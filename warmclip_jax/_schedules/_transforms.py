@@ -35,7 +35,8 @@ def with_warmup(schedule: Inner, *, warmup_steps: Steps, init_value: Finite = 0.
     Traced arguments are not checked: a negative W acts as 0.
 
     >>> import warmclip_jax as wc
-    >>> noam = wc.with_warmup(wc.inverse_sqrt_decay(init_value=1.0, timescale=100), warmup_steps=100)
+    >>> decay = wc.inverse_sqrt_decay(init_value=1.0, timescale=100)
+    >>> noam = wc.with_warmup(decay, warmup_steps=100)
     >>> [float(noam(count)) for count in (0, 50, 100, 400)]
     [0.0, 0.5, 1.0, 0.5]
 
@@ -77,7 +78,7 @@ def join(schedules: EachInner, *, boundaries: EachSteps) -> Schedule:
 
     def value(count: jax.Array) -> jax.Array:
         index = reached(count, boundaries)
-        begins = jnp.concatenate([jnp.zeros(1, jnp.int32), as_step(boundaries)])
+        begins = as_step(jnp.pad(boundaries, (1, 0)))
         value = jnp.zeros(count.shape, default_float())
         for group in schedules:
             value = group.chosen(index, lambda index: count - begins[index], value)

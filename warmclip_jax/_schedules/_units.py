@@ -63,7 +63,7 @@ def steps(
     updates_per_batch: Scalar = 1,
     drop_remainder: bool = False,
 ) -> int:
-    """How many optimizer steps a number of epochs, examples or tokens takes, or a fraction of the run.
+    """How many optimizer steps some epochs, examples or tokens take, or a fraction of the run.
 
     `ceil(examples / (batch_size * accumulation)) * updates_per_batch`, where examples are `epochs *
     dataset_size` or `tokens / sequence_length`; or `round(fraction * total_steps)`. A step is one
@@ -97,8 +97,10 @@ def steps(
         for every traced argument.
 
     >>> import warmclip_jax as wc
-    >>> wc.steps(epochs=3, dataset_size=50_000, batch_size=128), wc.steps(tokens=2e9, batch_size=256, sequence_length=2048)
-    (1172, 3815)
+    >>> wc.steps(epochs=3, dataset_size=50_000, batch_size=128)
+    1172
+    >>> wc.steps(tokens=2e9, batch_size=256, sequence_length=2048)
+    3815
     >>> wc.steps(epochs=3, dataset_size=50_000, batch_size=128, accumulation=4)
     293
     >>> wc.steps(epochs=3, dataset_size=50_000, batch_size=128, drop_remainder=True)
@@ -112,7 +114,7 @@ def steps(
         "total_steps": total_steps,
     }
     unit = exactly_one(amounts)
-    amount = _known(unit, amounts[unit], _SHARE if unit == "fraction" else _AMOUNT)
+    amount = _concrete(unit, amounts[unit], _SHARE if unit == "fraction" else _AMOUNT)
     for name, size in sizes.items():
         if (size is None) == (name in _NEEDS[unit]):
             rule = (
@@ -121,9 +123,9 @@ def steps(
                 else f"left out with {unit}, which does not use it"
             )
             raise broken_rule(name, rule, size, f"{unit} needs {' and '.join(_NEEDS[unit])}.")
-    needed = {name: Fraction(_known(name, sizes[name], _SIZE)) for name in _NEEDS[unit]}
-    accumulated = Fraction(_known("accumulation", accumulation, _SIZE))
-    updates = int(_known("updates_per_batch", updates_per_batch, _SIZE))
+    needed = {name: Fraction(_concrete(name, sizes[name], _SIZE)) for name in _NEEDS[unit]}
+    accumulated = Fraction(_concrete("accumulation", accumulation, _SIZE))
+    updates = int(_concrete("updates_per_batch", updates_per_batch, _SIZE))
     FLAG.check("drop_remainder", drop_remainder)
     if unit == "fraction":
         if drop_remainder:
@@ -175,7 +177,7 @@ def untuned_warmup_steps(b2: Scalar) -> Any:
     return math.ceil(2 / (1 - Fraction(str(b2))))
 
 
-def _known(name: str, value: Any, number: Number) -> Any:
+def _concrete(name: str, value: Any, number: Number) -> Any:
     if is_traced(value):
         remedy = "Steps are computed before tracing; pass a Python number."
         raise broken_rule(name, f"{number.rule}, and not traced", value, remedy, TypeError)

@@ -81,11 +81,14 @@ def makes(
     function: `made` does, with lowered arguments, when the value is called. Editors and type
     checkers still see the function's signature.
 
-    Args: made: the class that the factory builds. prepare: takes all checked arguments, raises for
-      those that do not go together, and returns those to store. lower: takes the stored arguments when the
-      value is called, and returns what its function receives, such as a logarithm, before it is
-      rounded to float32. resolves: arguments that `prepare` replaces by others, such as a fraction
-      by steps; they are not stored.
+    Args:
+      made: the class that the factory builds.
+      prepare: takes all checked arguments, raises for those that do not go together, and returns
+        those to store.
+      lower: takes the stored arguments when the value is called, and returns what its function
+        receives, such as a logarithm, before it is rounded to float32.
+      resolves: arguments that `prepare` replaces by others, such as a fraction by steps; they are
+        not stored.
     """
 
     def decorate(function: F) -> F:
