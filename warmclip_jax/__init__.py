@@ -6,10 +6,12 @@ Clip: `clip_by_global_norm`, `clip_by_group_norm` and `label_by_path`, `clip_tre
 Leave bad steps out: `skip_nonfinite`. Take over a running project: `adopt_state`.
 Find out what happened: `report`, `records`, `plot_records`, `read_state`.
 Warm up: `linear_warmup`, `polynomial_warmup`, `exponential_warmup`, `with_warmup`.
-Decay: `polynomial_decay`, `cosine_decay`, `exponential_decay`, `inverse_sqrt_decay`.
+Decay: `polynomial_decay`, `cosine_decay`, `exponential_decay`, `inverse_sqrt_decay`,
+    `inverse_power_decay`.
 Both: `warmup_polynomial_decay`, `warmup_cosine_decay`, `warmup_stable_decay`.
 Build schedules: `constant`, `piecewise_constant`, `join`, `repeat`, `shift`, `stretch`, `product`,
-    `minimum`, `maximum`. Count: `steps`, `untuned_warmup_steps`. Look, and read: `plot`, `parse`.
+    `total`, `minimum`, `maximum`. Count: `steps`, `untuned_warmup_steps`. Look, and read: `plot`,
+    `parse`.
 """
 
 from warmclip_jax._adopting import adopt_state

@@ -78,7 +78,6 @@ def piecewise_constant(*, values: EachFinite, boundaries: EachSteps) -> Schedule
     Source: TensorFlow's `tf.keras.optimizers.schedules.PiecewiseConstantDecay`, whose boundaries
     are one later.
     """
-
     return as_schedule(lambda count: values[reached(count, boundaries)])
 
 

@@ -106,9 +106,9 @@ def exponential_decay(
         above `init_value`.
       staircase: whether to move in steps, at each multiple of D, instead of smoothly.
 
-    Traced arguments are not checked: an integer D below 1 acts as 1. A floating D of 0 or less gives
-    `end_value` from step 1 on, and so does a floor above `init_value` or a ceiling below it. A rate
-    below 0 gives NaN. `staircase` cannot be traced.
+    Traced arguments are not checked: an integer D below 1 acts as 1. A floating D of 0 or less
+    gives `end_value` from step 1 on, and so does a floor above `init_value` or a ceiling below it.
+    A rate below 0 gives NaN. `staircase` cannot be traced.
 
     >>> import warmclip_jax as wc
     >>> round(float(wc.exponential_decay(init_value=1.0, decay_steps=10, decay_rate=0.5)(20)), 6)

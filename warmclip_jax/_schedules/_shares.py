@@ -1,4 +1,4 @@
-"""The arithmetic of the curves: shares of a length that have passed and are left, and what is between.
+"""The arithmetic of curves: shares of a length that have passed and are left, values in between.
 
 Two rules keep the curves exact: steps are subtracted as integers before they are divided, and the
 share left is computed from the steps left, never as one minus the share passed. Arguments are
@@ -114,7 +114,7 @@ def difference(left: Any, right: Any) -> jax.Array:
 
 
 def share_of(fraction: Any, total: Any) -> Any:
-    """`fraction` of `total` in whole steps, halves up: exact, or in floats where either is traced."""
+    """`fraction` of `total` in whole steps, halves up; in floats where either is traced."""
     if not (is_traced(fraction) or is_traced(total)):
         return math.floor(Fraction(str(fraction)) * Fraction(str(total)) + Fraction(1, 2))
     dtype = default_float()
