@@ -157,6 +157,13 @@ def levanter(step: int, stable: int = 0, cooldown: int = 0) -> float:
     return PEAK + (END - PEAK) * min(max(step - W - stable, 0), length) / length
 
 
+def levanter_cosine(step: int) -> float:
+    if step < W:
+        return PEAK * step / W
+    ratio, share = END / PEAK, min(step - W, D) / D
+    return PEAK * ((1 - ratio) * 0.5 * (1 + math.cos(math.pi * share)) + ratio)
+
+
 def maxtext_to_the_end(step: int) -> float:
     """As it was until there were other shapes: over all T steps, and zeros after them."""
     if step < W:

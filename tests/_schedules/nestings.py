@@ -85,7 +85,7 @@ def curves(draw: st.DrawFn) -> wc.Schedule:
                     init_value=value, timescale=power, end_value=run["end_value"]
                 ),
                 lambda: wc.inverse_power_decay(
-                    init_value=value, timescale=length, power=power, end_value=run["end_value"]
+                    init_value=value, timescale=total, power=power, end_value=run["end_value"]
                 ),
                 lambda: wc.piecewise_constant(values=array(values), boundaries=array(boundaries)),
                 lambda: wc.warmup_polynomial_decay(**run, power=power, decay_from=clock),

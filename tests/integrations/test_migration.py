@@ -132,7 +132,7 @@ def test_pytorch_itself_clips_so_and_decays_weights_so():
     [
         ("flax's lm1b and gemma", elsewhere.flax_rsqrt),
         ("big_vision", lambda step: max(0.0, elsewhere.big_vision_cooldown(step, 20))),
-        ("Levanter", lambda step: elsewhere.levanter(step, "cosine")),
+        ("Levanter", elsewhere.levanter_cosine),
         ("MaxText", elsewhere.maxtext),
         ("EasyLM", elsewhere.easylm_rate),
         ("purejaxrl", lambda step: max(0.0, elsewhere.purejaxrl(step, 4, 3, T // 12))),
