@@ -116,7 +116,7 @@ def train(params: Params, batches: list[jax.Array]) -> Params:
             optimizer, params, opt_state, grads=grads, value=jnp.sum(batch)
         )
         params = assert_type(moved, Params)
-    assert_type(wc.metrics(opt_state), dict[str, jax.Array])
+    assert_type(wc.metrics(opt_state), dict[str, Any])
     return params
 
 
@@ -163,14 +163,12 @@ def mistakes(grads: Params, schedule: wc.Schedule) -> None:
     wc.skip_nonfinite(optax.adamw)  # pyright: ignore[reportArgumentType]
     wc.apply_gradients(optax.sgd(0.1), grads, grads)  # pyright: ignore[reportCallIssue]
     wc.join(schedule, boundaries=[1])  # pyright: ignore[reportArgumentType]
-    wc.metrics(grads)["grad_norm"] = 1.0  # pyright: ignore[reportArgumentType]
     wc.global_norm(grads, axis="data")  # pyright: ignore[reportCallIssue]
     wc.product(schedule, "2")  # pyright: ignore[reportArgumentType]
     schedule**2  # pyright: ignore[reportOperatorIssue, reportUnusedExpression]
     2 / schedule  # pyright: ignore[reportOperatorIssue, reportUnusedExpression]
     schedule / schedule  # pyright: ignore[reportOperatorIssue, reportUnusedExpression]
     wc.cosine_decay(init_value=1e-3, transition_steps=100)  # pyright: ignore[reportCallIssue]
-    wc.Schedule(1e-3)  # pyright: ignore[reportCallIssue]
     schedule.kind = "constant"  # pyright: ignore[reportAttributeAccessIssue]
     wc.steps(32, 3)  # pyright: ignore[reportCallIssue]
     wc.clip_norm(grads)  # pyright: ignore[reportAttributeAccessIssue]

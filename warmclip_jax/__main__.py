@@ -105,7 +105,7 @@ def _report(arguments: Sequence[str]) -> None:
     if given.out is not None:
         _save(plot_records(state), _picture_path(given.out))
     if rows is not None:
-        pathlib.Path(given.csv).write_text(rows, encoding="utf-8", newline="")
+        pathlib.Path(str(given.csv)).write_text(rows, encoding="utf-8", newline="")
     _print(text)
 
 

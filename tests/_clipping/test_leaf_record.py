@@ -37,10 +37,14 @@ def test_of_a_run_of_bad_calls_the_first_is_kept_and_the_number_of_the_last():
     bad = [(np.nan, 6.0), (np.nan, np.inf), (np.inf, np.nan)]
     leaves = after([(np.inf, 1.0), *USUAL, *bad, (1.0, 6.0)]).leaves
     assert (int(leaves.bad_call), int(leaves.last_bad_call)) == (11, 13)
-    np.testing.assert_equal(decoded(np.asarray(leaves.bad_leaf_norms)), np.float32([np.nan, 6.0]))
+    np.testing.assert_equal(
+        decoded(np.asarray(leaves.bad_leaf_norms)), np.array([np.nan, 6.0], np.float32)
+    )
     leaves = after([(np.nan, 1.0), (np.inf, -np.inf)]).leaves
     assert (int(leaves.bad_call), int(leaves.last_bad_call)) == (0, 1)
-    np.testing.assert_equal(decoded(np.asarray(leaves.leaf_norms)), np.float32([np.inf, np.inf]))
+    np.testing.assert_equal(
+        decoded(np.asarray(leaves.leaf_norms)), np.array([np.inf, np.inf], np.float32)
+    )
 
 
 @pytest.mark.parametrize(

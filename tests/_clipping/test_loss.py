@@ -53,7 +53,8 @@ def test_losses_are_recorded_and_those_that_are_bad_or_far_out_are_skipped(made:
     np.testing.assert_allclose(params, PARAMS - 6 * 0.1 * GRADS, rtol=1e-5)
     told, columns = wc.metrics(state), wc.records(state)
     np.testing.assert_array_equal(
-        columns["value"], np.float32([np.nan if loss is None else loss for loss in LOSSES])
+        columns["value"],
+        np.array([np.nan if loss is None else loss for loss in LOSSES], np.float32),
     )
     assert np.flatnonzero(columns["skipped"]).tolist() == SKIPPED
     assert np.isinf(columns["value_bound"][0])

@@ -126,8 +126,11 @@ def test_nothing_teaches_that_is_not_finite_and_types_stay():
     for loss in (math.nan, math.inf, -math.inf):
         after = loss_taught(history, jnp.float32(loss), jnp.bool_(False), SKIP)
         jax.tree.map(np.testing.assert_array_equal, after, history)
-    narrow = jax.tree.map(lambda field: field.astype(jnp.bfloat16), history[:2])
-    cast = LossHistory(*narrow, history.losses_taught)
+    cast = LossHistory(
+        history.loss_mean.astype(jnp.bfloat16),
+        history.loss_deviation.astype(jnp.bfloat16),
+        history.losses_taught,
+    )
     after = loss_taught(cast, jnp.float32(2), jnp.bool_(True), SKIP)
     assert [field.dtype for field in after] == [field.dtype for field in cast]
     full = history._replace(losses_taught=jnp.int32(2**31 - 1))

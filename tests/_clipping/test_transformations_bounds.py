@@ -4,6 +4,7 @@ no bound.
 
 import itertools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -124,7 +125,8 @@ def test_a_finite_tree_whose_norm_is_not_representable_is_clipped_right(clip):
 def test_a_norm_that_is_given_is_used():
     tree = [np.array([3.0, 4.0], np.float32)]
     expected, _ = wc.clip_tree(tree, 1.0)
-    for norm in (5, 5.0, np.float64(5), np.array(5.0), jnp.float32(5), jnp.asarray(5, BF16)):
+    norms: Any = (5, 5.0, np.float64(5), np.array(5.0), jnp.float32(5), jnp.asarray(5, BF16))
+    for norm in norms:
         clipped, returned = wc.clip_tree(tree, 1.0, norm=norm)
         assert_same_bits(clipped, expected)
         assert (returned.dtype, float(returned)) == (jnp.float32, 5.0)

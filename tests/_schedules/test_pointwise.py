@@ -28,7 +28,7 @@ DECAY = wc.cosine_decay(init_value=0.3, decay_steps=100)
 LARGEST = float(np.finfo(np.float32).max)
 
 
-@hypothesis.settings(max_examples=12, suppress_health_check=[*hypothesis.HealthCheck])
+@hypothesis.settings(max_examples=12, suppress_health_check=list(hypothesis.HealthCheck))
 @hypothesis.given(nested(5))
 def test_nestings_are_the_formula_to_4_ulp_of_the_range_and_sums_of_their_largest_part(
     schedule: wc.Schedule,
@@ -39,7 +39,7 @@ def test_nestings_are_the_formula_to_4_ulp_of_the_range_and_sums_of_their_larges
     )
 
 
-@hypothesis.settings(max_examples=5, suppress_health_check=[*hypothesis.HealthCheck])
+@hypothesis.settings(max_examples=5, suppress_health_check=list(hypothesis.HealthCheck))
 @hypothesis.given(nested(2))
 def test_the_derivative_of_a_nesting_by_every_number_is_its_slope(schedule: wc.Schedule):
     with jax.enable_x64(True):
@@ -111,6 +111,8 @@ def test_what_cancels_in_a_sum_leaves_nothing_in_any_order_eager_and_jitted():
 
 def test_a_sum_of_two_is_the_float_sum_to_the_last_bit():
     rng = np.random.default_rng(0)
-    for left, right in rng.normal(size=(50, 2)).astype(np.float32) * np.float32([1, 1e-3]):
+    for left, right in rng.normal(size=(50, 2)).astype(np.float32) * np.array(
+        [1, 1e-3], np.float32
+    ):
         summed = wc.total(left, right)(0), (wc.constant(value=left) - right)(0)
         assert tuple(map(np.float32, summed)) == (left + right, left - right)

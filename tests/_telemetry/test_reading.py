@@ -155,7 +155,7 @@ def test_the_state_of_an_nnx_optimizer_is_read(tmp_path: pathlib.Path):
 
 def test_several_states_have_the_names_that_they_have_in_memory(tmp_path: pathlib.Path):
     params = {"embed": np.ones(2, np.float32), "head": np.ones(3, np.float32)}
-    each = {name: wc.pipeline(optax.sgd, 0.1, max_norm=1.0) for name in params}
+    each: Any = {name: wc.pipeline(optax.sgd, 0.1, max_norm=1.0) for name in params}
     chained = optax.chain(optax.partition(each, {name: name for name in params}))
     state = chained.init(params)
     train = {"params": params, "opt_state": wc.skip_nonfinite(chained).init(params)}

@@ -76,20 +76,20 @@ def skipped_in_jax(losses: np.ndarray) -> np.ndarray:
 
 def jump(before: float, after: float, calls: int = 4_000) -> np.ndarray:
     noise = 1 + 0.02 * np.random.default_rng(0).standard_normal(calls)
-    return np.float32(np.where(np.arange(calls) < JUMP_AT, before, after) * noise)
+    return (np.where(np.arange(calls) < JUMP_AT, before, after) * noise).astype(np.float32)
 
 
 def main(seeds: int) -> None:
     differ = calls = 0
-    rows: dict[str, list[tuple[float, float, bool]]] = {}
+    rows: dict[str, list[tuple[float, ...]]] = {}
     for seed in range(seeds):
         for name, (losses, is_spike) in streams(seed).items():
             losses = losses.astype(np.float32)
             skipped = skipped_by_formula(losses)
             differ += int((skipped_in_jax(losses) != skipped).sum())
             calls += CALLS
-            share = (skipped[is_spike].mean(), skipped[~is_spike].mean(), skipped[:100].any())
-            rows.setdefault(name, []).append(share)
+            shares = (skipped[is_spike].mean(), skipped[~is_spike].mean(), skipped[:100].any())
+            rows.setdefault(name, []).append(tuple(map(float, shares)))
     print("\n| losses | spikes skipped | others skipped, % | streams with an alarm in 100 calls |")
     print("|---|---|---|---|")
     for name, shares in rows.items():

@@ -168,7 +168,7 @@ def test_inside_of_a_host_the_numbers_counts_and_skipped_steps_are_the_same(host
 
 
 def test_each_group_of_a_partition_has_its_own_optimizer_norm_and_counts():
-    groups = {
+    groups: Any = {
         "matrix": wc.pipeline(optax.sgd, 0.1, max_norm=0.5),
         "rest": wc.pipeline(optax.adamw, SCHEDULE),
     }

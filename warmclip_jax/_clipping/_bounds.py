@@ -112,8 +112,8 @@ def running_bound(
     numbers: s is at least 1 % of the size of the mean, the first loss x sets mean to x and the
     deviation to |x| / 2, and the bound is `mean + deviations * s`. A loss that falls by a factor of
     e in 430 steps hides spikes of less than three times its value; a lasting jump of 10 is followed
-    in some 140 calls, one of 10**6 in some 450; a loss that was exactly 0 for thousands of calls and
-    comes back is skipped for some hundreds.
+    in some 140 calls, one of 10**6 in some 450; a loss that was exactly 0 for thousands of calls
+    and comes back is skipped for some hundreds.
 
     Args:
       deviations: how far above the mean the bound lies, above 0. 3 for a clip, where a false alarm

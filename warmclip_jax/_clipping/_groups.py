@@ -50,7 +50,7 @@ class LabelByPath:
 def label_by_path(
     patterns: Mapping[str, str] | None = None, *, default: str = "rest"
 ) -> Callable[[Any], Any]:
-    r"""A function of parameters that labels each leaf by its path, for `groups` and for `optax.partition`.
+    r"""A function that labels each leaf by its path, for `groups` and for `optax.partition`.
 
     The first pattern that matches the whole path gives the label; without patterns each leaf's
     label is its path.

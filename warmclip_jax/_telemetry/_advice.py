@@ -128,14 +128,10 @@ def accumulator(account: Account, path: Any) -> Iterator[str]:
 
 def train_step(account: Account, opt_state: Any, path: Any) -> Iterator[str]:
     """A train state whose own step is neither the calls nor the updates."""
-    step = getattr(opt_state, "step", None)
-    is_counter = hasattr(opt_state, "opt_state") and np.ndim(step) == 0 and step is not None
-    numbers = account.numbers
-    if (
-        not is_counter
-        or _is_in_multi_steps(path)
-        or int(step) in (numbers["calls"], numbers.get("step"))
-    ):
+    step, numbers = getattr(opt_state, "step", None), account.numbers
+    if step is None or np.ndim(step) or not hasattr(opt_state, "opt_state"):
+        return
+    if _is_in_multi_steps(path) or int(step) in (numbers["calls"], numbers.get("step")):
         return
     yield (
         f"The train state counts {int(step)} steps, the optimizer {numbers['calls']} calls: was it "
