@@ -61,7 +61,7 @@ def test_a_program_of_a_thousand_parts_is_hardly_longer_than_one_of_a_few(build:
 
 def test_a_sum_of_hundreds_is_one_total_and_right():
     schedules = cosines(300)
-    total = sum(schedules)
+    total: Any = sum(schedules)
     assert total == wc.total(0.0, *schedules)
     counts = np.arange(500)
     np.testing.assert_allclose(

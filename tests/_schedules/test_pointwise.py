@@ -26,9 +26,10 @@ COUNTS = np.unique(
 )
 DECAY = wc.cosine_decay(init_value=0.3, decay_steps=100)
 LARGEST = float(np.finfo(np.float32).max)
+EVERY_CHECK: Any = list(hypothesis.HealthCheck)
 
 
-@hypothesis.settings(max_examples=12, suppress_health_check=list(hypothesis.HealthCheck))
+@hypothesis.settings(max_examples=12, suppress_health_check=EVERY_CHECK)
 @hypothesis.given(nested(5))
 def test_nestings_are_the_formula_to_4_ulp_of_the_range_and_sums_of_their_largest_part(
     schedule: wc.Schedule,
@@ -39,7 +40,7 @@ def test_nestings_are_the_formula_to_4_ulp_of_the_range_and_sums_of_their_larges
     )
 
 
-@hypothesis.settings(max_examples=5, suppress_health_check=list(hypothesis.HealthCheck))
+@hypothesis.settings(max_examples=5, suppress_health_check=EVERY_CHECK)
 @hypothesis.given(nested(2))
 def test_the_derivative_of_a_nesting_by_every_number_is_its_slope(schedule: wc.Schedule):
     with jax.enable_x64(True):
@@ -96,7 +97,7 @@ def test_a_product_goes_as_far_as_its_dtype():
 def test_what_cancels_in_a_sum_leaves_nothing_in_any_order_eager_and_jitted():
     tiny, line = wc.constant(value=1e-9), wc.linear_warmup(peak_value=0.1, warmup_steps=100)
     counts = jnp.arange(150)
-    for schedule, exact in (
+    pairs: Any = (
         (DECAY - DECAY, 0 * tiny),
         (0.1 * DECAY * line - 0.1 * DECAY * line, 0 * tiny),
         (tiny + (DECAY - DECAY), tiny),
@@ -104,7 +105,8 @@ def test_what_cancels_in_a_sum_leaves_nothing_in_any_order_eager_and_jitted():
         (1.0 + tiny - 1.0, tiny),
         (sum([tiny, *[DECAY] * 9, *[-DECAY] * 9]), tiny),
         (wc.shift(line - 0.1, by=100), 0 * tiny),
-    ):
+    )
+    for schedule, exact in pairs:
         for evaluate in (schedule, jax.jit(schedule)):
             np.testing.assert_array_equal(evaluate(counts), exact(counts), repr(schedule))
 

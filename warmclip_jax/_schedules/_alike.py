@@ -53,13 +53,16 @@ def alike(lowered: tuple[Any, ...]) -> tuple[Alike, ...]:
         kinds = [(np.shape(number), getattr(number, "dtype", type(number))) for number in numbers]
         groups.setdefault(index if is_foreign(operand) else (structure, *kinds), []).append(index)
     return tuple(
-        Alike(np.int32(indices), jax.tree.map(_stacked, *(lowered[index] for index in indices)))
+        Alike(
+            np.array(indices, np.int32),
+            jax.tree.map(_stacked, *(lowered[index] for index in indices)),
+        )
         for indices in groups.values()
     )
 
 
-def _stacked(*numbers: Any) -> Any:
-    return stacked(numbers) if len(numbers) > 1 else numbers[0]
+def _stacked(first: Any, *others: Any) -> Any:
+    return stacked((first, *others)) if others else first
 
 
 def value_of(lowered: Any, count: jax.Array) -> jax.Array:

@@ -67,13 +67,13 @@ def reached(count: jax.Array, steps: Any) -> jax.Array:
     return jnp.max(jnp.where(is_reached, numbers, 0), axis=0, initial=0)
 
 
-def later(count: jax.Array, by: jax.Array) -> jax.Array:
+def later(count: jax.Array, by: Any) -> jax.Array:
     """`count + by`, stopping at the largest count instead of wrapping around."""
     by = as_step(by) - as_step(-by)
     return jnp.minimum(count, MAX_COUNT - jnp.maximum(by, 0)) + by
 
 
-def turns(count: jax.Array, length: jax.Array) -> tuple[jax.Array, jax.Array]:
+def turns(count: jax.Array, length: Any) -> tuple[jax.Array, jax.Array]:
     """How many whole lengths fit into `count`, and the rest. A length below 1 acts as 1."""
     turn, rest = jnp.divmod(count.astype(jnp.uint32), jnp.maximum(as_limit(length), 1))
     return as_step(turn), as_step(rest)

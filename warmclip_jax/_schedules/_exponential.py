@@ -1,7 +1,7 @@
 """The exponential curve: a value multiplied by one factor again and again, decaying or growing."""
 
 import math
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,7 @@ class _Rate(NamedTuple):
 
 
 class _RateRule(Number):
-    def as_array(self, number: _Rate) -> _Rate:
+    def as_array(self, number: Any) -> Any:
         logarithm, value = (super(_RateRule, self).as_array(n) for n in (number[0], number[2]))
         return _Rate(logarithm, jnp.asarray(number.top), value)
 
@@ -121,7 +121,7 @@ def exponential_decay(
     Source: TensorFlow's `tf.keras.optimizers.schedules.ExponentialDecay`; Smith 2017, "Cyclical
     learning rates", section 3.3.
     """
-    logarithm, top, largest = decay_rate  # As `_lowered` makes it.
+    logarithm, top, largest = cast(_Rate, decay_rate)  # As `_lowered` makes it.
     grows, length = logarithm > 0, jnp.int32(1) if staircase else decay_steps
 
     def value(count: jax.Array) -> jax.Array:

@@ -201,7 +201,7 @@ def warmup_stable_decay(
     """
 
     def shape(decay: Shares) -> jax.Array:
-        return jnp.where(decay_steps > 0, _SHAPES[decay_shape](decay), 1)
+        return jnp.where(jnp.asarray(decay_steps) > 0, _SHAPES[decay_shape](decay), 1)
 
     values = (init_value, peak_value, end_value)
     return _run(values, (warmup_steps, total_steps, decay_steps), shape)

@@ -198,6 +198,6 @@ def is_foreign(lowered: Any) -> bool:
     return isinstance(lowered, Foreign)
 
 
-def as_schedule(body: Callable[[jax.Array], jax.Array]) -> Schedule:
+def as_schedule(body: Callable[[jax.Array], Any]) -> Schedule:
     """What the body of a factory returns: a function of the count, shown as the factory's value."""
     return cast(Schedule, body)

@@ -1,6 +1,7 @@
 """Schedules made from other schedules, of this package or any other, by moving their count."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -78,9 +79,10 @@ def join(schedules: EachInner, *, boundaries: EachSteps) -> Schedule:
 
     def value(count: jax.Array) -> jax.Array:
         index = reached(count, boundaries)
-        begins = as_step(jnp.pad(boundaries, (1, 0)))
+        begins = as_step(jnp.pad(jnp.asarray(boundaries), (1, 0)))
         value = jnp.zeros(count.shape, default_float())
-        for group in schedules:
+        groups: Any = schedules
+        for group in groups:
             value = group.chosen(index, lambda index: count - begins[index], value)
         return value
 
