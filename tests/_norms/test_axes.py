@@ -209,7 +209,9 @@ def test_small_leaves_are_put_together_where_all_axes_are_mapped_by_hand_and_onl
     explicit = jax.device_put(tree, NamedSharding(mesh_of(MESH, AxisType.Explicit), P("data")))
 
     def together(function, tree=tree):
-        return "stablehlo.concatenate" in jax.jit(function).lower(tree).as_text()
+        text = jax.jit(function).lower(tree).as_text()
+        sizes = re.findall(r"stablehlo\.concatenate.* -> tensor<(\d+)x", text)
+        return any(int(size) >= 8 for size in sizes)  # of entries, not of the sums at three scales
 
     def mapped(axes):
         return jax.shard_map(
@@ -276,7 +278,11 @@ def test_an_empty_tuple_says_that_gradients_are_the_same_on_every_device():
     np.testing.assert_allclose(norm, truth(tree, 1.0)[0], rtol=1e-6)
 
 
-@pytest.mark.parametrize("way", ["untyped", "vmap"])
+#: `vmap` of a sum over devices, which JAX has from 0.9 on.
+WAYS = ["untyped", "vmap"] if jax.__version_info__ >= (0, 9) else ["untyped"]
+
+
+@pytest.mark.parametrize("way", WAYS)
 def test_models_that_lie_along_an_axis_have_a_norm_each(way):
     models = jnp.arange(32.0).reshape(2, 4, 4)
     mesh = jax.make_mesh((2, 4), ("member", "data"), axis_types=(AxisType.Auto,) * 2)
