@@ -63,11 +63,15 @@ def parted(first: Any) -> Any:
     return optax.partition({True: first, False: SGD}, MASK)
 
 
+NAMED = optax.named_chain(("0", CLIP_OF_OPTAX), ("1", SGD))
+#: The state of a named chain is a dict like any other in the oldest optax: it is refused there.
+HAS_NAMED_CHAINS = isinstance(NAMED.init(jnp.zeros(1)), collections.OrderedDict)
+
 #: Optimizers that do the same with the same gradients.
 FAMILIES: dict[str, dict[str, Recipe]] = {
     "a number": {
         "plain": Recipe(PLAIN),
-        "named_chain": Recipe(optax.named_chain(("0", CLIP_OF_OPTAX), ("1", SGD))),
+        **({"named_chain": Recipe(NAMED)} if HAS_NAMED_CHAINS else {}),
         "inject_hyperparams": Recipe(optax.chain(CLIP_OF_OPTAX, injected(SCHEDULE))),
         "apply_if_finite": Recipe(optax.apply_if_finite(PLAIN, 9), "", "nan"),
         "clip": clipped(wc.clip_by_global_norm(1.0)),
