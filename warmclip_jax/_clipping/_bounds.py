@@ -84,7 +84,7 @@ def running_bound(
         variance = (1 - a) * (variance + a * d**2)
 
     The first norm is bounded by the ceiling alone; it sets mean to `l` and variance to 0.25. Every
-    later one is bounded by what was known before it, and then teaches, whatever was done about it.
+    later one is bounded by the history before it, and then teaches, whatever was done about it.
     NaN, inf and 0 teach nothing.
 
     Logarithms make the rule independent of the loss's scale: a norm 100 times the mean is 4.6 above
