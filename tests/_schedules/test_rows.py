@@ -4,6 +4,7 @@ The guide quotes them; `wc.` is left out here as in the text that `parse` reads.
 """
 
 import math
+import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -249,6 +250,24 @@ def test_a_row_is_its_formula_to_4_ulp_over_the_whole_run(name: str):
         written(name)(steps), exact, rtol=0, atol=4 * np.spacing(np.float32(exact.max()))
     )
     assert wc.parse(repr(written(name))) == written(name)
+
+
+#: What the guide tells among its recipes, with numbers of its own.
+AMONG_RECIPES = (
+    "Cool",
+    "Warm up again",
+    "One-cycle",
+    "DeepSeek",
+    "AdamC",
+    "Restarts",
+    "Five epochs",
+)
+
+
+def test_the_guide_quotes_the_rows():
+    guide = (pathlib.Path(__file__).parents[2] / "colabs/README.md").read_text(encoding="utf-8")
+    rows = {name: code for name, (code, _) in ROWS.items() if not name.startswith(AMONG_RECIPES)}
+    assert [name for name, code in rows.items() if f"| {name} | `{code}` |" not in guide] == []
 
 
 # Rows that take an optimizer.
