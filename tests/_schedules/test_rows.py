@@ -3,8 +3,12 @@
 The guide quotes them; `wc.` is left out here as in the text that `parse` reads.
 """
 
+import ast
 import math
 import pathlib
+import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -268,6 +272,18 @@ def test_the_guide_quotes_the_rows():
     guide = (pathlib.Path(__file__).parents[2] / "colabs/README.md").read_text(encoding="utf-8")
     rows = {name: code for name, (code, _) in ROWS.items() if not name.startswith(AMONG_RECIPES)}
     assert [name for name, code in rows.items() if f"| {name} | `{code}` |" not in guide] == []
+
+
+def test_rows_are_the_same_in_another_process():
+    sent = pickle.dumps([written(name) for name in ROWS])
+    program = (
+        "import pickle, sys; schedules = pickle.load(sys.stdin.buffer); "
+        "print(repr([(repr(s), s([0, 57, 399]).tolist()) for s in schedules]))"
+    )
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, input=sent, capture_output=True, check=True)
+    expected = [(repr(written(name)), written(name)([0, 57, 399]).tolist()) for name in ROWS]
+    assert ast.literal_eval(done.stdout.decode()) == expected
 
 
 # Rows that take an optimizer.
