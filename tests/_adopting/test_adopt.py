@@ -537,3 +537,13 @@ def test_parameters_are_not_taken_for_fields_whatever_their_names_and_nodes():
     for other in ({"a": x, "c": y}, collections.OrderedDict(b=x, a=y)):
         with pytest.raises(TypeError, match=r"leaves must be of .*\['a', 'b'\]; got .* Keep"):
             wc.adopt_state(clip, {"a": x, "b": y}, clip.init(other), step=0)
+
+
+def test_parameters_of_lookahead_are_parameters():
+    fast = {"w": jnp.ones(2)}
+    params = optax.LookaheadParams(fast, fast)
+    optimizer = optax.lookahead(wc.pipeline(optax.sgd, 0.1), sync_period=2, slow_step_size=0.5)
+    state = optimizer.init(params)
+    _, state = optimizer.update(fast, state, params)
+    adopted = wc.adopt_state(optimizer, params, state, step=1)
+    chex.assert_trees_all_equal(adopted, state)

@@ -5,9 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import warmclip_jax as wc
 from tests._norms.test_leaf_norms import FEW_ULP, assert_norms
 from tests.compiled import temporaries
 from tests.trees import gradients, normal
+from warmclip_jax._clipping._coding import decoded
 from warmclip_jax._norms._axes import Reduction
 from warmclip_jax._norms._frame import Grouping, each_alone, scaled_norms
 from warmclip_jax._norms._second_pass import _branches
@@ -81,3 +83,15 @@ def test_a_second_pass_of_many_leaves_takes_little_memory(as_on):
         tree = [jnp.ones(size)] * 96
         program = jax.jit(lambda tree: scaled_norms(tree, None, each_alone)).lower(tree).compile()
         assert temporaries(program, tree) < 96 * 4 * size / 10
+
+
+def test_what_is_not_finite_stays_in_the_norm_that_it_is_of(as_on):
+    as_on("cpu", devices=1)
+    tree = {f"{group:02}": [jnp.ones(8192), jnp.ones(8192)] for group in range(64)}
+    for bad in (jnp.nan, jnp.inf):
+        tree["00"][0] = tree["00"][0].at[5].set(bad)
+        clip = wc.clip_by_group_norm(None, wc.label_by_path({k: f"{k}/.*" for k in tree}))
+        _, state = jax.jit(clip.update)(tree, clip.init(tree))
+        norms = decoded(np.asarray(state.grad_norm))
+        assert np.isfinite(norms).tolist() == [False] + [True] * 63
+        np.testing.assert_allclose(norms[1:], 128.0, rtol=1e-6)

@@ -174,3 +174,20 @@ def test_two_clips_in_a_guard_are_told_apart_by_their_place_alone():
     known = wc.metrics(wc.skip_nonfinite(clips).init(PARAMS))
     assert {"0/max_norm", "1/max_norm", "skip_bound"} <= set(known)
     assert not any("inner_state" in name for name in known)
+
+
+def test_what_any_guard_around_skips_is_clipped_to_zero_in_every_group():
+    groups = wc.clip_by_group_norm(0.1, wc.label_by_path())
+    params = {"a": jnp.ones(2), "b": jnp.ones(3)}
+    guards: Any = (
+        wc.skip_nonfinite(groups, above=9.0),
+        wc.skip_nonfinite(wc.skip_nonfinite(groups), above=9.0),
+    )
+    for guard in guards:
+        _, state = guard.update(params, guard.init(params))
+        assert float(wc.metrics(state)["a/clip_coef"]) > 0
+        _, state = guard.update(jax.tree.map(lambda leaf: 100 * leaf, params), state)
+        told = wc.metrics(state)
+        assert [float(told[name]) for name in ("clip_coef", "a/clip_coef", "b/clip_coef")] == [
+            0
+        ] * 3

@@ -222,6 +222,16 @@ def test_a_damaged_file_is_one_sentence_and_never_another_state(
     assert capfd.readouterr() == ("", "")
 
 
+def test_a_path_may_go_up_and_through_a_link(
+    saved: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "link").symlink_to(saved)
+    monkeypatch.chdir(tmp_path)
+    expected = told(wc.read_state(saved / "standard"))
+    for path in ("link/standard", "./link/bare/../standard"):
+        assert told(wc.read_state(path)) == expected
+
+
 def test_what_is_no_checkpoint_is_one_sentence(saved: pathlib.Path, tmp_path: pathlib.Path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "notes").mkdir()

@@ -396,3 +396,20 @@ def test_a_state_in_a_trace_or_of_shapes_is_an_error_in_words():
     for function in (wc.report, wc.metrics, wc.records, wc.plot_records):
         with pytest.raises(TypeError, match="opt_state must hold arrays; got their shapes alone"):
             function(shapes)
+
+
+def test_a_loss_that_is_not_finite_under_another_policy_names_no_call_of_a_gradient():
+    optimizer: Any = wc.pipeline(optax.sgd, 0.1, nonfinite="propagate")
+    _, state = optimizer.update(USUAL[0], optimizer.init(USUAL[0]), value=jnp.nan)
+    text = wc.report(state)
+    assert "Calls whose value was NaN or inf: 1." in text
+    assert "call with NaN or inf" not in text
+
+
+def test_a_call_that_was_skipped_for_its_loss_is_over_no_bound_of_the_norm():
+    optimizer: Any = wc.pipeline(optax.sgd, 0.1, skip_above=1e3, skip_value_above=5.0, **RECORDED)
+    state = optimizer.init(USUAL[0])
+    for value in (1.0, 9.0):
+        _, state = optimizer.update(USUAL[0], state, value=value)
+    assert "Last finite call that was skipped: call 1" in wc.report(state)
+    assert "over the bound" not in wc.report(state)

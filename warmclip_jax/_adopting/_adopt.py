@@ -16,10 +16,16 @@ from warmclip_jax._adopting._parts import (
     Parts,
     is_moment,
     is_ours,
-    is_state,
     parts,
 )
-from warmclip_jax._clipping import LeafRecord, Ring, as_transformation, from_keys, names_of
+from warmclip_jax._clipping import (
+    LeafRecord,
+    Ring,
+    as_transformation,
+    check_params,
+    from_keys,
+    names_of,
+)
 from warmclip_jax._norms import stops_a_path
 from warmclip_jax._values import (
     MAX_COUNT,
@@ -104,11 +110,7 @@ def adopt_state(
 
 
 def _check_arguments(params: Any, opt_state: Any) -> None:
-    if any(map(is_state, jax.tree.leaves(params, is_leaf=is_state))):
-        raise ArgumentTypeError(
-            "params must be parameters; got an optimizer's state. The order is (optimizer, params, "
-            "opt_state)."
-        )
+    check_params(params)
     if "opt_state" in (opt_state if isinstance(opt_state, Mapping) else dir(opt_state)):
         raise ArgumentTypeError(
             f"opt_state must be an optimizer's state; got a {type(opt_state).__name__} that holds "

@@ -1,6 +1,6 @@
 """Gradients in, gradients out, and what is remembered of them."""
 
-from warmclip_jax._clipping._applying import apply_gradients, as_transformation
+from warmclip_jax._clipping._applying import apply_gradients, as_transformation, check_params
 from warmclip_jax._clipping._bounds import Bound, running_bound
 from warmclip_jax._clipping._clip import Clip, ClipState
 from warmclip_jax._clipping._coding import coded, decoded, is_unknown, quietly, unknown

@@ -49,7 +49,7 @@ class LeafRecord(NamedTuple):
 def init_leaf_record(params: optax.Params) -> LeafRecord:
     """The record before the first call; of one nameless leaf for a tree without gradients.
 
-    Such is a state to `optax.tree.map_params`, and checkpoints hold no array of size 0.
+    Checkpoints hold no array of size 0, and `optax.tree.map_params` needs a state of one form.
     """
     names = leaf_names(of_gradients(params)) or [""]
     lines = "".join(name + "\n" for name in names)

@@ -36,12 +36,13 @@ def init_loss_history(shape: tuple[int, ...] = (), dtype: Any = jnp.float32) -> 
 def loss_bound_from(history: LossHistory, rule: Rule, count: jax.Array) -> jax.Array:
     """`mean + deviations * deviation`, at most the ceiling; inf while nothing is usual yet."""
     dtype = dtype_of(history)
-    mean, _, seen = history
     floor, is_fresh = _floor(history)
     deviations = jnp.asarray(rule.deviations).astype(dtype)
-    follows = ~is_fresh & (seen > 0) & (deviations < jnp.inf)
+    follows = ~is_fresh & (deviations < jnp.inf)
     margin = jnp.where(follows, deviations, 0) * floor
-    return rule.lowered(jnp.where(follows, mean.astype(dtype) + margin, jnp.inf), count)
+    return rule.lowered(
+        jnp.where(follows, history.loss_mean.astype(dtype) + margin, jnp.inf), count
+    )
 
 
 def loss_taught(

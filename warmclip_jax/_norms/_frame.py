@@ -113,8 +113,8 @@ def _norms(
         default=lambda: at_all_scales(groupings, MIDDLE, in_one=True),
     )
     norms = []
-    for grouping, (totals, scales) in zip(groupings, found, strict=True):
-        mantissa, scale = jnp.sqrt(totals).reshape(grouping.shape), scales.reshape(grouping.shape)
+    for grouping, (totals, chosen) in zip(groupings, found, strict=True):
+        mantissa, scale = jnp.sqrt(totals).reshape(grouping.shape), chosen.reshape(grouping.shape)
         norms.append(ScaledNorm(mantissa, scale, mantissa / scale))
     return norms
 

@@ -64,9 +64,9 @@ def _read_again(
             and first.norms == last.norms
             and first.reduction == read[-1].reduction
         ):
-            # A zero that depends on the previous sum: otherwise XLA joins every part before it
-            # reads the first.
-            zero = jnp.minimum(sums[-1], 0).astype(first.array.dtype)
+            # A zero that depends on the previous sum, also on one that is NaN: otherwise XLA joins
+            # every part before it reads the first.
+            zero = (sums[-1] < 0).astype(first.array.dtype)
             parts = [first._replace(array=zero), *parts]
         summand = put_together(parts)
         own = scales[np.array(summand.norms)]

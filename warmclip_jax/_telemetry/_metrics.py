@@ -142,10 +142,14 @@ def merged(seen: list[Found]) -> dict[str, jax.Array]:
     owners: dict[str, Any] = {}
     for (path, state, guard), group in zip(seen, _groups(seen), strict=True):
         numbers = of_state(state)
-        if guard is not None and "clip_coef" in numbers:
+        around = guard
+        while around is not None:
             # What a guard skips never gets to the clip inside.
-            is_skipped = seen[guard].state.consecutive_skips > 0
-            numbers["clip_coef"] = jnp.where(is_skipped, 0, numbers["clip_coef"])
+            is_skipped = seen[around].state.consecutive_skips > 0
+            for name in numbers:
+                if name.split("/")[-1] == "clip_coef":
+                    numbers[name] = jnp.where(is_skipped, 0, numbers[name])
+            around = seen[around].guard
         for name, value in numbers.items():
             full = f"{group}/{name}" if group else name
             if full in names and name in _OF_EVERY_CALL:

@@ -188,7 +188,7 @@ def _as_path(path: Any) -> Any:
     text = os.fspath(path)
     if "://" in text:  # a bucket
         return _library("etils.epath", "orbax-checkpoint").Path(text)
-    return pathlib.Path(text).absolute()
+    return pathlib.Path(text).resolve()
 
 
 def _library(name: str, package: str) -> Any:

@@ -57,7 +57,7 @@ def _last_bad_call(account: Account) -> tuple[str, int | None]:
         return "Last" if is_last else "Last recorded", bad[-1]
     # Where no bound skips, the calls that were skipped were bad.
     skips_bad_ones = numbers.get("skip_bound") == numbers.get("value_bound") == np.inf
-    if skips_bad_ones and numbers["skipped_count"] == numbers["nonfinite_count"]:
+    if skips_bad_ones and 0 < numbers["skipped_count"] == numbers["nonfinite_count"]:
         return "Last", numbers["last_skipped_call"]
     return "Last", None
 
@@ -95,5 +95,5 @@ def _is_over(row: dict[str, Any]) -> bool:
 def _over_bound(account: Account, what: str, call: int, norm: Any) -> str:
     row = account.rows.get(call, {"skipped": False, "max_norm": np.inf})
     name, column = ("bound of skipping", "skip_bound") if row["skipped"] else ("bound", "max_norm")
-    over = f", over the {name} of {row[column]:.3g}" if np.isfinite(row[column]) else ""
+    over = f", over the {name} of {row[column]:.3g}" if norm > row[column] else ""
     return f"{what}: {account.when(call)}. Norm {norm:.3g}{over}."
