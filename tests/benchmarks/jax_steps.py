@@ -31,13 +31,14 @@ RUNNING = "wc.pipeline, running bounds"
 GROUPS = "wc.pipeline, 8 groups"
 EACH = "wc.pipeline, a group for each leaf"
 RECORDED = "wc.pipeline, record and record_leaves"
+EVERYTHING = "wc.pipeline, record, record_leaves, running bounds and the loss"
 
 OPTIMIZERS: dict[str, Callable[[Any], optax.GradientTransformation]] = {
     "AdamW": optax.adamw,
     "SGD": functools.partial(optax.sgd, momentum=0.9),
 }
 #: Left out of workloads that are slow to build.
-SLOW = (OPTAX_SKIP, MEASURED, APPLY, RUNNING, GROUPS)
+SLOW = (OPTAX_SKIP, MEASURED, APPLY, RUNNING, GROUPS, EVERYTHING)
 #: Those that are no clip: timed only where they are asked for.
 PARTS = (GIVEN, TOGETHER)
 Step = Callable[[Any, Any, Any], tuple[Any, Any]]
@@ -91,6 +92,16 @@ def _update_then_apply(optimizer: Any) -> Step:
     return step
 
 
+def _update_with_loss(optimizer: Any) -> Step:
+    def step(params: Any, opt_state: Any, grads: Any) -> tuple[Any, Any]:
+        # One entry of a gradient instead of a loss: a number that no compiler can know.
+        loss = jax.tree.leaves(grads)[0].ravel()[0].astype(jnp.float32)
+        updates, opt_state = optimizer.update(grads, opt_state, params, value=loss)
+        return optax.apply_updates(params, updates), opt_state
+
+    return step
+
+
 def _apply_gradients(optimizer: Any) -> Step:
     return lambda params, opt_state, grads: wc.apply_gradients(
         optimizer, params, opt_state, grads=grads
@@ -106,7 +117,11 @@ def optimizers(kind: str) -> dict[str, tuple[Any, Step]]:
         return wc.pipeline(OPTIMIZERS[kind], LEARNING_RATE, max_norm=max_norm, **options)
 
     # Without the ceiling, a clip that follows the norms would leave these steps alone.
-    running, pipeline = wc.running_bound(ceiling=MAX_NORM), built()
+    running, spikes = wc.running_bound(ceiling=MAX_NORM), wc.running_bound(deviations=6.0)
+    pipeline = built()
+    everything = built(
+        running, skip_above=spikes, skip_value_above=spikes, record=256, record_leaves=True
+    )
     chained = {
         REFERENCE: plain,
         BARE: optax.chain(scaled_by_one_coefficient(MAX_NORM), plain),
@@ -117,7 +132,7 @@ def optimizers(kind: str) -> dict[str, tuple[Any, Step]]:
         OURS: optax.chain(wc.clip_by_global_norm(MAX_NORM), plain),
         MEASURED: optax.chain(wc.clip_by_global_norm(None), plain),
         SKIP: pipeline,
-        RUNNING: built(running, skip_above=wc.running_bound(deviations=6.0)),
+        RUNNING: built(running, skip_above=spikes),
         GROUPS: built(groups=_in_eight),
         EACH: built(groups=wc.label_by_path()),
         RECORDED: built(record=256, record_leaves=True),
@@ -125,6 +140,7 @@ def optimizers(kind: str) -> dict[str, tuple[Any, Step]]:
     return {
         **{name: (optimizer, _update_then_apply(optimizer)) for name, optimizer in chained.items()},
         APPLY: (pipeline, _apply_gradients(pipeline)),
+        EVERYTHING: (everything, _update_with_loss(everything)),
     }
 
 
