@@ -21,6 +21,16 @@ hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=No
 hypothesis.settings.load_profile("repeatable")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--processes",
+        type=int,
+        default=2,
+        choices=(2, 4, 8),
+        help="how many real processes train together in test_processes.py (default: %(default)s)",
+    )
+
+
 def pytest_report_header() -> list[str]:
     packages = ["jax", "jaxlib", "optax", "chex", "flax", "equinox", "dm-haiku", "orbax-checkpoint"]
     packages += ["numpy", "hypothesis", "matplotlib"]

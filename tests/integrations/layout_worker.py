@@ -1,7 +1,7 @@
 """A run whose devices change while it goes on from its checkpoints.
 
-Run: `python -m tests.integrations.layout_worker ADDRESS PROCESS FOLDER MOMENT` for one of two
-processes; it dies by SIGKILL when it writes a file of the checkpoint after MOMENT calls.
+Run: `python -m tests.integrations.layout_worker ADDRESS PROCESS FOLDER MOMENT` for PROCESS, "0/2" or
+"1/2", of two; it dies by SIGKILL when it writes a file of the checkpoint after MOMENT calls.
 """
 
 import os
@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec as P
 
 import warmclip_jax as wc
 from tests import quick
-from tests.integrations.two_processes import join
+from tests.integrations.real_processes import join
 
 CALLS, EVERY = 16, 4
 NAN, SPIKE = 5, 13

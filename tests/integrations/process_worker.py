@@ -1,9 +1,16 @@
-"""One of two processes that train together in shards.
+"""One of several processes that train together in shards, with everything switched on.
 
-Run: `python -m tests.integrations.process_worker ADDRESS PROCESS OUT`. `train` is also what the
-test runs in its own, single process.
+Run: `python -m tests.integrations.process_worker ADDRESS PROCESS FOLDER WHAT` for PROCESS, "0/2" or
+"1/2", of two. WHAT is "die": the last process does, by SIGKILL, within a step some calls after its
+checkpoint. Or it is "live": they go on from that checkpoint, then train once more from the start,
+and leave what they know after each in FOLDER. `train` is also what the test runs in its own, single
+process.
 """
 
+import functools
+import os
+import pathlib
+import signal
 import sys
 from typing import Any
 
@@ -12,16 +19,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
-from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import warmclip_jax as wc
-from tests.integrations.two_processes import join
+from tests import quick
+from tests.integrations.real_processes import DEVICES, join
 
-STEPS = 4
-BAD_STEP = 2
-PEAK = 0.05
+CALLS, HALF = 12, 6
+#: The calls at which something is wrong, and the one device that has it in its part of the batch.
+NAN, SPIKE, LOSS = (4, DEVICES - 1), (7, 0), (10, 3)
+DIES = HALF + 3
 SPECS = {
     "embed": P("data"),
     "kernel": P(None, ("data", "model")),
@@ -29,9 +37,21 @@ SPECS = {
     "head": P("model", "data"),
 }
 SHAPES = {"embed": (8, 16), "kernel": (16, 32), "bias": (1, 32), "head": (32, 4)}
+BATCH = {"inputs": P(("data", "model")), "added_loss": P(("data", "model"))}
+SPIKES = wc.running_bound(deviations=6.0)
+OPTIMIZER = wc.pipeline(
+    optax.adamw,
+    wc.shift(wc.linear_warmup(peak_value=0.05, warmup_steps=3), by=1),
+    max_norm={"table": wc.running_bound(ceiling=0.2), "rest": 0.5},
+    groups=wc.label_by_path({"table": "embed"}),
+    skip_above=SPIKES,
+    skip_value_above=SPIKES,
+    record=CALLS,
+    record_leaves=True,
+)
 
 
-def gathered(leaf, spec):
+def gathered(leaf: Any, spec: P) -> Any:
     """The whole leaf, as FSDP wants it for the length of one use. Its derivative goes back to the
     shards.
     """
@@ -41,82 +61,126 @@ def gathered(leaf, spec):
     return leaf
 
 
-def loss(params, batch):
+def loss(params: Any, batch: Any) -> jax.Array:
     whole = {name: gathered(leaf, SPECS[name]) for name, leaf in params.items()}
-    hidden = jnp.tanh(batch @ whole["embed"] @ whole["kernel"] + whole["bias"])
-    error = hidden @ whole["head"] - jnp.sum(batch, axis=1, keepdims=True)
-    return lax.pmean(jnp.mean(jnp.square(error)), ("data", "model"))
+    inputs = batch["inputs"]
+    hidden = jnp.tanh(inputs @ whole["embed"] @ whole["kernel"] + whole["bias"])
+    error = hidden @ whole["head"] - jnp.sum(inputs, axis=1, keepdims=True)
+    own = jnp.mean(jnp.square(error)) + jnp.sum(batch["added_loss"])
+    return lax.pmean(own, ("data", "model"))
 
 
-def train():
-    """What every step measured, and the parameters at the end, as NumPy arrays: the same in all
-    processes.
-    """
-    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+def batch_of(call: int) -> Any:
+    inputs = np.random.default_rng(call).standard_normal((DEVICES, 2, 8))
+    for (wrong, device), factor in ((NAN, np.nan), (SPIKE, 1e4)):
+        inputs[device] *= factor if call == wrong else 1
+    added = np.zeros(DEVICES)
+    added[LOSS[1]] = 1e4 if call == LOSS[0] else 0
+    return {"inputs": inputs.reshape(-1, 8), "added_loss": added}
+
+
+def die(call: Any) -> None:
+    if call == DIES and jax.process_index() == jax.process_count() - 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+# What is everywhere alike: parameters and state before the first call, and how they lie. The moments
+# lie as the parameters do, and every number that the pipeline keeps is everywhere.
+
+
+@functools.cache
+def start() -> Any:
     rng = np.random.default_rng(0)
+    params = {name: rng.standard_normal(SHAPES[name]).astype(np.float32) / 4 for name in SHAPES}
+    return params, OPTIMIZER.init(params)
 
-    def placed(value, spec):
-        value = np.asarray(value, np.float32)
-        return jax.make_array_from_callback(
-            value.shape, NamedSharding(mesh, spec), lambda index: value[index]
-        )
 
-    params = {
-        name: placed(rng.standard_normal(shape) / 4, SPECS[name]) for name, shape in SHAPES.items()
-    }
-    schedule = wc.shift(wc.linear_warmup(peak_value=PEAK, warmup_steps=3), by=1)
-    optimizer = wc.pipeline(optax.adamw, schedule, max_norm=0.5, record=STEPS, record_leaves=True)
-
-    # The moments lie as the parameters do, and every number that the pipeline keeps is everywhere.
-    state_specs: Any = optax.tree.map_params(
-        optimizer,
-        lambda _, spec: spec,
-        jax.eval_shape(optimizer.init, params),
-        SPECS,
-        transform_non_params=lambda _: P(),
+def specs() -> Any:
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: SPECS.get(getattr(path[-1], "key", ""), P()), start()
     )
-    batch_spec = P(("data", "model"))
-    specs = (SPECS, state_specs, P())
-    shardings: Any = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
-    opt_state = jax.jit(optimizer.init, out_shardings=shardings[1])(params)
 
-    def step(params, opt_state, batch):
-        params, opt_state = wc.apply_gradients(
-            optimizer, params, opt_state, grads=jax.grad(loss)(params, batch)
-        )
-        return params, opt_state, wc.metrics(opt_state)
 
-    in_map = jax.shard_map(
-        step, mesh=mesh, in_specs=(SPECS, state_specs, batch_spec), out_specs=specs
-    )
-    whole_step = jax.jit(in_map, donate_argnums=(0, 1), out_shardings=shardings)
+@functools.cache
+def mesh() -> jax.sharding.Mesh:
+    return jax.make_mesh((4, 2), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
 
+
+@functools.cache
+def step_of(dies: bool) -> Any:
+    def step(now: Any, batch: Any) -> Any:
+        params, opt_state = now
+        value, grads = jax.value_and_grad(loss)(params, batch)
+        if dies:
+            jax.debug.callback(die, opt_state.clip_state.clip_calls)
+        now = wc.apply_gradients(OPTIMIZER, params, opt_state, grads=grads, value=value)
+        return now, wc.metrics(now[1])
+
+    in_map = jax.shard_map(step, mesh=mesh(), in_specs=(specs(), BATCH), out_specs=(specs(), P()))
+    return quick.jit(in_map, donate_argnums=0)
+
+
+def train(folder: pathlib.Path, *, first: int = 0, dies: bool = False) -> dict[str, Any]:
+    """What this process knows at the end: metrics of each call, records, report, and its shards of
+    parameters and state.
+    """
+    checkpoint = folder / f"checkpoint {jax.process_index()}.npz"
+    if first:
+        with np.load(checkpoint) as saved:
+            now = spread(start(), specs(), lambda name, _: saved[name])
+    else:
+        now = spread(start(), specs(), lambda _, shard: shard)
     history = []
-    for index in range(STEPS):
-        batch = rng.standard_normal((16, 8))
-        if index == BAD_STEP:
-            batch[-1] = np.nan  # seen by the last device alone
-        params, opt_state, known = whole_step(params, opt_state, placed(batch, batch_spec))
+    for call in range(first, CALLS):
+        batch = spread(batch_of(call), BATCH, lambda _, shard: shard.astype(np.float32))
+        now, known = step_of(dies)(now, batch)
         history.append({name: np.asarray(value) for name, value in known.items()})
-    if jax.process_index() == 0:  # It asks alone: the others would not answer.
-        assert (
-            f"call {BAD_STEP}, step {BAD_STEP}, skipped.\n  Leaves with NaN, {len(SHAPES)} of"
-            in wc.report(opt_state)
+        if call + 1 == HALF:
+            np.savez(checkpoint, **shards(now))
+    return {
+        **{f"metrics {name}": np.stack([each[name] for each in history]) for name in history[0]},
+        **{f"records {name}": column for name, column in wc.records(now[1]).items()},
+        "report": np.array(wc.report(now[1])),
+        **shards(now),
+    }
+
+
+def named(path: Any, index: Any) -> str:
+    return f"shard {jax.tree_util.keystr(path)} {[part.start or 0 for part in index]}"
+
+
+def spread(tree: Any, specs: Any, shard_of: Any) -> Any:
+    """Arrays over all devices, of what `shard_of` makes of the name and the content of each shard."""
+
+    def spread_leaf(path: Any, leaf: Any, spec: P) -> jax.Array:
+        leaf = np.asarray(leaf)
+        return jax.make_array_from_callback(
+            leaf.shape,
+            NamedSharding(mesh(), spec),
+            lambda index: shard_of(named(path, index), leaf[index]),
         )
-        assert np.flatnonzero(wc.records(opt_state)["skipped"]).tolist() == [BAD_STEP]
-        alone = wc.metrics(opt_state)
-        assert set(alone) == set(history[-1])
-        for name, value in alone.items():
-            np.testing.assert_array_equal(value, history[-1][name], err_msg=name)
-            assert value.is_fully_addressable, (
-                name
-            )  # nothing that a later line has to ask the others for
-    metrics = {name: np.stack([known[name] for known in history]) for name in history[0]}
-    return {**metrics, **multihost_utils.process_allgather(params, tiled=True)}
+
+    return jax.tree_util.tree_map_with_path(spread_leaf, tree, specs)
+
+
+def shards(tree: Any) -> dict[str, Any]:
+    """The shards that lie in this process, by name. Those that should be copies of each other are."""
+    found: dict[str, Any] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        for shard in leaf.addressable_shards:
+            data, name = np.asarray(shard.data), named(path, shard.index)
+            assert found.setdefault(name, data).tobytes() == data.tobytes(), name
+    return found
+
+
+def main(address: str, process: str, out: str, what: str) -> None:
+    folder, dies = pathlib.Path(out), what == "die"
+    join(address, process, **({"patience": 8} if dies else {}))
+    for name, first in (("continued", HALF), ("whole", 0)) if not dies else (("dead", 0),):
+        known = train(folder, first=first, dies=dies)
+        np.savez(folder / f"{name} {jax.process_index()}.npz", **known)
+    jax.distributed.shutdown()
 
 
 if __name__ == "__main__":
-    _, address, process, out = sys.argv
-    join(address, process)
-    np.savez(out, **train())
-    jax.distributed.shutdown()
+    main(*sys.argv[1:])

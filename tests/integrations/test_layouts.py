@@ -14,7 +14,7 @@ from jax.sharding import AxisType
 
 import warmclip_jax as wc
 from tests.integrations.layout_worker import CALLS, EVERY, NAN, SPIKE, mesh_of, trained
-from tests.integrations.two_processes import two_processes
+from tests.integrations.real_processes import processes
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
@@ -73,7 +73,7 @@ def test_a_run_goes_on_on_other_devices_as_on_its_own(
 
 def workers(folder: pathlib.Path, logs: pathlib.Path, moment: int) -> Any:
     """Two, of which the second dies in the checkpoint after `moment` calls."""
-    return two_processes("layout_worker", logs, [folder, 0], [folder, moment])
+    return processes("layout_worker", logs, [folder, 0], [folder, moment])
 
 
 def test_two_processes_of_which_one_dies_in_a_checkpoint_end_as_one_that_lives(

@@ -1,4 +1,4 @@
-"""Two processes with half of the devices each, which talk over loopback."""
+"""Processes that share eight devices evenly, and talk over loopback."""
 
 import contextlib
 import os
@@ -16,27 +16,28 @@ DEVICES = 8
 
 
 @contextlib.contextmanager
-def two_processes(
-    module: str, logs: pathlib.Path, first: list[Any], second: list[Any]
+def processes(
+    module: str, logs: pathlib.Path, *arguments: list[Any]
 ) -> Iterator[list[subprocess.Popen[bytes]]]:
-    """Workers that run a module with arguments of their own; none of them outlives the block."""
+    """A worker for each list of arguments of a module; none of them outlives the block."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
+    count = len(arguments)
     environment = {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES // 2}",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES // count}",
         "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
     }
     workers = []
     try:
-        for process, arguments in enumerate((first, second)):
-            command = [sys.executable, "-m", f"tests.integrations.{module}", address, process]
+        for process, own in enumerate(arguments):
+            command = [sys.executable, "-m", f"tests.integrations.{module}"]
             with (logs / f"{process}.log").open("wb") as log:
                 workers.append(
                     subprocess.Popen(
-                        [*map(str, [*command, *arguments])],
+                        [*map(str, [*command, address, f"{process}/{count}", *own])],
                         env=environment,
                         stdin=subprocess.DEVNULL,
                         stdout=log,
@@ -50,14 +51,20 @@ def two_processes(
             worker.wait()
 
 
-def join(address: str, process: str) -> None:
-    """What a worker does first: it finds the other one."""
+def join(address: str, process: str, patience: int = 100) -> None:
+    """What a worker does first, as process "0/2" of two: it finds the others.
+
+    Whoever is not heard of for `patience` seconds is dead, and all others end: gloo itself waits
+    for ever.
+    """
+    own, count = map(int, process.split("/"))
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(
         address,
-        num_processes=2,
-        process_id=int(process),
+        num_processes=count,
+        process_id=own,
         initialization_timeout=60,
+        heartbeat_timeout_seconds=patience,
         shutdown_timeout_seconds=30,
     )
     assert jax.device_count() == DEVICES
