@@ -16,6 +16,7 @@ from tests.benchmarks import (
     bound_training,
     bounds,
     compiling,
+    fuzzing,
     growth,
     jax_steps,
     report,
@@ -134,3 +135,34 @@ def test_the_judge_passes_the_formula_and_catches_each_planted_corruption():
         assert robustness.verdict(case, exact) is None, case.kind
         for name, planted in robustness.planted(case, exact):
             assert robustness.verdict(case, planted) is not None, (case.kind, name)
+
+
+def test_the_fuzz_passes_what_is_right_and_catches_each_number_that_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    tree = fuzzing.Tree("two leaves", [np.ones(3, np.float32), np.full(4, 2, np.float32)], 1.5)
+    right = jax.tree.map(np.asarray, fuzzing.program(tree.leaves, tree.max_norm))
+    leaves, structure = jax.tree.flatten(right)
+    fuzzing.check(tree)
+    for place, leaf in enumerate(leaves):
+        wrong = [*leaves[:place], leaf * np.float32(1 + 1e-5), *leaves[place + 1 :]]
+        monkeypatch.setattr(fuzzing, "program", lambda *_, wrong=wrong: structure.unflatten(wrong))
+        with pytest.raises(AssertionError):
+            fuzzing.check(tree)
+
+
+def test_the_fuzz_goes_through_shards_and_names_the_seed_of_what_is_wrong(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(fuzzing, "small_trees", lambda seed: [])
+    sizes = (2**17,)
+    assert list(fuzzing.failures(0, 2, sizes)) == ["", ""]
+    right = fuzzing.large_program()
+
+    def one_entry_off(*arguments: object) -> object:
+        norm, ((kernel, bias), *known), two = right(*arguments)
+        return norm, ([kernel.at[1, -1].multiply(1.5), bias], *known), two
+
+    monkeypatch.setattr(fuzzing, "large_program", lambda: one_entry_off)
+    told, _ = fuzzing.failures(64, 1, sizes)
+    assert told.startswith("seed 64, large: entries from ")
