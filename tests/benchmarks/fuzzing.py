@@ -20,10 +20,10 @@ import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-# Before jax is imported: it reads them once. Two devices for the shards, where there are not more.
-DEVICES = "--xla_force_host_platform_device_count"
-if DEVICES not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DEVICES}=2"
+# Before jax is imported: it reads them once. Two devices for the shards, where nobody asks for more.
+os.environ["XLA_FLAGS"] = (
+    f"--xla_force_host_platform_device_count=2 {os.environ.get('XLA_FLAGS', '')}"
+)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax

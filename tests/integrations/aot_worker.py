@@ -45,6 +45,7 @@ class Target(NamedTuple):
 TARGETS = {
     "TPU v5e:16x16": Target("tpu", "v5e:16x16", (32, 8), 65536),
     "TPU v4:8x8x8": Target("tpu", "v4:8x8x8", (128, 8), 131072),
+    "TPU v5p:16x16x16": Target("tpu", "v5p:16x16x16", (512, 8), 196608),
     "TPU v6e:4x4": Target("tpu", "v6e:4x4", (8, 2), 16384),
     "1 H100": Target("cuda", "1x1x1", (1, 1), 4096),
     "8 H100": Target("cuda", "1x1x8", (4, 2), 8192),
@@ -90,6 +91,7 @@ def optimizers():
     schedule = wc.warmup_cosine_decay(peak_value=1e-3, total_steps=1000, warmup_steps=100)
     plain = optax.adamw(schedule)
     by_optax = optax.chain(optax.clip_by_global_norm(1.0), plain)
+    spikes = wc.running_bound(deviations=6.0)
     return {
         "none": plain,
         "bare": optax.chain(scaled_by_one_coefficient(1.0), plain),
@@ -98,13 +100,15 @@ def optimizers():
         # Where bad steps are left out:
         "optax_skip": optax.apply_if_finite(by_optax, 5),
         "pipeline": wc.pipeline(optax.adamw, schedule),
-        # A group for each leaf, bounds that follow them, and all that can be recorded.
+        # Everything: a group for each leaf, bounds that follow them, the norm of all and the loss,
+        # and all that can be recorded.
         "groups": wc.pipeline(
             optax.adamw,
             schedule,
             max_norm=wc.running_bound(ceiling=1.0),
             groups=wc.label_by_path(),
-            skip_above=wc.running_bound(deviations=6.0),
+            skip_above=spikes,
+            skip_value_above=spikes,
             record=256,
             record_leaves=True,
         ),
@@ -131,8 +135,9 @@ def lowered(clip, devices, shape, width):
             lambda x, to: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=to), shapes, shardings
         )
 
-    def step(params, opt_state, grads):
-        params, opt_state = wc.apply_gradients(optimizer, params, opt_state, grads=grads)
+    def step(params, opt_state, grads, loss):
+        extra = {"value": loss} if clip == "groups" else {}
+        params, opt_state = wc.apply_gradients(optimizer, params, opt_state, grads=grads, **extra)
         return (
             params,
             opt_state,
@@ -140,9 +145,9 @@ def lowered(clip, devices, shape, width):
         )
 
     jitted = jax.jit(step, donate_argnums=(0, 1), out_shardings=(*shardings, None))
-    return jitted.lower(
-        placed(params, shardings[0]), placed(state, shardings[1]), placed(params, shardings[0])
-    )
+    params, state = placed(params, shardings[0]), placed(state, shardings[1])
+    loss = jax.ShapeDtypeStruct((), jnp.float32, sharding=NamedSharding(mesh, P()))
+    return jitted.lower(params, state, params, loss)
 
 
 def communicated(text):
@@ -188,6 +193,8 @@ def facts(compiled, seconds):
     return {
         "communicated": communicated(text),
         "host_traffic": host_traffic(text),
+        "custom_calls": re.findall(r"custom_call_target=\"([^\"]*)\"", text),
+        "loops": len(re.findall(r" while\(", text)),
         "f64": len(re.findall(r"\bf64\[", text)),
         "fusions": len(re.findall(r" fusion\(", entry)),
         "argument_bytes": memory.argument_size_in_bytes,
