@@ -95,10 +95,8 @@ def main(arguments: list[str] | None = None, sizes: Sizes | None = None) -> None
     )
     parser.add_argument("--plot", type=pathlib.Path, help="draw the ratios into this file")
     options = parser.parse_args(arguments)
-    for module in steps.missing():
-        print(
-            f"{module} is not installed: left out (pip install {module}, or the extra named bench)"
-        )
+    for module, why in steps.left_out().items():
+        print(f"{module} is left out: {why}")
     with tqdm.tqdm(bar_format="{n_fmt}/{total_fmt} in {elapsed}, {desc}") as progress:
         results = measured(sizes, options.rounds, options.only or names, options.growth, progress)
     print(report.markdown(results))

@@ -8,7 +8,10 @@ import platform
 import re
 from typing import Any
 
-PACKAGES = ("jax", "jaxlib", "optax", "numpy", "torch", "tensorflow", "keras", "warmclip-jax")
+import jax
+
+PACKAGES = ("jax", "jaxlib", "jax-cuda12-plugin", "libtpu", "optax", "numpy", "torch", "tensorflow")
+PACKAGES += ("keras", "warmclip-jax")
 
 
 def cpus() -> int:
@@ -16,8 +19,23 @@ def cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def accelerator() -> Any:
+    """The GPU or TPU that JAX computes on; None where that is the CPU."""
+    device = jax.devices()[0]
+    return None if device.platform == "cpu" else device
+
+
+def peak_megabytes() -> float | None:
+    """The most that was in use on the accelerator since the process began; None where nobody counts."""
+    device = accelerator()
+    stats = device.memory_stats() if device else None
+    return stats["peak_bytes_in_use"] / 1e6 if stats and "peak_bytes_in_use" in stats else None
+
+
 def facts() -> dict[str, Any]:
+    device = accelerator()
     return {
+        "accelerator": device.device_kind if device else None,
         "processor": _processor(),
         "cpus": cpus(),
         "memory_gigabytes": round(_memory() / 1e9, 1),

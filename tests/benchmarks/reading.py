@@ -2,7 +2,7 @@
 
 That speed is what the fastest of several plain sums over one array of the same size reaches, in the
 same rounds: XLA's, PyTorch's, NumPy's in a thread for each CPU, and the dot product of NumPy's
-BLAS. Each reads every entry once and writes nothing.
+BLAS; on an accelerator XLA's alone. Each reads every entry once and writes nothing.
 """
 
 import concurrent.futures
@@ -57,6 +57,8 @@ def _jax(function: Callable[[Any], Any], argument: Any) -> Callable[[], float]:
 
 
 def _sums(array: jax.Array) -> dict[str, Callable[[], float]]:
+    if machine.accelerator():
+        return {"jnp.sum, one array": _jax(jnp.sum, array)}
     same = np.asarray(array)  # the same memory
     pool = concurrent.futures.ThreadPoolExecutor(machine.cpus())
     parts = np.array_split(same, machine.cpus())

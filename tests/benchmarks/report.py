@@ -37,8 +37,9 @@ def _machine(machine: dict[str, Any]) -> str:
     versions = ", ".join(
         f"{package} {version}" for package, version in machine["versions"].items() if version
     )
+    on = f"{machine['accelerator']}; " if machine.get("accelerator") else ""
     return (
-        f"{machine['processor']}, {machine['cpus']} CPUs, {machine['memory_gigabytes']:.0f} GB; "
+        f"{on}{machine['processor']}, {machine['cpus']} CPUs, {machine['memory_gigabytes']:.0f} GB; "
         f"{machine['system']}, Python {machine['python']}; {versions}."
     )
 
@@ -124,6 +125,7 @@ def _step(name: str, step: dict[str, Any]) -> str:
         "lower s",
         "compile s",
         "temporary MB",
+        "peak MB",
         "page faults",
     ]
     cells = [
@@ -134,7 +136,7 @@ def _step(name: str, step: dict[str, Any]) -> str:
             *_number(
                 [row[stage] for stage in ("trace_seconds", "lower_seconds", "compile_seconds")]
             ),
-            *_number([row["temporary_megabytes"], row["page_faults"]], 0),
+            *_number([row["temporary_megabytes"], row["peak_megabytes"], row["page_faults"]], 0),
         ]
         for row in step["rows"]
     ]

@@ -4,6 +4,7 @@ import json
 import math
 import pathlib
 import sys
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,11 +20,14 @@ from tests.benchmarks import (
     fuzzing,
     growth,
     jax_steps,
+    machine,
+    reading,
     report,
     robustness,
     small_leaves,
     stability,
     stability_models,
+    steps,
 )
 from tests.benchmarks.turns import median_ratio
 from tests.benchmarks.workloads import (
@@ -51,7 +55,7 @@ def test_the_command_measures_writes_and_draws_everything(
     arguments = ["--rounds", "1", "--growth", "--json", str(written), "--plot", str(drawn)]
     command.main(arguments, sizes)
     told = capsys.readouterr().out
-    assert "torch is not installed: left out (pip install torch" in told
+    assert "torch is left out: not installed (pip install torch" in told
     results = json.loads(written.read_text(encoding="utf-8"))
     assert report.markdown(results) in told
     rows = results["steps"]["adamw"]["rows"]
@@ -61,6 +65,47 @@ def test_the_command_measures_writes_and_draws_everything(
         assert 0 < row["ratio"] < math.inf
     assert all(row["ratio"] == 1 for row in rows if row["contender"] == row["reference"])
     assert drawn.read_bytes().startswith(PNG)
+
+
+class FakeGPU:
+    """What the benchmarks ask of a device, as a GPU answers. The peak is what was asked for so far."""
+
+    platform, device_kind, asked = "gpu", "NVIDIA H100 80GB HBM3", 0
+
+    def memory_stats(self) -> dict[str, int]:
+        self.asked += 1
+        return {"bytes_in_use": 10**6, "peak_bytes_in_use": self.asked * 10**9}
+
+
+def test_on_a_gpu_it_is_named_its_memory_told_and_what_runs_elsewhere_left_out(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    gpu, timed = FakeGPU(), []
+    monkeypatch.setattr(machine.jax, "devices", lambda: [gpu])
+    monkeypatch.setattr(machine, "is_installed", lambda module: True)
+
+    def seconds_of(function: Any, *arguments: Any) -> Any:
+        timed.append(function)
+        return jax_steps.BLOCK * 0.5, function(*arguments)
+
+    monkeypatch.setattr(jax_steps, "seconds_of", seconds_of)
+    all_of_jax = jax_steps.contenders
+    monkeypatch.setattr(
+        jax_steps, "contenders", lambda workload, say, _: all_of_jax(workload, say, TWO)
+    )
+    rows = steps.measured(TINY, 2, lambda doing: None)
+    results = {"machine": machine.facts(), "steps": {"adamw": {"limit": None, "rows": rows}}}
+    told = report.markdown(results)
+    assert told.startswith("NVIDIA H100 80GB HBM3; ")
+    assert "| peak MB |" in told
+    # One in a block of steps took half a second. The peaks are of turns in the order of what they need.
+    assert {row["contender"]: row["milliseconds"] for row in rows} == dict.fromkeys(TWO, 500.0)
+    in_order = sorted(rows, key=lambda row: row["temporary_megabytes"])
+    assert [row["peak_megabytes"] for row in in_order] == [1000.0, 2000.0]
+    assert len(timed) == len(TWO) * (1 + 1 + 2)
+    assert set(steps.left_out()) == {"torch", "tensorflow"}
+    sums = reading.measured(TINY.shapes, 1, lambda doing: None)
+    assert not [row for row in sums if row["contender"].startswith(("np", "torch"))]
 
 
 @pytest.mark.parametrize("name", [jax_steps.OURS, jax_steps.OPTAX, jax_steps.SKIP])

@@ -98,11 +98,13 @@ def test_nothing_goes_through_the_host_and_nothing_is_float64(name):
 @pytest.mark.aot
 @pytest.mark.parametrize("name", [name for name in aot_worker.TARGETS if name.startswith("TPU")])
 def test_on_tpus_nothing_loops_and_every_custom_call_is_known(name):
-    # That one is no call: it says of a gather that its indices are in bounds. The gather puts the
-    # norms of leaves, one number each, into the order of the leaves.
+    # None of these is a call. One says of a gather that its indices are in bounds: it puts the norms of
+    # leaves, one number each, into the order of the leaves. The other takes two parts of a gradient
+    # that were fetched into fast memory one after the other for one; optax's clip has it too.
+    known = {"AssumeGatherIndicesInBound", "ConcatBitcast"}
     for facts in compiled(name):
         assert facts["loops"] == 0
-        assert set(facts["custom_calls"]) <= {"AssumeGatherIndicesInBound"}
+        assert set(facts["custom_calls"]) <= known
 
 
 @pytest.mark.aot
