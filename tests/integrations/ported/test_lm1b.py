@@ -144,7 +144,6 @@ class Example:
         return state, losses
 
 
-
 @pytest.mark.parametrize("boxed", [False, True])
 def test_lm1b_changes_over_at_its_checkpoint_and_ends_as_the_run_that_stayed(
     boxed: bool, tmp_path: pathlib.Path
