@@ -393,6 +393,25 @@ def test_groups_are_matched_by_label_and_no_history_of_one_is_lost():
             wc.adopt_state(other, PARAMS, state, step=3)
 
 
+def test_groups_that_begin_later_say_since_which_call_they_are_counted():
+    """In a run of 3 calls without groups, 2 with one group, 4 with two; every call clips all of it."""
+    params = {"w": jnp.ones(2), "b": jnp.ones(2)}
+    of = functools.partial(wc.clip_by_group_norm, 1.0)
+    for wrap in (lambda clip: clip, wc.skip_nonfinite):
+        whole, one, two = (
+            wrap(each) for each in (wc.clip_by_global_norm(1.0), of("b"), of({"w": "w", "b": "b"}))
+        )
+        state = advance(whole, 3, params=params)
+        state = advance(one, 2, wc.adopt_state(one, params, state, step=3), params)
+        assert "  2  norm 2, bound 1, counted since call 3  b" in wc.report(state)
+        state = advance(two, 4, wc.adopt_state(two, params, state, step=5), params)
+        text = wc.report(wc.adopt_state(two, params, state, step=9))
+        assert "Clipped: 9 calls, 100.0%." in text
+        assert "  6  norm 1.41, bound 1, counted since call 3  b" in text
+        assert "  4  norm 1.41, bound 1, counted since call 5  w" in text
+        assert "counted since" not in wc.report(advance(two, 1, params=params))
+
+
 def test_what_nobody_measured_is_unknown_until_the_next_call_and_counts_say_where_they_begin():
     optimizer = pipeline(**SKIPS)
     with jax.debug_nans(True), jax.debug_infs(True):  # Which stop at what is computed.

@@ -174,6 +174,9 @@ def _adopted(name: Name, wanted: Parts, have: Parts, step: Any) -> Any:
     """What `have` holds for a part of `wanted`; else what it is at `step`, or before the first."""
     at, _, fresh = wanted[name]
     field = wanted[name].field
+    if field == "group_counts_from":  # New groups are counted from here on.
+        calls = _adopted((*name[:-1], "clip_calls"), wanted, have, step)
+        fresh = jax.tree.map(lambda start: jnp.full_like(start, calls), fresh)
     # A pipeline's clip goes on from a guard that had none.
     part = have.get(name) or have.get((*name[:-2], GUARD, _CLOCKS.get(field, field)))
     if part is None:

@@ -43,6 +43,7 @@ class ClipState(NamedTuple):
     clip_history: History | tuple[()] = ()  # of a running bound
     group_labels: Mapping[str, tuple[()]] = {}  # `as_keys` of the labels: a dict without leaves
     group_clipped_count: jax.Array | tuple[()] = ()  # int32: the same for each group
+    group_counts_from: jax.Array | tuple[()] = ()  # int32: the call since which that is counted
     leaves: LeafRecord | tuple[()] = ()
 
 
@@ -87,6 +88,7 @@ class Clip:
             clip_history=self._limit(labels).init(shape, dtype),
             group_labels=as_keys(labels),
             group_clipped_count=jnp.zeros(shape, jnp.int32) if labels else (),
+            group_counts_from=jnp.zeros(shape, jnp.int32) if labels else (),
             leaves=init_leaf_record(params) if self._record_leaves else (),
         )
 

@@ -44,7 +44,9 @@ def clips(account: Account) -> Iterator[str]:
     yield f"  Groups: {len(labels)}. Of each, calls clipped; norm and bound at the last call:"
     for group in np.argsort(-counts, kind="stable")[:LISTED]:
         bound = bound_text("bound", bounds[group])
-        yield f"  {counts[group]:11d}  norm {norms[group]:.3g}, {bound}  {labels[group]}"
+        start = int(np.ravel(clip.group_counts_from)[group])
+        since = f", counted since call {start}" if start > account.counts_from else ""
+        yield f"  {counts[group]:11d}  norm {norms[group]:.3g}, {bound}{since}  {labels[group]}"
     if len(labels) > LISTED:
         yield f"  {'':11}  and {len(labels) - LISTED} that were clipped less or as often"
 
