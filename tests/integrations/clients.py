@@ -202,6 +202,7 @@ def partitioned(learning_rate: Any) -> Any:
 
 
 PIPELINE = wc.pipeline(momentum, SCHEDULE)
+RECORDED = wc.pipeline(momentum, SCHEDULE, record=8)
 #: The bad entry is the first of the first leaf in the order of a pytree: of "b", not of "w".
 CLIENTS = {
     "chain": Client(
@@ -212,7 +213,7 @@ CLIENTS = {
     "pipeline, a function": Client(
         wc.pipeline(momentum, lambda count: PEAK * (count + 1) / WARMUP)
     ),
-    "apply_gradients": Client(PIPELINE, host=Ours()),
+    "apply_gradients": Client(RECORDED, host=Ours()),
     "MultiSteps": Client(wc.skip_nonfinite(optax.MultiSteps(PIPELINE, 2)), calls_per_update=2),
     "inject_hyperparams inside": Client(wc.pipeline(injected, SCHEDULE)),
     "inject_hyperparams outside": Client(
@@ -223,17 +224,17 @@ CLIENTS = {
     ),
     "partition": Client(wc.pipeline(partitioned, SCHEDULE)),
     "masked": Client(
-        optax.chain(optax.masked(PIPELINE, ONLY_B), optax.masked(optax.set_to_zero(), ONLY_W)),
+        optax.chain(optax.masked(RECORDED, ONLY_B), optax.masked(optax.set_to_zero(), ONLY_W)),
         measured=lambda grads: grads["b"],
     ),
-    "apply_if_finite": Client(optax.apply_if_finite(PIPELINE, 5), sees_bad_steps=False),
-    "flax linen": Client(PIPELINE, host=Linen()),
+    "apply_if_finite": Client(optax.apply_if_finite(RECORDED, 5), sees_bad_steps=False),
+    "flax linen": Client(RECORDED, host=Linen()),
     "flax nnx": Client(PIPELINE, host=Nnx()),
     "equinox": Client(PIPELINE, host=Equinox()),
     "equinox, guard": Client(
         wc.skip_nonfinite(optax.adamw(0.1)), host=Equinox(), rate=None, max_norm=None
     ),
-    "haiku": Client(PIPELINE, host=Haiku()),
+    "haiku": Client(RECORDED, host=Haiku()),
 }
 
 #: Calls of `update`, each told by the size of its gradients' entries; None is a bad one.

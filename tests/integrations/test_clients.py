@@ -22,6 +22,7 @@ from jax.sharding import PartitionSpec as P
 
 import warmclip_jax as wc
 from tests import quick
+from tests.cases import case
 from tests.integrations.clients import CLIENTS, STREAM, Client, gradients
 from tests.problem import float64_norm
 
@@ -312,3 +313,57 @@ def test_a_run_that_was_saved_by_orbax_after_a_bad_step_goes_on(
 ):
     _, rest = eqx.partition(halfway(name), eqx.is_array)
     assert_goes_on(name, eqx.combine(restored_by_orbax[name], rest))
+
+
+#: The clients whose state keeps no record of calls: theirs is refused, in one sentence.
+WITHOUT_RECORD = {
+    *("chain", "skip_nonfinite", "pipeline", "pipeline, a function", "equinox, guard"),
+    *("inject_hyperparams inside", "inject_hyperparams outside", "partition"),
+    *("MultiSteps", "flax nnx", "equinox"),
+}
+#: The calls of the streams under the flags, compiled and not. A cell is a moment in one of them.
+UNDER_FLAGS: list[tuple[bool | None, Any]] = [(True, STREAM[:4]), (None, STREAM[:2])]
+MOMENTS = sum(len(sizes) + 1 for _, sizes in UNDER_FLAGS)
+
+
+def read(state: Any, *, picture: bool) -> dict[str, Any]:
+    """All that can be read of a state, the picture if it is asked for."""
+    told: dict[str, Any] = {"report": wc.report(state)}
+    told["metrics"] = {name: value.tolist() for name, value in wc.metrics(state).items()}
+    try:
+        told["records"] = {name: column.tolist() for name, column in wc.records(state).items()}
+    except ValueError as refused:
+        told["refused"] = str(refused)
+    if picture and "records" in told:
+        figure = wc.plot_records(state)
+        figure.canvas.draw()
+        told["picture"] = [line.get_xydata().tolist() for line in figure.axes[0].get_lines()]
+    return told
+
+
+@every_client
+def test_each_client_is_read_and_goes_on_under_the_debug_flags_as_without_them(name: str):
+    host, good = CLIENTS[name].host, as_jitted(name)[1][0]
+    refused = cells = 0
+    for donate, sizes in UNDER_FLAGS:
+        step, carry = stepper(name, donate), copied(as_jitted(name)[0])
+        for moment in range(len(sizes) + 1):
+            look = functools.partial(read, picture=moment == len(STREAM[:4]))
+            expected, after = look(host.state(carry)), step(copied(carry), good)[0]
+            with case(donate=donate, moment=moment), jax.debug_nans(True), jax.debug_infs(True):
+                np.testing.assert_equal(look(host.state(carry)), expected)
+                under = step(copied(carry), good)[0]
+                told = look(host.state(under))
+            chex.assert_trees_all_equal(
+                *(eqx.filter(each, eqx.is_array) for each in (under, after))
+            )
+            np.testing.assert_equal(told, look(host.state(after)))
+            cells, refused = cells + 1, refused + ("refused" in told)
+            if moment < len(sizes):
+                carry = step(carry, as_jitted(name)[1][moment])[0]
+    assert (cells, refused) == (MOMENTS, MOMENTS if name in WITHOUT_RECORD else 0)
+
+
+def test_the_table_of_clients_under_the_debug_flags_has_all_its_cells():
+    assert WITHOUT_RECORD <= {*CLIENTS}
+    assert (len(CLIENTS) * MOMENTS, len(WITHOUT_RECORD) * MOMENTS) == (128, 88)
