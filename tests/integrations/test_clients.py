@@ -365,5 +365,5 @@ def test_each_client_is_read_and_goes_on_under_the_debug_flags_as_without_them(n
 
 
 def test_the_table_of_clients_under_the_debug_flags_has_all_its_cells():
-    assert WITHOUT_RECORD <= {*CLIENTS}
+    assert CLIENTS.keys() >= WITHOUT_RECORD
     assert (len(CLIENTS) * MOMENTS, len(WITHOUT_RECORD) * MOMENTS) == (128, 88)

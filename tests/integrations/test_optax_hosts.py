@@ -218,3 +218,33 @@ def test_lookahead_trains_and_moves_its_slow_parameters_at_each_sync(inside: boo
     chex.assert_trees_all_close(params, run(plain, 10)[0], rtol=2e-5, atol=1e-7)
     assert float(loss_of(params.slow)) < float(loss_of(PARAMS)) / 2
     assert int(wc.metrics(state)["step"]) == 10
+
+
+TWICE = optax.MultiSteps(wc.pipeline(optax.sgd, SCHEDULE, max_norm=0.8), 2)
+NESTED: dict[str, Any] = {
+    "outside": wc.skip_nonfinite(optax.MultiSteps(TWICE.gradient_transformation(), 3)),
+    "between": optax.MultiSteps(wc.skip_nonfinite(TWICE), 3),
+    "none": optax.MultiSteps(TWICE.gradient_transformation(), 3),
+}
+
+
+@pytest.mark.parametrize(("guard", "calls"), [("outside", 14), ("between", 4), ("none", 2)])
+def test_multi_steps_in_multi_steps_count_each_what_they_are_given(guard: str, calls: int):
+    """Of 14 calls, 12 are 4 calls of the inner one, and these are 2 updates."""
+    optimizer, grads = NESTED[guard], jax.tree.map(jnp.ones_like, PARAMS)
+    state, update = optimizer.init(PARAMS), quick.jit(optimizer.update)
+    for _ in range(14):
+        _, state = update(grads, state, PARAMS)
+    known = wc.metrics(state)
+    assert (int(known["calls"]), int(known["step"])) == (calls, 2)
+    np.testing.assert_allclose(known["learning_rate"], SCHEDULE(1), rtol=1e-6)
+    for step in {2, 4, calls}:
+        chex.assert_trees_all_equal(wc.adopt_state(optimizer, PARAMS, state, step=step), state)
+    with pytest.raises(ValueError, match=r"^adopt_state: step must be .*; got 7, and the nearest"):
+        wc.adopt_state(optimizer, PARAMS, state, step=7)
+
+
+def test_two_guards_around_two_multi_steps_are_refused_by_metrics_in_one_sentence():
+    state = wc.skip_nonfinite(NESTED["between"]).init(PARAMS)
+    with pytest.raises(ValueError, match=r"^metrics: metrics must have names of their own; "):
+        wc.metrics(state)
