@@ -1,5 +1,6 @@
 """One coefficient from one norm and its bound."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -11,13 +12,9 @@ from warmclip_jax._norms import Grouping, ScaledNorm
 
 
 class Coefficient(NamedTuple):
-    """The number that clips a tree, `rest * factor * rest`; or an array of them over groups.
+    """The number that clips a tree, or an array of them over groups: see `factors`."""
 
-    One number alone could not reach from a norm of 1e38 to 1e-38.
-    """
-
-    factor: jax.Array  # 0 or more, or NaN
-    rest: jax.Array  # 1, or a power of two below it where `factor` alone would underflow
+    quotient: jax.Array
     norm: ScaledNorm  # what is bounded
     is_finite: jax.Array  # scalar: whether every entry of the tree is
     bound: jax.Array | None  # in force, 0 or more; None for one that is never reached
@@ -27,7 +24,8 @@ class Coefficient(NamedTuple):
     @property
     def value(self) -> jax.Array:
         """The coefficient as one number, in [0, 1]."""
-        return self.factor * self.rest * self.rest
+        factor, rest = factors(self.quotient)
+        return factor * rest * rest
 
     @property
     def shown_bound(self) -> jax.Array:
@@ -41,7 +39,7 @@ def coefficient(norms: Measured, bound: Any, nonfinite: str) -> Coefficient:
     ones = jnp.ones_like(norm.mantissa)
     if bound is not None:
         bound = jnp.maximum(jnp.asarray(bound).astype(ones.dtype), 0)
-    numerator, denominator, rest = (ones, ones, ones) if bound is None else _fraction(norm, bound)
+    numerator, denominator = (ones, ones) if bound is None else _fraction(norm, bound)
     if nonfinite == "zero":
         numerator = jnp.where(is_finite, numerator, 0)
     elif norms.members is not None and bound is not None:
@@ -49,8 +47,20 @@ def coefficient(norms: Measured, bound: Any, nonfinite: str) -> Coefficient:
         numerator = jnp.where(is_finite, numerator, jnp.nan)
     # The division comes last: XLA repeats what is cheaper than a division in the loop of every
     # leaf.
-    factor = _quotient(numerator, denominator)
-    return Coefficient(factor, rest, norm, is_finite, bound, nonfinite, norms.members)
+    quotient = _quotient(numerator, denominator)
+    return Coefficient(quotient, norm, is_finite, bound, nonfinite, norms.members)
+
+
+@functools.partial(jax.jit, inline=True)
+def factors(quotient: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """`factor` and `rest` of the coefficient `rest * factor * rest`.
+
+    One number alone could not reach from a norm of 1e38 to 1e-38. It still is kept as one, the
+    factor, which many loops read: below 0 where `rest` is less than 1.
+    """
+    far = quotient < 0
+    rest = jnp.where(far, np.ldexp(1.0, -_power(quotient.dtype)), 1).astype(quotient.dtype)
+    return jnp.where(far, -quotient, quotient), rest
 
 
 def is_over(norm: ScaledNorm, bound: Any) -> jax.Array:
@@ -59,25 +69,29 @@ def is_over(norm: ScaledNorm, bound: Any) -> jax.Array:
     return ~(norm.mantissa <= bound * norm.scale) & (bound != jnp.inf)
 
 
-def _fraction(norm: ScaledNorm, bound: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """`bound / norm`, 1 at most, as `rest * (numerator / denominator) * rest`.
+def _power(dtype: Any) -> int:
+    return 70 if dtype == jnp.float32 else 540
+
+
+def _fraction(norm: ScaledNorm, bound: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """`bound / norm`, 1 at most, as the numerator and denominator of a quotient for `factors`.
 
     Nothing in it leaves the range.
     """
     dtype = norm.mantissa.dtype
     over = is_over(norm, bound)
     rise, fall = jnp.maximum(norm.scale, 1), jnp.minimum(norm.scale, 1)
-    half, power = (40, 70) if dtype == jnp.float32 else (300, 540)
     # Half of a scale below one goes to the mantissa: all of it could make the bound underflow.
+    half = 40 if dtype == jnp.float32 else 300
     lift = jnp.where(fall < 1, np.ldexp(1.0, half), 1).astype(dtype)
     # Keep NaN out of the branch not taken: its derivative would be NaN too.
     denominator = jnp.where(over & norm.is_finite, norm.mantissa * lift, 1)
-    far = jnp.where(over, bound * (fall * lift) * rise, 1) / denominator < jnp.finfo(dtype).tiny
-    boost, rest = (
-        jnp.where(far, np.ldexp(1.0, exponent), 1).astype(dtype) for exponent in (power, -power)
-    )
-    numerator = jnp.where(norm.is_finite, bound * (fall * lift * boost) * boost * rise, jnp.nan)
-    return jnp.where(over, numerator, 1), denominator, rest
+    near = jnp.where(over, bound * (fall * lift) * rise, 1) / denominator
+    far = (near < jnp.finfo(dtype).tiny) & (bound > 0)
+    boost = jnp.where(far, np.ldexp(1.0, _power(dtype)), 1).astype(dtype)
+    numerator = bound * (fall * lift * boost) * boost * rise
+    numerator = jnp.where(norm.is_finite, jnp.where(far, -numerator, numerator), jnp.nan)
+    return jnp.where(over, numerator, 1), denominator
 
 
 @jax.custom_jvp

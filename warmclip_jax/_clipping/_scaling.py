@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from warmclip_jax._clipping._coefficient import Coefficient
+from warmclip_jax._clipping._coefficient import Coefficient, factors
 from warmclip_jax._clipping._rounding import unless
 from warmclip_jax._norms import entries, is_gradient
 
@@ -22,7 +22,7 @@ def scale_tree(tree: Any, coef: Coefficient) -> Any:
         scaled = [_waiting(leaf, coef) for leaf in gradients]
     else:
         groups = None if coef.members is None else coef.members.norms
-        numbers = (coef.factor, coef.rest, coef.is_finite, coef.norm, coef.bound)
+        numbers = (coef.quotient, coef.is_finite, coef.norm, coef.bound)
         scaled = _scaled(coef.nonfinite, groups, gradients, numbers)
     for index, leaf in zip(own, scaled, strict=True):
         leaves[index] = leaf
@@ -45,26 +45,30 @@ def _scaled(
     leaves: list[jax.Array],
     numbers: tuple[Any, ...],
 ) -> list[jax.Array]:
-    factor, rest, is_finite, *_ = numbers
-    columns = [factor, rest, factor * rest * rest]
+    quotient, is_finite, *_ = numbers
     if groups is None:
-        rows = [columns] * len(leaves)
+        rows = [(quotient, *factors(quotient))] * len(leaves)
     else:
-        of_groups = entries(jnp.stack(columns, axis=1))
+        of_groups = [(entry, *factors(entry)) for entry in entries(quotient)]
         rows = [of_groups[group] for group in groups]
+    return [
+        _product(nonfinite, is_finite, row, leaf) for row, leaf in zip(rows, leaves, strict=True)
+    ]
 
-    def product(row: Any, part: jax.Array) -> jax.Array:
-        factor, rest, value = row
+
+# Traced once for all leaves of a shape.
+@functools.partial(jax.jit, static_argnums=0, inline=True)
+def _product(nonfinite: str, is_finite: jax.Array, row: Any, leaf: jax.Array) -> jax.Array:
+    quotient, factor, rest = row
+
+    def product(part: jax.Array) -> jax.Array:
         scaled = part.astype(factor.dtype) * rest * factor * rest
         if nonfinite == "zero":
             scaled = lax.select(is_finite, scaled, jnp.zeros_like(scaled))
         # A product with 1 would flush subnormals and rewrite NaNs.
-        return unless(value == 1, part, scaled)
+        return unless(quotient == 1, part, scaled)
 
-    return [
-        _by_parts(functools.partial(product, row), leaf)
-        for row, leaf in zip(rows, leaves, strict=True)
-    ]
+    return _by_parts(product, leaf)
 
 
 @_scaled.defjvp  # pyright: ignore[reportFunctionMemberAccess]
@@ -74,24 +78,18 @@ def _scaled_jvp(nonfinite: str, groups: tuple[int, ...] | None, primals: Any, ta
     # Pulled back, a cotangent meets the unit vector alone. The slope of k, which is left out here,
     # would bring its product with a gradient, which leaves the range.
     (leaves, numbers), (rates, (*_, norm_slope, bound_slope)) = primals, tangents
-    factor, rest, is_finite, norm, _ = numbers
+    quotient, is_finite, norm, _ = numbers
+    factor, rest = factors(quotient)
     turn = bound_slope - norm_slope.value * rest * factor * rest
-    columns = (
-        factor,
-        rest,
-        factor * rest * rest,
-        lax.stop_gradient(norm.scale),
-        norm.inverse,
-        turn,
-    )
+    columns = (quotient, factor, rest, lax.stop_gradient(norm.scale), norm.inverse, turn)
 
     def slope(row: Any, part: jax.Array, rate: jax.Array) -> jax.Array:
-        factor, rest, value, scale, inverse, turn = row
+        quotient, factor, rest, scale, inverse, turn = row
         unit = jnp.where(is_finite, part.astype(factor.dtype) * scale * inverse, 0)
         scaled = rate.astype(factor.dtype) * rest * factor * rest + unit * turn
         if nonfinite == "zero":
             scaled = jnp.where(is_finite, scaled, 0)
-        return jnp.where(value == 1, rate, scaled.astype(rate.dtype))
+        return jnp.where(quotient == 1, rate, scaled.astype(rate.dtype))
 
     rows = (
         [columns] * len(leaves)

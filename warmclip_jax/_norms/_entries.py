@@ -3,7 +3,7 @@
 import functools
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 
@@ -20,7 +20,7 @@ def entries(array: jax.Array) -> list[jax.Array]:
 
     def hidden() -> list[jax.Array]:
         def indices() -> list[jax.Array]:
-            return [jnp.asarray(index, jnp.int32) for index in range(array.shape[0])]
+            return [np.uint32(index) for index in range(array.shape[0])]
 
         unseen = lax.cond(array[(0,) * array.ndim] >= 0, indices, indices)
         return [lax.dynamic_index_in_dim(array, index, keepdims=False) for index in unseen]
