@@ -164,6 +164,16 @@ def test_each_float64_leaf_is_the_input_times_one_scalar_rounded_once(x64):
     np.testing.assert_array_equal(np.asarray(clipped), leaf * float(state.clip_coef))
 
 
+@pytest.mark.parametrize(
+    "clip", [wc.clip_by_global_norm(0.0), wc.clip_by_group_norm(0.0, groups="all")]
+)
+def test_a_bound_of_zero_leaves_zeros_with_the_signs_of_the_entries(clip: Any):
+    grads = jnp.array([3.0, -4.0])
+    clipped, _ = clip.update(grads, clip.init(grads))
+    np.testing.assert_array_equal(clipped, [0.0, 0.0])
+    np.testing.assert_array_equal(np.signbit(clipped), [False, True])
+
+
 def test_equal_bfloat16_leaves_end_at_the_bound():
     # Their squares add up to 16^2 + 33 = 17^2; in bfloat16 256 + 1 is 256.
     tree = [np.full(1, 16, BF16), *[np.ones(1, BF16)] * 33]

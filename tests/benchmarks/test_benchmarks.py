@@ -122,15 +122,14 @@ def test_a_clip_that_is_timed_acts(name: str):
 def test_seconds_and_parts_are_told_as_quartiles(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    for benchmark in (small_leaves, compiling):
-        monkeypatch.setattr(benchmark, "NAMES", TWO)
+    monkeypatch.setattr(small_leaves, "NAMES", TWO)
     monkeypatch.setattr(compiling, "SKIP", jax_steps.OURS)
-    monkeypatch.setattr(compiling, "WORKLOADS", {"small_leaves": TINY})
     small_leaves.main(["--rounds", "2"], TINY)
     assert "1.000 (1.000 to 1.000)" in capsys.readouterr().out
-    compiling.main(["--rounds", "2"])
-    rows = [line.split(" | ")[0] for line in capsys.readouterr().out.splitlines() if "(" in line]
-    assert [row.strip("| ") for row in rows] == list(TWO)
+    compiling.main(["--rounds", "2", "--leaves", "1", "3", "--only", *TWO])
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if " s (" in line]
+    assert [row[0].strip("| ") for row in rows] == list(TWO)
+    assert all(cell.strip(" |").endswith("(1.00)") for cell in rows[1][1:])
 
 
 def test_a_ratio_is_the_median_of_the_rounds_in_which_both_took_part():

@@ -83,7 +83,7 @@ def _select_early(
     olds = _olds(result, before)
     number = len(jax.tree.leaves(arguments[0]))
     gradients = [index for index in inputs if index < number and is_gradient(given[index])]
-    others = [given[index] for index in inputs if index not in gradients]
+    others = [given[index] for index in sorted({*inputs} - {*gradients})]
     handed = _handed(condition, [given[index] for index in gradients], [*others, *closed.consts])
     given = _replaced(given, gradients, handed)
     made = _evaluated(
