@@ -23,7 +23,6 @@ from warmclip_jax._norms import ScaledNorm
 class Usual(NamedTuple):
     """What was usual before each recorded call: arrays `[calls]` on the host."""
 
-    norm: np.ndarray  # float32: the usual norm; NaN before the first
     loss: np.ndarray  # float32: the usual loss; NaN before the first
     norm_is_far: np.ndarray  # bool: whether the norm stood 6 deviations above it
     loss_is_far: np.ndarray  # bool
@@ -32,8 +31,8 @@ class Usual(NamedTuple):
 def usual_of(norms: np.ndarray, losses: np.ndarray) -> Usual:
     """What was usual, from the norms and losses of calls in order; NaN and inf teach nothing."""
     columns = (jnp.asarray(norms, jnp.float32), jnp.asarray(losses, jnp.float32))
-    norm, loss, norm_deviations, loss_deviations = map(np.asarray, _scanned(*columns))
-    return Usual(norm, loss, norm_deviations >= STANDS_OUT, loss_deviations >= STANDS_OUT)
+    loss, norm_deviations, loss_deviations = map(np.asarray, _scanned(*columns))
+    return Usual(loss, norm_deviations >= STANDS_OUT, loss_deviations >= STANDS_OUT)
 
 
 @jax.jit
@@ -44,7 +43,6 @@ def _scanned(norms: jax.Array, losses: jax.Array) -> Any:
         (of_norms, of_losses), (norm, loss) = histories, numbers
         logarithm = log_of(ScaledNorm.of(norm))
         told = (
-            jnp.where(of_norms.norms_taught > 0, jnp.exp(of_norms.log_mean), jnp.nan),
             jnp.where(of_losses.losses_taught > 0, of_losses.loss_mean, jnp.nan),
             deviations_above(of_norms, *logarithm),
             loss_deviations_above(of_losses, loss),
