@@ -1,4 +1,4 @@
-"""States on disk: saved and restored by orbax, and those that an earlier version of this package wrote.
+"""States on disk: of a skipped call, and those that an earlier version of this package wrote.
 
 `fixtures/states-<version>.json` holds the states of `EXACT` after `exact_run(optimizer, 3)`, leaf
 by leaf under its key path. In these every number is a sum of few powers of two, so that they are
@@ -22,45 +22,6 @@ from tests import quick
 from tests.problem import FEATURES, PARAMS, loss_of
 
 FIXTURES = sorted((pathlib.Path(__file__).parent / "fixtures").glob("states-*.json"))
-SCHEDULE = wc.warmup_cosine_decay(peak_value=0.1, total_steps=40, warmup_steps=4)
-FULL: Any = wc.pipeline(
-    optax.adamw,
-    SCHEDULE,
-    max_norm={"w": wc.running_bound(ceiling=0.5), "b": 0.3},
-    groups=wc.label_by_path(),
-    skip_above=wc.running_bound(deviations=6.0),
-    record=4,
-    record_leaves=True,
-)
-
-
-def test_a_run_resumed_from_an_orbax_checkpoint_is_the_run_that_was_never_stopped(
-    tmp_path: pathlib.Path,
-):
-    # With all that a state can hold; test_clients.py has the states of other clients.
-    @quick.jit
-    def step(params: Any, state: Any, features: jax.Array) -> Any:
-        grads = jax.grad(loss_of)(params, features)
-        return wc.apply_gradients(FULL, params, state, grads=grads)
-
-    def advance(params_and_state: Any, steps: range) -> Any:
-        params, state = params_and_state
-        for index in steps:
-            params, state = step(
-                params, state, FEATURES * (jnp.nan if index in (1, 6) else 1 + index)
-            )
-        return params, state
-
-    start = PARAMS, FULL.init(PARAMS)
-    halfway = advance(start, range(5))
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(tmp_path / "state", halfway)
-        checkpointer.wait_until_finished()
-        restored = checkpointer.restore(tmp_path / "state", jax.tree.map(jnp.zeros_like, start))
-    chex.assert_trees_all_equal_shapes_and_dtypes(restored, halfway)
-    resumed, expected = advance(restored, range(5, 9)), advance(start, range(9))
-    chex.assert_trees_all_equal(resumed, expected)
-    chex.assert_trees_all_equal(wc.metrics(resumed[1]), wc.metrics(expected[1]))
 
 
 def test_the_batch_of_a_skipped_call_gives_the_same_norm_again(tmp_path: pathlib.Path):

@@ -108,10 +108,9 @@ OURS: Any = wc.pipeline(
 
 
 class Example:
-    """The example on a mesh, its parameters in their boxes or taken out of them after `init`."""
+    """The example on a mesh, its parameters in their boxes."""
 
-    def __init__(self, *, boxed: bool) -> None:
-        self.boxed = boxed
+    def __init__(self) -> None:
         self.mesh = jax.make_mesh(
             (2, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2, devices=jax.devices()[:4]
         )
@@ -126,8 +125,7 @@ class Example:
 
         axes = nn.get_partition_spec(jax.eval_shape(init))
         shardings = flax.linen.spmd.logical_to_mesh_sharding(axes, self.mesh, RULES)
-        state = quick.jit(init, out_shardings=shardings)()
-        return state if self.boxed else nn.unbox(state)
+        return quick.jit(init, out_shardings=shardings)()
 
     def everywhere(self, state: Any) -> Any:
         """Puts on every device what is on none yet: a step's results are, and it is compiled once."""
@@ -144,11 +142,10 @@ class Example:
         return state, losses
 
 
-@pytest.mark.parametrize("boxed", [False, True])
 def test_lm1b_changes_over_at_its_checkpoint_and_ends_as_the_run_that_stayed(
-    boxed: bool, tmp_path: pathlib.Path
+    tmp_path: pathlib.Path,
 ):
-    example = Example(boxed=boxed)
+    example = Example()
     start = example.create(THEIRS)
     halfway, before = example.run(start, range(CHANGE))
     checkpoints.save_checkpoint_multiprocess(tmp_path, halfway, CHANGE)
