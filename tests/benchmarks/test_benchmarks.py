@@ -21,6 +21,7 @@ from tests.benchmarks import (
     growth,
     jax_steps,
     machine,
+    memory,
     reading,
     report,
     robustness,
@@ -130,6 +131,13 @@ def test_seconds_and_parts_are_told_as_quartiles(
     rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if " s (" in line]
     assert [row[0].strip("| ") for row in rows] == list(TWO)
     assert all(cell.strip(" |").endswith("(1.00)") for cell in rows[1][1:])
+
+
+def test_memory_is_told_in_multiples_of_the_gradients(monkeypatch: pytest.MonkeyPatch):
+    name = "`wc.clip_by_global_norm`"
+    monkeypatch.setattr(memory, "DTYPES", {"float32": memory.DTYPES["float32"]})
+    monkeypatch.setattr(memory, "OPTIMIZERS", {name: memory.OPTIMIZERS[name]})
+    assert memory.table().splitlines()[-1] == f"| {name} | 0.0 |"
 
 
 def test_a_ratio_is_the_median_of_the_rounds_in_which_both_took_part():
