@@ -77,6 +77,21 @@ def test_marks_of_what_did_not_happen_and_bounds_that_are_none_are_left_out():
     assert [list(drawn(ax)) for ax in wc.plot_records(guard.init(jnp.zeros(2))).axes] == [["norm"]]
 
 
+@pytest.mark.parametrize(
+    ("losses", "scale"), [([2.0, 3.0], "linear"), ([2.0, 3e8], "log"), ([-2.0, 3e8], "linear")]
+)
+def test_a_loss_that_explodes_is_on_a_logarithmic_axis(losses: list[float], scale: str):
+    guard = wc.pipeline(
+        optax.sgd, wc.exponential_decay(init_value=1.0, decay_rate=1e-6, decay_steps=1), record=4
+    )
+    state = guard.init(jnp.zeros(2))
+    for loss in losses:
+        _, state = guard.update(jnp.ones(2), state, value=loss)
+    axes = {ax.get_ylabel(): ax.get_yscale() for ax in wc.plot_records(state).axes}
+    assert axes["value"] == scale
+    assert axes["learning rate"] == "linear"
+
+
 def test_norms_go_on_axes_that_are_given():
     ax = figures.Figure().subplots()
     assert wc.plot_records(after(FULL), ax=ax) is ax.figure

@@ -1,4 +1,4 @@
-"""The night of the front page: the script that draws it says what stands there."""
+"""The night of the front page and those of the guide: the scripts say what stands there."""
 
 import pathlib
 import re
@@ -8,7 +8,8 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from colabs import night
+import warmclip_jax as wc
+from colabs import night, nights
 
 ROOT = pathlib.Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -49,3 +50,31 @@ def test_the_picture_of_the_front_page_is_of_the_size_that_the_script_draws(
     )
     assert committed.shape == drawn.shape
     assert "(colabs/night.png)" in README
+
+
+#: Calls, leaves and rates as the scripts put them, in sentences of the report.
+CAUSES = {
+    "log_of_zero": ("NaN or inf: call 77, ", "Leaves with NaN, 1 of 4: gate/scale"),
+    "slow_growth": ("calls were skipped: nothing is being learnt", "with a lower learning rate"),
+    "poisoned_inputs": ("Last spike: call 199, ", "Skipped: 49, 99, 149, 199."),
+    "poisoned_labels": ("Last spike of the loss: call 199, ", "Skipped: 49, 99, 149, 199."),
+    "resumed": ("No call had a NaN or inf.", "learning rate 0.2."),
+    "float16_updates": ("first of that run: call 1, ", "which updates in float16 can make"),
+    "outside": ("first of that run: call 120, ", "in averages that no unless_skipped keeps"),
+}
+GUIDE = (ROOT / "colabs/README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", nights.NIGHTS)
+def test_the_report_of_a_night_holds_what_its_row_of_the_guide_says(name: str):
+    with jax.numpy_rank_promotion("allow"):
+        opt_state = nights.NIGHTS[name]()
+    report = wc.report(opt_state)
+    assert [sentence for sentence in CAUSES[name] if sentence not in report] == []
+    (row,) = [line for line in GUIDE.splitlines() if line.startswith(f"| `{name}` |")]
+    shown = re.findall(r'"(.*?)"', row)
+    assert shown, row
+    assert [sentence for sentence in shown if sentence not in report] == []
+    if name == "resumed":
+        rates = wc.records(opt_state)["learning_rate"]
+        np.testing.assert_allclose(rates[[99, 100]], [0.02, 0.2], rtol=1e-6)

@@ -64,9 +64,9 @@ def span(first: int, last: int) -> str:
     return f"{first}" if first == last else f"{first} to {last}"
 
 
-def listed(texts: Iterable[str]) -> str:
+def listed(texts: Iterable[Any]) -> str:
     """The first few texts, and how many more there are."""
-    texts = list(texts)
+    texts = list(map(str, texts))
     more = len(texts) - LISTED
     return ", ".join(texts[:LISTED]) + (f" and {more} more" if more > 0 else "")
 

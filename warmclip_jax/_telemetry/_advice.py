@@ -54,7 +54,8 @@ def parameters(account: Account) -> Iterator[str]:
     if _is_everywhere(account):
         yield (
             "Every leaf was bad in the first call of the run, and is now: look for NaN in the "
-            "parameters. Updates in float16 can make one."
+            "parameters, which updates in float16 can make, and in averages that no "
+            "unless_skipped keeps."
         )
 
 

@@ -89,8 +89,8 @@ def plot_records(opt_state: Any, *, ax: Any = None) -> Any:
         if name != "learning_rate":
             # One legend explains the marks in both panels.
             _draw_marks(panel, columns, name, "" if name == "grad_norm" else "_")
-            # Above the axes: inside, it would cover what it names.
-            above = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0.2}
+            # Above the axes: inside, it would cover what it names; on the left, a power of ten.
+            above = {"loc": "lower right", "bbox_to_anchor": (1, 1), "borderaxespad": 0.2}
             panel.legend(ncols=3, frameon=False, fontsize="small", **above)
     lowest = [*drawn.values()][-1]
     lowest.set_xlabel("call")
@@ -112,7 +112,9 @@ def _draw_lines(ax: Any, columns: dict[str, np.ndarray], name: str) -> None:
         x, y = (np.insert(each, gaps, np.nan) for each in (calls, numbers))
         color = "C0" if column == name else "black"
         ax.plot(x, y, color=color, linestyle=style, linewidth=1.2, label=label)
-        if is_norm and is_shown.any():
+        low, high = np.nanmin(numbers, initial=np.inf), np.nanmax(numbers, initial=0)
+        # A loss too, where a line would lie on the axis until it explodes.
+        if name != "learning_rate" and 0 < (low if is_norm else 1e4 * low) <= high:
             ax.set_yscale("log")
     ax.set_ylabel(panel.label)
     ax.grid(alpha=0.25)

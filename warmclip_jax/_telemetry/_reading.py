@@ -7,12 +7,13 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
+from warmclip_jax._telemetry._account import listed
 from warmclip_jax._telemetry._finding import found, kind_of
 from warmclip_jax._telemetry._msgpack import outline
 from warmclip_jax._values import ArgumentValueError, broken_rule, named
@@ -21,8 +22,6 @@ from warmclip_jax._values import ArgumentValueError, broken_rule, named
 _STEP = re.compile(r"(?:.*_)?(\d+)")
 #: What orbax writes into the folder of a tree, and into that of a checkpoint.
 _TREE, _CHECKPOINT = "_METADATA", "_CHECKPOINT_METADATA"
-#: How many names of what is there a message lists.
-_LISTED = 10
 
 
 @named
@@ -74,7 +73,7 @@ def read_state(path: Any, *, step: int | None = None) -> Any:
     if not trees:
         raise ArgumentValueError(
             "path must be a checkpoint with a state of clip_by_global_norm, skip_nonfinite or "
-            f"pipeline; {checkpoint} holds {_listed(names)}."
+            f"pipeline; {checkpoint} holds {listed(names)}."
         )
     state = trees.popitem()[1] if len(trees) == 1 else trees
     found(state)
@@ -96,7 +95,7 @@ def _checkpoint(path: Any, step: int | None) -> Any:
     if step is None:
         return steps[max(steps)] if steps else root
     if step not in steps:
-        there = f"steps {_listed(steps)}" if steps else "one checkpoint, not several steps"
+        there = f"steps {listed(steps)}" if steps else "one checkpoint, not several steps"
         raise ArgumentValueError(
             f"step must be one that is in path; got {step!r}, and {root} holds {there}."
         )
@@ -112,7 +111,7 @@ def _items(checkpoint: Any) -> dict[str, Any]:
     children = sorted(checkpoint.iterdir())
     items = {child.name: child for child in children if (child / _TREE).exists()}
     if not items:
-        there = _listed(child.name for child in children)
+        there = listed(child.name for child in children) or "nothing"
         raise ArgumentValueError(
             f"path must be a checkpoint of orbax or flax; {checkpoint} holds {there}."
         )
@@ -214,9 +213,3 @@ def _as_damage_of(item: Any) -> Iterator[None]:
         raise ArgumentValueError(
             f"path must be a whole checkpoint; {item} is not: {reason}."
         ) from error
-
-
-def _listed(names: Iterable[Any]) -> str:
-    texts = list(map(str, names))
-    more = len(texts) - _LISTED
-    return ", ".join(texts[:_LISTED]) + (f" and {more} more" if more > 0 else "") or "nothing"
