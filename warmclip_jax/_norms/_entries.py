@@ -19,7 +19,7 @@ def entries(array: jax.Array) -> list[jax.Array]:
         return []
 
     def hidden() -> list[jax.Array]:
-        def indices() -> list[jax.Array]:
+        def indices() -> list[np.uint32]:
             return [np.uint32(index) for index in range(array.shape[0])]
 
         unseen = lax.cond(array[(0,) * array.ndim] >= 0, indices, indices)
