@@ -191,3 +191,29 @@ def test_what_any_guard_around_skips_is_clipped_to_zero_in_every_group():
         assert [float(told[name]) for name in ("clip_coef", "a/clip_coef", "b/clip_coef")] == [
             0
         ] * 3
+
+
+def test_the_rate_is_what_the_gradient_was_multiplied_by_also_where_a_plateau_halves_it():
+    optimizer: Any = wc.pipeline(
+        lambda rate: optax.chain(
+            optax.sgd(rate), optax.contrib.reduce_on_plateau(factor=0.5, patience=2)
+        ),
+        wc.linear_warmup(peak_value=0.5, warmup_steps=4),
+        max_norm=None,
+    )
+    update, state = quick.jit(optimizer.update), optimizer.init(jnp.zeros(2))
+    rates = []
+    for _ in range(8):
+        updates, state = update(jnp.array([1.0, 2.0]), state, jnp.zeros(2), value=jnp.float32(3.0))
+        rates.append(-float(updates[0]))
+        assert float(wc.metrics(state)["learning_rate"]) == rates[-1]
+    assert rates[-1] <= 0.25  # the plateau did act
+
+
+def test_the_rate_is_not_known_where_another_schedule_stands_behind_the_optimizer():
+    optimizer = wc.pipeline(
+        lambda rate: optax.chain(optax.sgd(rate), optax.scale_by_schedule(lambda count: 0.5)),
+        0.1,
+    )
+    _, state = optimizer.update(jnp.ones(2), optimizer.init(jnp.zeros(2)), jnp.zeros(2))
+    assert np.isnan(wc.metrics(state)["learning_rate"])
