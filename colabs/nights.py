@@ -108,7 +108,8 @@ def poisoned_inputs() -> Any:
         (inputs * (1e3 if call % 50 == 49 else 1), targets)
         for call, (inputs, targets) in enumerate(batches())
     ]
-    return trained(guarded(max_norm=1.0, skip_above=SPIKES), parameters(), stream)[1]
+    bound = wc.running_bound(deviations=4.0)
+    return trained(guarded(max_norm=1.0, skip_above=bound), parameters(), stream)[1]
 
 
 def poisoned_labels() -> Any:

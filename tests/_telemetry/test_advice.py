@@ -69,6 +69,10 @@ def poisoned(call: int, grads: Any, loss: float) -> tuple[Any, float]:
     return scaled(grads, 3 if call % 50 == 49 else 1), loss
 
 
+def loses_then_skips(call: int, grads: Any, loss: float) -> tuple[Any, float]:
+    return scaled(grads, 100 if call == 199 else 1), loss + (5 if call >= 190 else 0)
+
+
 def frozen(call: int, grads: Any, loss: float) -> tuple[Any, float]:
     return grads | {"head": 0 * grads["head"]}, loss
 
@@ -83,6 +87,23 @@ NIGHTS = {
     "growing": Night(wc.pipeline(optax.adam, 0.1, max_norm=None, **FULL), grows),
     "growing to inf": Night(wc.pipeline(optax.adam, 0.1, max_norm=None, **FULL), grows_to_inf),
     "poisoned": Night(wc.pipeline(optax.adam, 0.1, max_norm=None, **FULL), poisoned),
+    "poisoned, skipped": Night(wc.pipeline(optax.adam, 0.1, max_norm=None, **SKIPS), poisoned),
+    "losing, then skipping": Night(
+        wc.pipeline(optax.adam, 0.1, max_norm=5.0, **FULL, skip_above=BOUND), loses_then_skips
+    ),
+    "resumed with another rate": Night(
+        wc.pipeline(
+            optax.adam, wc.piecewise_constant(values=[0.01, 0.1], boundaries=[100]), **FULL
+        ),
+        quiet,
+    ),
+    "warming up": Night(
+        wc.pipeline(
+            optax.adam, wc.polynomial_warmup(peak_value=0.1, warmup_steps=50, power=4.0), **FULL
+        ),
+        quiet,
+        calls=60,
+    ),
     "frozen head": Night(wc.pipeline(optax.adam, 0.1, max_norm=5.0, **FULL), frozen),
     "clips most": Night(wc.pipeline(optax.adam, 0.1, max_norm=0.1, **FULL), quiet),
     "in MultiSteps": Night(
@@ -98,6 +119,7 @@ NIGHTS = {
 SENTENCES = {
     "No call had a NaN or inf.": {
         *("good", "skipping", "growing", "poisoned", "frozen head", "clips most"),
+        *("poisoned, skipped", "losing, then skipping", "resumed with another rate", "warming up"),
         "guarded MultiSteps",  # of the pipeline inside
     },
     "  Leaves with NaN, 1 of 4: head": {
@@ -116,12 +138,23 @@ SENTENCES = {
         *("NaN and spike", "no bounds", "guarded MultiSteps"),
     },
     "Last quiet call before the trouble: call 149, step 150": {"NaN for ever"},
-    "A skipped call changes nothing": {
-        *("NaN and spike", "no bounds", "NaN once, everywhere", "skipping"),
-        *("guarded MultiSteps", "growing to inf"),
+    "No update was taken in the trouble: checkpoints written since are sound.": {
+        *("NaN and spike", "NaN once, everywhere", "skipping", "poisoned, skipped"),
     },
+    "Updates taken in the trouble: 1. If the loss stays worse": {
+        *("no bounds", "guarded MultiSteps", "poisoned"),
+    },
+    "Updates taken in the trouble: 9. If the loss stays worse": {"losing, then skipping"},
+    "  No leaf was finite: look at the loss and its inputs first.": {
+        *("NaN once, everywhere", "growing to inf"),
+    },
+    "The learning rate rose from 0.01 to 0.1 at call 100": {"resumed with another rate"},
+    "  Skipped: 99, 149, 199, every 50 calls.": {"poisoned, skipped"},
+    "Of each run, the first 16 are recorded.": {"NaN for ever", "in MultiSteps"},
     "Every leaf was bad in the first call of the run, and is now": {"NaN for ever"},
-    "The batch of call 199, run again before the next update, must give the norm": {"skipping"},
+    "The batch of call 199, run again before the next update, must give the norm": {
+        *("skipping", "poisoned, skipped"),
+    },
     "The norm grew from": {"growing", "growing to inf"},
     "Leaves whose gradient was always zero, 1 of 4: head.": {"frozen head"},
     "The bound clips most calls": {"clips most"},

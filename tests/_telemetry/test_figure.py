@@ -56,7 +56,7 @@ def test_norms_bounds_and_what_was_done_are_on_a_logarithmic_axis_with_the_rate_
     assert [line.get_xdata()[0] for line in bad] == [2, 7]
     assert above.get_yscale() == "log"
     np.testing.assert_equal(
-        drawn(below).popitem()[1][1], [0.0, 0.25, np.nan, 0.5, np.nan, 0.75, 1.0, np.nan]
+        drawn(below)["learning_rate"][1], [0.0, 0.25, np.nan, 0.5, np.nan, 0.75, 1.0, np.nan]
     )
     assert below.get_xlabel() == "call"
     named = [text.get_text() for text in above.get_legend().get_texts()]
@@ -137,7 +137,7 @@ def test_values_stand_above_and_what_was_skipped_for_them_is_told_apart():
     forms = [line.get_marker() for line in middle.get_lines() if "skipped" in line.get_label()]
     assert len(set(forms)) == 2
     assert drawn(middle)["norm"][1] == [1.0, 2.0, 20.0, 1.0, 30.0]
-    np.testing.assert_equal(drawn(below).popitem()[1][1][1:], [np.nan] * 4)
+    np.testing.assert_equal(drawn(below)["learning_rate"][1][1:], [np.nan] * 4)
 
 
 def test_calls_that_were_not_recorded_leave_a_gap():
@@ -145,6 +145,15 @@ def test_calls_that_were_not_recorded_leave_a_gap():
     calls, norms = drawn(wc.plot_records(state).axes[0])["norm"]
     np.testing.assert_equal(calls[-4:], [16, np.nan, 21, 22])
     np.testing.assert_equal(norms[-4:], [np.nan, np.nan, 2.0, 3.0])
+
+
+def test_a_point_without_neighbours_has_a_mark_and_a_record_that_ends_early_is_told():
+    optimizer = wc.pipeline(optax.sgd, 0.1, max_norm=None, record=32)
+    figure = wc.plot_records(after(optimizer, [1.0, 2.0, np.nan, 3.0, *[np.nan] * 20]))
+    above, below = figure.axes
+    (alone,) = [line for line in above.get_lines() if line.get_marker() == "o"]
+    assert (list(alone.get_xdata()), list(alone.get_ydata())) == ([3], [3.0])
+    assert below.get_xlabel() == "call; the record ends at 19 of 24"
 
 
 @pytest.mark.parametrize("norms", [[np.nan], [np.inf] * 3, [0.0], []])

@@ -22,7 +22,7 @@ from warmclip_jax._clipping._loss_history import (
     loss_deviations_above,
     loss_taught,
 )
-from warmclip_jax._clipping._ring import COUNTS, NUMBERS, Ring
+from warmclip_jax._clipping._ring import COUNTS, MOST_IN_A_ROW, NUMBERS, Ring
 from warmclip_jax._clipping._scaling import scale_tree
 from warmclip_jax._clipping._selecting import choose
 from warmclip_jax._clipping._skipping import SkipState, skip_nonfinite

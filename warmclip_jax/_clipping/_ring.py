@@ -29,7 +29,7 @@ LENGTH = Number(
     whole=True,
 )
 #: Of calls in a row that change nothing, so many are written: what led there is worth more.
-_MOST_IN_A_ROW = 16
+MOST_IN_A_ROW = 16
 
 
 class Ring(NamedTuple):
@@ -61,7 +61,7 @@ def with_row(ring: Ring | tuple[()], is_lost: jax.Array, **columns: Any) -> Ring
     counts, numbers, lost = ring
     lost = jnp.where(is_lost, increment_if(True, lost), 0)
     oldest = jnp.argmin(counts[:, 0])
-    is_written = lost <= _MOST_IN_A_ROW
+    is_written = lost <= MOST_IN_A_ROW
     row_counts = jnp.stack([jnp.asarray(columns[name]).astype(jnp.int32) for name in COUNTS])
     row_numbers = jnp.stack([coded(columns.get(name), numbers[0, 0]) for name in NUMBERS])
     return Ring(

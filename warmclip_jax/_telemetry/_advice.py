@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,6 +14,15 @@ from warmclip_jax._telemetry._usual import usual_of
 _CLOSE = 16
 #: From so many calls on a share of them says something.
 _ENOUGH = 20
+#: More than the rate rises from one update to the next in a warm-up that has begun.
+_JUMP = 3
+
+
+class _Trouble(NamedTuple):
+    """The latest run of calls that were lost, or stood far above what was usual."""
+
+    quiet: dict[str, Any] | None  # the row of the last call before it that was neither
+    taken: int  # updates made in it
 
 
 def loss_spike(account: Account) -> Iterator[str]:
@@ -29,29 +38,38 @@ def loss_spike(account: Account) -> Iterator[str]:
 
 
 def beginning(account: Account, path: Any) -> Iterator[str]:
-    """The last quiet call before the latest run of trouble, and what a checkpoint holds since."""
-    rows, usual = _recorded(account)
-    if not rows:
+    """The last quiet call before the latest trouble, and what a checkpoint holds since."""
+    trouble = _trouble(account)
+    if trouble is None:
         return
-    lost = np.array([row["is_bad"] or row["skipped"] for row in rows])
-    in_trouble = lost | usual.norm_is_far | usual.loss_is_far
-    where = np.flatnonzero(in_trouble)
-    if not where.size:
-        return
-    calls = np.array([row["call"] for row in rows])
-    starts = where[np.r_[True, np.diff(calls[where]) > _CLOSE]]
-    quiet = np.flatnonzero(~in_trouble[: starts[-1]])
-    if quiet.size:
-        row = rows[quiet[-1]]
+    if row := trouble.quiet:
         yield f"Last quiet call before the trouble: call {row['call']}, step {row['step']}."
-    is_lost = _is_everywhere(account) or any(accumulator(account, path))
-    if account.numbers.get("skipped_count") and not is_lost:
-        yield "A skipped call changes nothing: checkpoints written since are sound."
+    if trouble.taken:
+        yield (
+            f"Updates taken in the trouble: {trouble.taken}. If the loss stays worse, go back to a "
+            "checkpoint from before it."
+        )
+    elif not (is_everywhere(account) or any(accumulator(account, path)) or any(growth(account))):
+        yield "No update was taken in the trouble: checkpoints written since are sound."
+
+
+def rise_of_the_rate(account: Account) -> Iterator[str]:
+    """The last jump of the learning rate, after the first updates, in which a warm-up may jump."""
+    rows = [row for row in account.rows.values() if row["learning_rate"] > 0]
+    for before, after in reversed([*itertools.pairwise(rows)]):
+        rates = before["learning_rate"], after["learning_rate"]
+        is_next = after["step"] == before["step"] + 1
+        if is_next and before["step"] >= _ENOUGH and rates[1] > _JUMP * rates[0]:
+            yield (
+                f"The learning rate rose from {rates[0]:.3g} to {rates[1]:.3g} at call "
+                f"{after['call']}: if the schedule is not meant to, look at how the run was resumed."
+            )
+            return
 
 
 def parameters(account: Account) -> Iterator[str]:
     """Whether the parameters themselves may hold NaN."""
-    if _is_everywhere(account):
+    if is_everywhere(account):
         yield (
             "Every leaf was bad in the first call of the run, and is now: look for NaN in the "
             "parameters, which updates in float16 can make, and in averages that no "
@@ -62,6 +80,9 @@ def parameters(account: Account) -> Iterator[str]:
 def the_same_batch(account: Account) -> Iterator[str]:
     """How to tell a fault of the machine, while calls are being skipped."""
     numbers, norm = account.numbers, np.asarray(account.last_norm)
+    trouble = _trouble(account)
+    if trouble is not None and trouble.taken:
+        return  # It did not begin with this batch.
     if numbers.get("consecutive_skips") and norm.ndim == 0 and np.isfinite(norm):
         yield (
             f"The batch of call {numbers['calls'] - 1}, run again before the next update, must "
@@ -151,7 +172,23 @@ def _recorded(account: Account) -> Any:
     return rows, usual_of(*map(np.asarray, columns)) if rows else None
 
 
-def _is_everywhere(account: Account) -> bool:
+def _trouble(account: Account) -> _Trouble | None:
+    rows, usual = _recorded(account)
+    if not rows:
+        return None
+    lost = np.array([row["is_bad"] or row["skipped"] for row in rows])
+    in_trouble = lost | usual.norm_is_far | usual.loss_is_far
+    where = np.flatnonzero(in_trouble)
+    if not where.size:
+        return None
+    calls = np.array([row["call"] for row in rows])
+    start = where[np.r_[True, np.diff(calls[where]) > _CLOSE]][-1]
+    quiet = np.flatnonzero(~in_trouble[:start])
+    taken = int(np.sum((in_trouble & ~lost)[start:]))
+    return _Trouble(rows[quiet[-1]] if quiet.size else None, taken)
+
+
+def is_everywhere(account: Account) -> bool:
     """Whether every leaf was bad in the first call of a run of bad ones, and still is."""
     leaves = account.leaves
     if leaves is None or not 0 <= leaves.bad_call < leaves.last_bad_call:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from warmclip_jax._clipping import decoded, from_keys
+from warmclip_jax._clipping import MOST_IN_A_ROW, decoded, from_keys
 from warmclip_jax._telemetry._account import LISTED, Account, bound_text, listed, span
 
 
@@ -87,6 +87,14 @@ def record(account: Account) -> Iterator[str]:
     skipped = np.array([call for call, row in account.rows.items() if row["skipped"]])
     if skipped.size:
         runs = np.split(skipped, np.flatnonzero(np.diff(skipped) > 1) + 1)
+        distances = np.diff([run[0] for run in runs])
+        every = f", every {distances[0]} calls" if _is_regular(distances) else ""
         longest = max(run.size for run in runs)
         most = f" Longest run: {longest} calls." if longest > 1 else ""
-        yield f"  Skipped: {listed(span(run[0], run[-1]) for run in runs)}.{most}"
+        if longest >= MOST_IN_A_ROW:
+            most = f" Of each run, the first {MOST_IN_A_ROW} are recorded."
+        yield f"  Skipped: {listed(span(run[0], run[-1]) for run in runs)}{every}.{most}"
+
+
+def _is_regular(distances: np.ndarray) -> bool:
+    return distances.size > 1 and np.ptp(distances) == 0

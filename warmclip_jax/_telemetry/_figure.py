@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from warmclip_jax._pictures import matplotlib_figure
+from warmclip_jax._telemetry._finding import calls_of
 from warmclip_jax._telemetry._records import check_one_run, on_host, recorded
 from warmclip_jax._values import broken_rule, named
 
@@ -93,7 +94,9 @@ def plot_records(opt_state: Any, *, ax: Any = None) -> Any:
             above = {"loc": "lower right", "bbox_to_anchor": (1, 1), "borderaxespad": 0.2}
             panel.legend(ncols=3, frameon=False, fontsize="small", **above)
     lowest = [*drawn.values()][-1]
-    lowest.set_xlabel("call")
+    last, made = columns["call"].max(initial=-1), max(int(calls_of(each.state)) for each in seen)
+    rest = f"; the record ends at {last} of {made}" if last + 1 < made else ""
+    lowest.set_xlabel(f"call{rest}")
     return lowest.figure
 
 
@@ -112,6 +115,10 @@ def _draw_lines(ax: Any, columns: dict[str, np.ndarray], name: str) -> None:
         x, y = (np.insert(each, gaps, np.nan) for each in (calls, numbers))
         color = "C0" if column == name else "black"
         ax.plot(x, y, color=color, linestyle=style, linewidth=1.2, label=label)
+        around = np.isnan(np.r_[np.nan, y, np.nan])
+        alone = ~np.isnan(y) & around[:-2] & around[2:]
+        if alone.any():  # No line leads to a point without neighbours.
+            ax.plot(x[alone], y[alone], color=color, linestyle="", marker="o", markersize=3)
         low, high = np.nanmin(numbers, initial=np.inf), np.nanmax(numbers, initial=0)
         # A loss too, where a line would lie on the axis until it explodes.
         if name != "learning_rate" and 0 < (low if is_norm else 1e4 * low) <= high:

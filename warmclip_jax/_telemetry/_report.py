@@ -16,6 +16,7 @@ from warmclip_jax._telemetry._advice import (
     leaves_to_look_at,
     loss_spike,
     parameters,
+    rise_of_the_rate,
     the_same_batch,
     train_step,
 )
@@ -95,6 +96,7 @@ def _sentences(account: Account, each: Found, opt_state: Any) -> Iterator[str]:
         yield from large_calls(account)
         yield from loss_spike(account)
         yield from beginning(account, each.path)
+        yield from rise_of_the_rate(account)
         yield from the_same_batch(account)
         yield from clips(account)
         yield from bound_as_rate(account)

@@ -8,7 +8,7 @@ import numpy as np
 
 from warmclip_jax._clipping import STANDS_OUT, decoded, names_of
 from warmclip_jax._telemetry._account import LISTED, Account, listed
-from warmclip_jax._telemetry._advice import clips_most
+from warmclip_jax._telemetry._advice import clips_most, is_everywhere
 
 
 def bad_calls(account: Account) -> Iterator[str]:
@@ -38,7 +38,7 @@ def bad_calls(account: Account) -> Iterator[str]:
             yield f"  Leaves with {kind}, {held.sum()} of {held.size}: {which}"
     if finite := int(np.isfinite(norms).sum()):
         yield f"  Finite leaves: {finite}."
-    else:
+    elif not is_everywhere(account):
         yield "  No leaf was finite: look at the loss and its inputs first."
     if np.isnan(norms).any():
         yield "  NaN spreads backwards: these leaves show where it was seen, not where it began."
