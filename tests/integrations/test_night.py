@@ -54,18 +54,18 @@ def test_the_picture_of_the_front_page_is_of_the_size_that_the_script_draws(
 
 #: Calls, leaves and rates as the scripts put them, in sentences of the report.
 CAUSES = {
-    "log_of_zero": ("NaN or inf: call 77, ", "Leaves with NaN, 1 of 4: gate/scale"),
+    "log_of_zero": ("NaN or inf: call 77, ", "The loss was finite too"),
     "slow_growth": ("calls were skipped: nothing is being learnt", "with a lower learning rate"),
     "poisoned_inputs": ("Last spike: call 199, ", "Skipped: 49, 99, 149, 199, every 50 calls."),
     "poisoned_labels": ("Last spike of the loss: call 199, ", "Last spike: call 199, "),
     "resumed": ("No call had a NaN or inf.", "if the schedule is not meant to"),
     "float16_updates": ("first of that run: call 1, ", "which updates in float16 can make"),
-    "outside": ("first of that run: call 120, ", "in averages that no unless_skipped keeps"),
+    "outside": ("first of that run: call 120, ", "in running averages that a skipped call changed"),
 }
 #: How many times its usual norm a leaf has in the spike, at least and at most, as the guide says.
 LEAVES = {
     "poisoned_inputs": {"hidden/bias": (0, 1), "head/kernel": (5, 100)},
-    "poisoned_labels": {name: (200, 2000) for name in ("hidden/bias", "gate/scale", "head/kernel")},
+    "poisoned_labels": dict.fromkeys(("hidden/bias", "gate/scale", "head/kernel"), (200, 2000)),
 }
 GUIDE = (ROOT / "colabs/README.md").read_text(encoding="utf-8")
 
@@ -87,4 +87,4 @@ def test_the_report_of_a_night_holds_what_its_row_of_the_guide_says(name: str):
         assert least < ratios[leaf] < most
     # A sentence of growth is told of one that grew, and that of sound checkpoints not.
     assert ("Updates taken in the trouble" in report) == (name == "slow_growth")
-    assert "suspect the machine" not in report or name.startswith("poisoned")
+    assert "suspect the machine" not in report

@@ -42,6 +42,18 @@ class Account:
         is_on = bool(run) and run[-1] == max(self.rows)
         return run[0] if is_on and len(run) > 2 else None
 
+    @property
+    def skipped(self) -> list[np.ndarray]:
+        """The calls that are recorded as skipped, in runs."""
+        calls = np.array([call for call, row in self.rows.items() if row["skipped"]], int)
+        return np.split(calls, np.flatnonzero(np.diff(calls) > 1) + 1) if calls.size else []
+
+    @property
+    def period(self) -> int:
+        """How many calls lie between the starts of runs of skips, if always as many; or 0."""
+        distances = np.diff([run[0] for run in self.skipped])
+        return int(distances[0]) if distances.size > 1 and np.ptp(distances) == 0 else 0
+
     def when(self, call: int) -> str:
         """A call, and what became of it, as far as that is recorded."""
         numbers = self.numbers

@@ -31,9 +31,11 @@ def loss_spike(account: Account) -> Iterator[str]:
     far = np.flatnonzero(usual.loss_is_far) if rows else []
     if len(far):
         row = rows[far[-1]]
+        bound = row["value_bound"]
+        over = f", over its bound of {bound:.3g}" if row["value"] > bound else ""
         yield (
             f"Last spike of the loss: {account.when(row['call'])}. Loss {row['value']:.3g}, usual "
-            f"{usual.loss[far[-1]]:.3g}; norm {row['grad_norm']:.3g}."
+            f"{usual.loss[far[-1]]:.3g}{over}; norm {row['grad_norm']:.3g}."
         )
 
 
@@ -62,7 +64,8 @@ def rise_of_the_rate(account: Account) -> Iterator[str]:
         if is_next and before["step"] >= _ENOUGH and rates[1] > _JUMP * rates[0]:
             yield (
                 f"The learning rate rose from {rates[0]:.3g} to {rates[1]:.3g} at call "
-                f"{after['call']}: if the schedule is not meant to, look at how the run was resumed."
+                f"{after['call']}: if the schedule is not meant to, look at how the run was "
+                "resumed."
             )
             return
 
@@ -72,8 +75,8 @@ def parameters(account: Account) -> Iterator[str]:
     if is_everywhere(account):
         yield (
             "Every leaf was bad in the first call of the run, and is now: look for NaN in the "
-            "parameters, which updates in float16 can make, and in averages that no "
-            "unless_skipped keeps."
+            "parameters (wc.global_norm(params) tells), which updates in float16 can make, and in "
+            "running averages that a skipped call changed (wc.unless_skipped)."
         )
 
 
@@ -81,7 +84,7 @@ def the_same_batch(account: Account) -> Iterator[str]:
     """How to tell a fault of the machine, while calls are being skipped."""
     numbers, norm = account.numbers, np.asarray(account.last_norm)
     trouble = _trouble(account)
-    if trouble is not None and trouble.taken:
+    if account.period or (trouble is not None and trouble.taken):
         return  # It did not begin with this batch.
     if numbers.get("consecutive_skips") and norm.ndim == 0 and np.isfinite(norm):
         yield (
@@ -116,8 +119,8 @@ def growth(account: Account) -> Iterator[str]:
     is_rising = all(later > one for one, later in itertools.pairwise(medians))
     if is_rising and np.min(quarters[-1]) > np.max(quarters[0]) and last > 2 * first > 0:
         yield (
-            f"The norm grew from {first:.3g} to {last:.3g} over the record: go back to before it, "
-            "with a lower learning rate."
+            f"The norm grew over the record, from a median of {first:.3g} in its first quarter to "
+            f"{last:.3g} in its last: go back to before it, with a lower learning rate."
         )
 
 

@@ -84,17 +84,10 @@ def record(account: Account) -> Iterator[str]:
         largest = sorted(norms, key=norms.__getitem__, reverse=True)[:3]
         texts = ", ".join(f"{norms[call]:.3g} at call {call}" for call in largest)
         yield f"  Norm: median {np.median([*norms.values()]):.3g}, largest {texts}."
-    skipped = np.array([call for call, row in account.rows.items() if row["skipped"]])
-    if skipped.size:
-        runs = np.split(skipped, np.flatnonzero(np.diff(skipped) > 1) + 1)
-        distances = np.diff([run[0] for run in runs])
-        every = f", every {distances[0]} calls" if _is_regular(distances) else ""
+    if runs := account.skipped:
+        every = f", every {account.period} calls" if account.period else ""
         longest = max(run.size for run in runs)
         most = f" Longest run: {longest} calls." if longest > 1 else ""
         if longest >= MOST_IN_A_ROW:
             most = f" Of each run, the first {MOST_IN_A_ROW} are recorded."
         yield f"  Skipped: {listed(span(run[0], run[-1]) for run in runs)}{every}.{most}"
-
-
-def _is_regular(distances: np.ndarray) -> bool:
-    return distances.size > 1 and np.ptp(distances) == 0

@@ -89,6 +89,8 @@ def _sentences(account: Account, each: Found, opt_state: Any) -> Iterator[str]:
     yield from calls(account)
     if each.guard is None:
         yield from train_step(account, opt_state, each.path)
+    yield from growth(account)
+    yield from rise_of_the_rate(account)
     if account.numbers["calls"] > account.counts_from:
         yield from bad_calls(account)
         yield from accumulator(account, each.path)
@@ -96,11 +98,9 @@ def _sentences(account: Account, each: Found, opt_state: Any) -> Iterator[str]:
         yield from large_calls(account)
         yield from loss_spike(account)
         yield from beginning(account, each.path)
-        yield from rise_of_the_rate(account)
         yield from the_same_batch(account)
         yield from clips(account)
         yield from bound_as_rate(account)
         yield last_call(account)
         yield from leaves_to_look_at(account)
     yield from record(account)
-    yield from growth(account)

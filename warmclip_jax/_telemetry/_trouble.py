@@ -36,13 +36,20 @@ def bad_calls(account: Account) -> Iterator[str]:
         if held.any():
             which = listed(itertools.compress(names, held))
             yield f"  Leaves with {kind}, {held.sum()} of {held.size}: {which}"
-    if finite := int(np.isfinite(norms).sum()):
-        yield f"  Finite leaves: {finite}."
+    finite, row = int(np.isfinite(norms).sum()), account.rows.get(int(leaves.bad_call))
+    loss = np.nan if row is None else row["value"]
+    if finite == norms.size:
+        yield "  All leaves were finite, the loss was not."
+    elif finite:
+        also = " The loss was finite too: look at the backward pass." if np.isfinite(loss) else ""
+        yield f"  Finite leaves: {finite}.{also}"
     elif not is_everywhere(account):
         yield "  No leaf was finite: look at the loss and its inputs first."
-    if np.isnan(norms).any():
+    if np.isnan(norms).sum() > 1:
         yield "  NaN spreads backwards: these leaves show where it was seen, not where it began."
-    flag = 'jax.config.update("jax_debug_nans", True)'
+    is_nan = np.isnan(norms).any() or not np.isinf([*norms, loss]).any()
+    kind = "nans" if is_nan else "infs"
+    flag = f'jax.config.update("jax_debug_{kind}", True)'
     yield f"  To find the operation, repeat the step under {flag}."
 
 
