@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import optax
 
 import warmclip_jax as wc
+from tests._schedules.catalogue import catalogue
+from tests._values.test_rules import GOOD
 
 FUNCTIONS = {name: value for name in wc.__all__ if inspect.isfunction(value := getattr(wc, name))}
 #: What may be given by position: what a function is about. All else is an option.
@@ -59,6 +61,17 @@ def test_every_argument_result_and_field_of_a_state_has_a_type():
     hints = typing.get_type_hints(wc.linear_warmup)  # of what a decorator returns
     assert list(hints) == ["peak_value", "warmup_steps", "init_value", "return"]
     assert hints["return"] is wc.Schedule
+
+
+def test_every_schedule_is_in_the_tables_that_all_tests_of_schedules_go_through():
+    returned = {
+        name: inspect.get_annotations(function)["return"] for name, function in FUNCTIONS.items()
+    }
+    schedules = {name for name, kind in returned.items() if kind is wc.Schedule}
+    of_schedules_alone = {"minimum", "maximum", "product", "total"}
+    in_catalogue = {entry.schedule.kind for entry in catalogue(100).values()}
+    with_arguments = {factory.__name__ for factory in GOOD}
+    assert schedules == in_catalogue == with_arguments | of_schedules_alone
 
 
 def test_the_packages_help_names_every_function_by_its_purpose():
