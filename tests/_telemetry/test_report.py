@@ -413,3 +413,16 @@ def test_a_call_that_was_skipped_for_its_loss_is_over_no_bound_of_the_norm():
         _, state = optimizer.update(USUAL[0], state, value=value)
     assert "Last finite call that was skipped: call 1" in wc.report(state)
     assert "over the bound" not in wc.report(state)
+
+
+def test_after_a_change_to_groups_the_norm_of_the_last_call_is_not_known():
+    params = {"a": jnp.array([3.0]), "b": jnp.array([4.0])}
+    plain, grouped = (
+        wc.pipeline(optax.sgd, 0.1, max_norm=9.0, groups=groups)
+        for groups in (None, wc.label_by_path({"a": "one"}, default="two"))
+    )
+    _, state = plain.update(params, plain.init(params))
+    state = wc.adopt_state(grouped, params, state, step=1)
+    assert "Last call: norm not known, learning rate 0.1." in wc.report(state)
+    _, state = grouped.update(params, state)
+    assert "Last call: norm 5, learning rate 0.1." in wc.report(state)

@@ -83,7 +83,7 @@ def _once(reduction: Reduction, value: jax.Array) -> jax.Array:
 
 
 def _added(values: list[jax.Array]) -> jax.Array:
-    """The sum of n values. Added pairwise: rounding then grows with log(n), not n."""
+    """The sum of n values."""
     if len(values) == 1:
         return values[0]
     if not may_be_sharded(values[0]):

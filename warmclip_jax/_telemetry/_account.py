@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from warmclip_jax._clipping import decoded
+from warmclip_jax._clipping import decoded, is_unknown
 from warmclip_jax._telemetry._metrics import of_state
 from warmclip_jax._telemetry._records import in_order_of_time, ring_of
 
@@ -21,7 +21,8 @@ class Account:
         self.clip = getattr(state, "clip_state", state)
         self.leaves = self.clip.leaves or None
         #: The norm of the last call, with all its digits; an array over groups.
-        self.last_norm = decoded(getattr(state, "grad_norm", self.clip.grad_norm))
+        norm = getattr(state, "grad_norm", self.clip.grad_norm)
+        self.last_norm, self.norm_is_known = decoded(norm), not is_unknown(norm).any()
         self.numbers = {name: value.item() for name, value in of_state(state).items()}
         ring = ring_of(state)
         self.rows = {} if ring is None else _by_call(in_order_of_time(ring))

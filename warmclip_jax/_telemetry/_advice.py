@@ -111,7 +111,7 @@ def clips_most(account: Account) -> bool:
 def growth(account: Account) -> Iterator[str]:
     """A norm that grew over the whole record."""
     norms = np.array([row["grad_norm"] for row in account.rows.values() if not row["is_bad"]])
-    if len(norms) < _CLOSE:
+    if len(norms) < _ENOUGH:
         return
     quarters = np.array_split(norms, 4)
     medians = [float(np.median(quarter)) for quarter in quarters]

@@ -54,7 +54,7 @@ def clips(account: Account) -> Iterator[str]:
 def last_call(account: Account) -> str:
     """The norm, bounds and rate of the last call."""
     numbers = account.numbers
-    facts = [f"norm {numbers['grad_norm']:.3g}"]
+    facts = [f"norm {numbers['grad_norm']:.3g}" if account.norm_is_known else "norm not known"]
     if np.isfinite(usual := numbers.get("typical_norm", np.nan)):
         facts.append(f"usual norm {usual:.3g}")
     if not np.isnan(loss := numbers.get("value", np.nan)):
