@@ -75,12 +75,11 @@ PositiveSteps = Annotated[
         "a whole number of steps, 1 or more", "Count optimizer steps.", lambda n: n >= 1, whole=True
     ),
 ]
-_SIGNED_REMEDY = "Count optimizer steps; a negative number delays the schedule."
 SignedSteps = Annotated[
     Scalar,
     Number(
         "a whole number between -2**31 and 2**31",
-        _SIGNED_REMEDY,
+        "Count optimizer steps; a negative number delays the schedule.",
         lambda n: abs(n) <= MAX_COUNT,
         whole=True,
     ),

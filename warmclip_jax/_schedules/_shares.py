@@ -26,14 +26,14 @@ class Shares(NamedTuple):
 
 def shares(count: jax.Array, length: Any) -> Shares:
     """The shares of `length` at `count`. A length of 0 has passed from the start."""
-    count, length = _alike(count, length)
+    count, length = _integers_or_floats(count, length)
     done = jnp.clip(count, 0, jnp.maximum(length, 0))
     return _divided(done, length - done, length)
 
 
 def cycle_shares(count: jax.Array, length: Any) -> Shares:
     """`shares` of the smallest positive multiple of `length` that is at least `count`."""
-    count, length = _alike(count, length)
+    count, length = _integers_or_floats(count, length)
     length = jnp.maximum(length, 1)
     cycles = jnp.maximum(-(-count // length), 1)
     # The multiple itself may be past int32; the steps left of it never are.
@@ -52,7 +52,7 @@ def endless_shares(count: jax.Array, timescale: Any) -> Shares:
 
 def periods(count: jax.Array, length: Any) -> jax.Array:
     """How many times `length` has passed at `count`."""
-    count, length = _alike(count, length)
+    count, length = _integers_or_floats(count, length)
     # A traced length may be 0; the quotient must stay finite.
     length = jnp.maximum(length, 1 if jnp.issubdtype(length.dtype, jnp.integer) else 1e-9)
     return count.astype(default_float()) / length.astype(default_float())
@@ -109,7 +109,7 @@ def saturation(periods: jax.Array) -> jax.Array:
 
 def difference(left: Any, right: Any) -> jax.Array:
     """`left - right`, exact when both are integers."""
-    left, right = _alike(left, right)
+    left, right = _integers_or_floats(left, right)
     return left - right
 
 
@@ -137,7 +137,7 @@ def _divided(passed: jax.Array, left: jax.Array, length: jax.Array) -> Shares:
     )
 
 
-def _alike(left: Any, right: Any) -> tuple[jax.Array, jax.Array]:
+def _integers_or_floats(left: Any, right: Any) -> tuple[jax.Array, jax.Array]:
     """Two integers as they are, so that their difference is exact; others as floats."""
     if jnp.issubdtype(left.dtype, jnp.integer) and jnp.issubdtype(right.dtype, jnp.integer):
         return left, right

@@ -135,10 +135,8 @@ class Number:
     def as_array(self, number: Any) -> jax.Array:
         """A lowered number, traced or stacked too, in the dtype of the computation."""
         array = jnp.asarray(number)
-        is_int32 = (
-            jnp.issubdtype(array.dtype, jnp.integer) and jnp.iinfo(array.dtype).max <= MAX_COUNT
-        )
-        return array.astype(jnp.int32 if self.whole and is_int32 else default_float())
+        is_int32 = self.whole and np.can_cast(array.dtype, np.int32)
+        return array.astype(jnp.int32 if is_int32 else default_float())
 
     def as_arrays(self, lowered: Any) -> Any:
         """A lowered sequence as one array."""
