@@ -20,6 +20,7 @@ import warmclip_jax as wc
         ({"examples": 1000, "batch_size": 100}, 10),
         ({"examples": 1001, "batch_size": 100}, 11),
         ({"examples": 0, "batch_size": 100}, 0),
+        ({"examples": 10**20, "batch_size": 3}, (10**20 + 2) // 3),  # Not through floats.
         ({"epochs": 3, "dataset_size": 1000, "batch_size": 32}, 94),  # 93.75, not 3 * ceil(31.25).
         ({"epochs": 0.3, "dataset_size": 10, "batch_size": 1}, 3),
         ({"epochs": 0.1, "dataset_size": 30, "batch_size": 1}, 3),  # 0.1 * 30 is above 3 in floats.
