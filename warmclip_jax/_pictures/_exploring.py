@@ -90,11 +90,11 @@ class Explored:
         return values, (rise, int(np.argmax(values)), _settled(values, 0))
 
     def _step(self, index: int, last: int = MAX_COUNT) -> int | None:
-        """The step of a mark; where rounding reached a value too early, the corner after it."""
+        """The step of a mark; where rounding reached a value too early, the likeliest corner."""
         step = self.steps[index]
         near = self._corners[(self._corners >= step) & (self._corners <= 1.0002 * step)]
         same = near[self.values[np.searchsorted(self.steps, near)] == self.values[index]]
-        step = int(np.append(same, step)[0])
+        step = int(next(iter(same), step))
         return step if step <= last and step < _LATE else None
 
     def _values_at(self, steps: np.ndarray) -> np.ndarray:
@@ -116,9 +116,12 @@ def _settled(values: np.ndarray, within: float) -> int:
 
 
 def _corners(schedule: Drawable) -> np.ndarray:
-    """Step 0, and those at which one formula may follow another: from pairs of whole numbers."""
+    """Step 0, and those at which one formula may follow another: from pairs of whole numbers.
+
+    The likelier come first: a number alone (its sum with 0), then the sums of two.
+    """
     leaves = [np.float64(leaf).ravel() for leaf in jax.tree.leaves(schedule)]
-    numbers = np.hstack([0.0, *leaves])  # Beside 0, each number is a corner of its own.
+    numbers = np.hstack([0.0, *leaves])
     whole = numbers[numbers == np.clip(np.round(numbers), -MAX_COUNT, MAX_COUNT)][:20]
     first, second = np.meshgrid(whole, whole)
     last_restart = second + first * ((MAX_COUNT - second) // np.maximum(first, 1))

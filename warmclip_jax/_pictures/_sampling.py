@@ -92,20 +92,17 @@ def _kind(schedule: Any) -> str:
 
 def _entries(name: str, schedule: Drawable) -> Iterable[tuple[str, Drawable]]:
     """A stacked schedule entry by entry, each named by the numbers that vary; else `schedule`."""
-    paths, treedef = jax.tree_util.tree_flatten_with_path(schedule)
-    shape = np.broadcast_shapes(*(np.shape(leaf) for _, leaf in paths))
+    arrays = jax.tree.map(np.asarray, schedule)
+    paths, treedef = jax.tree_util.tree_flatten_with_path(arrays)
+    shape = np.broadcast_shapes(*(array.shape for _, array in paths))
     if not shape:
         yield name, schedule
         return
-    stacks = [
-        (jax.tree_util.keystr(path, simple=True, separator="."), np.broadcast_to(leaf, shape))
-        for path, leaf in paths
-    ]
     for index in np.ndindex(shape):
-        numbers = [as_number(stack[index]) for _, stack in stacks]
+        numbers = [as_number(np.broadcast_to(array, shape)[index]) for _, array in paths]
         varying = [
-            f"{path}={number:.3g}"
-            for (path, stack), number in zip(stacks, numbers, strict=True)
-            if np.ptp(stack)
+            f"{jax.tree_util.keystr(path, simple=True, separator='.')}={number:.3g}"
+            for (path, array), number in zip(paths, numbers, strict=True)
+            if np.ptp(array)
         ]
         yield f"{name} {', '.join(varying) or list(index)}", treedef.unflatten(numbers)
