@@ -98,13 +98,15 @@ def expm1_below_one(exponent: jax.Array) -> jax.Array:
     return exponent * series
 
 
-def saturation(periods: jax.Array) -> jax.Array:
-    """`1 - exp(-periods)`, with its digits near 0 kept, and monotone to the last digit."""
-    some, half = periods > 0, math.log(2)
-    grown = expm1_below_one(jnp.where(some, jnp.minimum(periods, half), half))
+def saturation(passed: jax.Array) -> jax.Array:
+    """`1 - exp(-passed)`, with its digits near 0 kept, and monotone to the last digit."""
+    some = passed > 0
+    half_way = math.log(2)
+    grown = expm1_below_one(jnp.where(some, jnp.minimum(passed, half_way), half_way))
     # Below and above 1/2, the form that is accurate there, each stopped at 1/2.
-    near, far = jnp.minimum(1 / (1 + 1 / grown), 0.5), jnp.maximum(1 - jnp.exp(-periods), 0.5)
-    return jnp.where(some, jnp.where(periods < half, near, far), 0)
+    near = jnp.minimum(1 / (1 + 1 / grown), 0.5)
+    far = jnp.maximum(1 - jnp.exp(-passed), 0.5)
+    return jnp.where(some, jnp.where(passed < half_way, near, far), 0)
 
 
 def difference(left: Any, right: Any) -> jax.Array:
