@@ -78,16 +78,14 @@ def _named(schedules: Any) -> list[tuple[str, Drawable]]:
         rule = "a schedule, or a list or dict of at least one"
         raise broken_rule("schedules", rule, schedules, "Pass a schedule.")
     checked = [_SCHEDULE.check(argument, each) for argument, each in given]
-    kinds = [_kind(each) for _, each in given]
+    kinds = [
+        getattr(each, "kind", None) or getattr(each, "__name__", "schedule") for _, each in given
+    ]
     numbered = (
         kind if kinds.count(kind) == 1 else f"{kind} {kinds[: index + 1].count(kind)}"
         for index, kind in enumerate(kinds)
     )
     return list(zip(map(str, schedules) if is_dict else numbered, checked, strict=True))
-
-
-def _kind(schedule: Any) -> str:
-    return getattr(schedule, "kind", None) or getattr(schedule, "__name__", "schedule")
 
 
 def _entries(name: str, schedule: Drawable) -> Iterable[tuple[str, Drawable]]:
