@@ -40,6 +40,7 @@ import warmclip_jax as wc
         ({"fraction": np.float32(0.145), "total_steps": np.int32(100)}, 15),
         ({"fraction": 0.1, "total_steps": 10**15}, 10**14),
         # Data loaders that drop the last batch of every epoch.
+        ({"examples": 1000, "batch_size": 100, "drop_remainder": True}, 10),
         ({"epochs": 3, "dataset_size": 1000, "batch_size": 32, "drop_remainder": True}, 3 * 31),
         (
             {"epochs": 2.5, "dataset_size": 1000, "batch_size": 32, "drop_remainder": True},
