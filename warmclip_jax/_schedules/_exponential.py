@@ -16,9 +16,9 @@ from warmclip_jax._values import (
     ArgumentValueError,
     Number,
     Scalar,
+    as_float,
     as_number,
     broken_rule,
-    default_float,
     is_traced,
     makes,
 )
@@ -81,7 +81,7 @@ def _lowered(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def _plain(number: Any) -> Any:
-    return number.astype(default_float()) if is_traced(number) else as_number(number)
+    return as_float(number) if is_traced(number) else as_number(number)
 
 
 @makes(Schedule, prepare=_bounded, lower=_lowered)

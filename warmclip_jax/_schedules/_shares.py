@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from warmclip_jax._values import MAX_COUNT, default_float, is_traced
+from warmclip_jax._values import MAX_COUNT, as_float, default_float, is_integer, is_traced
 
 
 class Shares(NamedTuple):
@@ -38,7 +38,7 @@ def cycle_shares(count: jax.Array, length: Any) -> Shares:
     cycles = jnp.maximum(-(-count // length), 1)
     # The multiple itself may be past int32; the steps left of it never are.
     left = jnp.where(count > 0, -count % length, length)
-    return _divided(count, left, length.astype(default_float()) * cycles.astype(default_float()))
+    return _divided(count, left, as_float(length) * as_float(cycles))
 
 
 def endless_shares(count: jax.Array, timescale: Any) -> Shares:
@@ -54,8 +54,8 @@ def periods(count: jax.Array, length: Any) -> jax.Array:
     """How many times `length` has passed at `count`."""
     count, length = _integers_or_floats(count, length)
     # A traced length may be 0; the quotient must stay finite.
-    length = jnp.maximum(length, 1 if jnp.issubdtype(length.dtype, jnp.integer) else 1e-9)
-    return count.astype(default_float()) / length.astype(default_float())
+    length = jnp.maximum(length, 1 if is_integer(length.dtype) else 1e-9)
+    return as_float(count) / as_float(length)
 
 
 def between(origin: Any, target: Any, weight: jax.Array) -> jax.Array:
@@ -119,41 +119,33 @@ def share_of(fraction: Any, total: Any) -> Any:
     """`fraction` of `total` in whole steps, halves up; in floats where either is traced."""
     if not (is_traced(fraction) or is_traced(total)):
         return math.floor(Fraction(str(fraction)) * Fraction(str(total)) + Fraction(1, 2))
-    dtype = default_float()
-    rounded = jnp.floor(
-        jnp.asarray(fraction).astype(dtype) * jnp.asarray(total).astype(dtype) + 0.5
-    )
-    if jnp.issubdtype(jnp.result_type(total), jnp.integer):
+    rounded = jnp.floor(as_float(fraction) * as_float(total) + 0.5)
+    if is_integer(jnp.result_type(total)):
         # An integer is subtracted from counts exactly.
         rounded = jnp.clip(rounded, 0, _below_int32_range()).astype(jnp.int32)
     return rounded
 
 
 def _divided(passed: jax.Array, left: jax.Array, length: jax.Array) -> Shares:
-    dtype = default_float()
     some = length > 0
-    whole = jnp.where(some, length, 1).astype(dtype)
+    whole = as_float(jnp.where(some, length, 1))
     return Shares(
-        jnp.where(some, passed.astype(dtype) / whole, 1),
-        jnp.where(some, left.astype(dtype) / whole, 0),
+        jnp.where(some, as_float(passed) / whole, 1),
+        jnp.where(some, as_float(left) / whole, 0),
     )
 
 
 def _integers_or_floats(left: Any, right: Any) -> tuple[jax.Array, jax.Array]:
     """Two integers as they are, so that their difference is exact; others as floats."""
-    if jnp.issubdtype(left.dtype, jnp.integer) and jnp.issubdtype(right.dtype, jnp.integer):
+    if is_integer(left.dtype) and is_integer(right.dtype):
         return left, right
-    return _as_float(left), _as_float(right)
+    return _not_rounded_up(left), _not_rounded_up(right)
 
 
-def _as_float(number: jax.Array) -> jax.Array:
-    floating = number.astype(default_float())
+def _not_rounded_up(number: jax.Array) -> jax.Array:
     # The largest counts would round up to 2**31 and so reach a length that they are short of.
-    return (
-        jnp.minimum(floating, _below_int32_range())
-        if jnp.issubdtype(number.dtype, jnp.integer)
-        else floating
-    )
+    floating = as_float(number)
+    return jnp.minimum(floating, _below_int32_range()) if is_integer(number.dtype) else floating
 
 
 def _below_int32_range() -> np.floating[Any]:

@@ -14,8 +14,8 @@ from warmclip_jax._values import (
     FLAG,
     Number,
     Scalar,
+    as_float,
     broken_rule,
-    default_float,
     exactly_one,
     is_traced,
     named,
@@ -172,7 +172,7 @@ def untuned_warmup_steps(b2: Scalar) -> Any:
     """
     b2 = _B2.check("b2", b2)
     if is_traced(b2):
-        return jnp.ceil(2 / (1 - jnp.asarray(b2).astype(default_float())))
+        return jnp.ceil(2 / (1 - as_float(b2)))
     # From its decimal: in floats, 2 / (1 - 0.999) is more than 2000.
     return math.ceil(2 / (1 - Fraction(str(b2))))
 

@@ -29,14 +29,24 @@ def default_float() -> np.dtype:
     return np.dtype(jnp.result_type(float))
 
 
+def as_float(number: Any) -> jax.Array:
+    """A number or array of any real dtype as an array in the default float dtype."""
+    return jnp.asarray(number).astype(default_float())
+
+
 def is_traced(value: object) -> bool:
     """Whether `value` is a tracer, whose number nobody can see yet."""
     return isinstance(value, jax.core.Tracer)
 
 
+def is_integer(dtype: Any) -> bool:
+    """Whether a dtype holds integers, signed or not."""
+    return jnp.issubdtype(dtype, jnp.integer)
+
+
 def is_real(dtype: Any) -> bool:
     """Whether a dtype holds integers or floats."""
-    return jnp.issubdtype(dtype, jnp.integer) or jnp.issubdtype(dtype, jnp.floating)
+    return is_integer(dtype) or jnp.issubdtype(dtype, jnp.floating)
 
 
 def as_array_like(value: Any) -> Any:
@@ -56,7 +66,7 @@ def real_scalar(name: str, rule: str, value: Any, remedy: str) -> jax.Array:
         raise broken_rule(name, rule, value, remedy, TypeError)
     number = jnp.asarray(value)
     is_wide = jnp.issubdtype(number.dtype, jnp.floating) and number.dtype.itemsize >= 4
-    return number if is_wide else number.astype(default_float())
+    return number if is_wide else as_float(number)
 
 
 def as_number(value: Any) -> Any:
@@ -68,7 +78,7 @@ def as_number(value: Any) -> Any:
     if not hasattr(value, "dtype") or is_traced(value) or np.ndim(value):
         return value
     scalar = np.asarray(value)[()]
-    if jnp.issubdtype(scalar.dtype, jnp.integer):
+    if is_integer(scalar.dtype):
         return int(scalar)
     if not jnp.issubdtype(scalar.dtype, jnp.floating):
         return value
