@@ -28,6 +28,11 @@ def explored(schedule: Any) -> Explored:
     return Explored(schedule if isinstance(schedule, wc.Schedule) else Foreign(schedule, "it"))
 
 
+def tent(peak: int) -> Any:
+    """Up to a peak and down again, one a step: the highest of some steps is before or after it."""
+    return lambda count: jnp.maximum(peak - jnp.abs(count - peak), 0)
+
+
 def interpolated(count: Any) -> float:
     """A schedule that cannot be traced."""
     return float(np.interp(int(count), [0, 10, 50], [0.0, 1.0, 0.5]))
@@ -61,6 +66,7 @@ TRUE: list[tuple[Any, int, tuple[int | None, ...]]] = [
     (wc.stretch(interpolated, factor=2), 100, (20, 20, 100)),
     (lambda count: [0.0, 0.1, 0.2, 0.3, 0.2][count], 5, (3, 3, None)),
     (lambda count: jnp.where(count < 50, 1 / count, 0), 50, (None, 1, 50)),
+    *((tent(peak), 2 * peak, (peak, peak, 2 * peak)) for peak in (12_345, 23_456, 54_321)),
     # A rise with roundings.
     (lambda count: jnp.where(count < 9, count % 2 / 1e5, jnp.minimum(count, 50)), 50, (50,) * 3),
     # What has another stair, restart or decay to come is not at its end.

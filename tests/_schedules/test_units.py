@@ -20,6 +20,7 @@ import warmclip_jax as wc
         ({"examples": 1000, "batch_size": 100}, 10),
         ({"examples": 1001, "batch_size": 100}, 11),
         ({"examples": 0, "batch_size": 100}, 0),
+        ({"examples": 10**20, "batch_size": 3}, (10**20 + 2) // 3),  # Not through floats.
         ({"epochs": 3, "dataset_size": 1000, "batch_size": 32}, 94),  # 93.75, not 3 * ceil(31.25).
         ({"epochs": 0.3, "dataset_size": 10, "batch_size": 1}, 3),
         ({"epochs": 0.1, "dataset_size": 30, "batch_size": 1}, 3),  # 0.1 * 30 is above 3 in floats.
@@ -39,6 +40,7 @@ import warmclip_jax as wc
         ({"fraction": np.float32(0.145), "total_steps": np.int32(100)}, 15),
         ({"fraction": 0.1, "total_steps": 10**15}, 10**14),
         # Data loaders that drop the last batch of every epoch.
+        ({"examples": 1000, "batch_size": 100, "drop_remainder": True}, 10),
         ({"epochs": 3, "dataset_size": 1000, "batch_size": 32, "drop_remainder": True}, 3 * 31),
         (
             {"epochs": 2.5, "dataset_size": 1000, "batch_size": 32, "drop_remainder": True},

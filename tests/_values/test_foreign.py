@@ -4,6 +4,8 @@ kept nor compared.
 
 import dataclasses
 import gc
+import inspect
+import math
 import pickle
 import weakref
 from collections.abc import Callable
@@ -180,6 +182,12 @@ def test_it_is_called_exactly_once_a_call_in_the_callers_trace(
     assert float(note) == 2.0
     assert float(value) == float(schedule(4)) != 0
     assert len(noted) == 2
+
+
+def test_a_function_without_a_signature_is_called_as_it_is():
+    with pytest.raises(ValueError, match="no signature"):
+        inspect.signature(math.hypot)
+    assert float(wc.shift(math.hypot, by=1)(2)) == 3.0
 
 
 def test_two_schedules_are_equal_only_with_the_very_same_function():

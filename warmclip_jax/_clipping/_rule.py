@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from warmclip_jax._values import default_float
+from warmclip_jax._values import as_float
 
 
 class Rule(NamedTuple):
@@ -31,8 +31,7 @@ class Rule(NamedTuple):
         of_group = jnp.asarray([keys.index(id(bound)) for bound in bounds])
 
         def over_groups(numbers: Iterable[Any]) -> jax.Array:
-            arrays = [jnp.asarray(number).astype(default_float()) for number in numbers]
-            return jnp.stack(arrays)[of_group]
+            return jnp.stack(list(map(as_float, numbers)))[of_group]
 
         def ceiling(count: jax.Array) -> jax.Array:
             ceilings = (rule.ceiling for rule in rules.values())

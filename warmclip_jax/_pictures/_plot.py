@@ -10,7 +10,7 @@ from warmclip_jax._pictures._limits import limits
 from warmclip_jax._pictures._sampling import Sampled, sampled
 from warmclip_jax._values import FLAG, broken_rule, named
 
-Drawable = Callable[[Any], Any]
+AnySchedule = Callable[[Any], Any]
 
 #: More curves than this take their colours from one scale, and the legend names only this many of
 #: them.
@@ -32,7 +32,7 @@ _MARKS: dict[str, dict[str, Any]] = {
 
 @named
 def plot(
-    schedules: Drawable | Sequence[Drawable] | Mapping[str, Drawable],
+    schedules: AnySchedule | Sequence[AnySchedule] | Mapping[str, AnySchedule],
     *,
     steps: int | None = None,
     ax: Any = None,
@@ -111,8 +111,9 @@ def _draw(ax: Any, line: Sampled, index: int, number: int, low: float) -> None:
     (drawn,) = ax.plot(line.steps, values, label=shown, linewidth=1.5 + over, **style)
     color, (warmup, peak, end) = drawn.get_color(), line.marks
     if warmup is not None:
-        style = _MARKS["warm-up ends"] if many else {"linestyle": (2 * index, (2, 2 * number))}
-        ax.axvline(warmup, color=color, linewidth=1.5, label=f"_{line.name} warm-up ends", **style)
+        # Where the lines of several coincide, the dots of each fall into the gaps of the others.
+        dots = _MARKS["warm-up ends"] if many else {"linestyle": (2 * index, (2, 2 * number))}
+        ax.axvline(warmup, color=color, linewidth=1.5, label=f"_{line.name} warm-up ends", **dots)
     for kind, step in (("peak", peak), ("no longer changes", end)):
         if step is not None and line.at(step) >= low:
             (mark,) = ax.plot(step, line.at(step), color=color, **_MARKS[kind])

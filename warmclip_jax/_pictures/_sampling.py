@@ -38,27 +38,28 @@ def sampled(schedules: Any, steps: int | None) -> list[Sampled]:
 
     Raises TypeError or ValueError for anything that is no schedule.
     """
-    named = [entry for name, schedule in _named(schedules) for entry in _entries(name, schedule)]
-    explored = [Explored(schedule) for _, schedule in named]
-    last = _last_step(explored) if steps is None else int(_STEPS.check("steps", steps))
-    return [_sampled(each, name, last) for each, (name, _) in zip(explored, named, strict=True)]
+    explored = [
+        (name, Explored(entry))
+        for kind, schedule in _named(schedules)
+        for name, entry in _entries(kind, schedule)
+    ]
+    if steps is not None:
+        last = int(_STEPS.check("steps", steps))
+    else:
+        # As far as the longest goes, and a tenth more to show what comes after.
+        length = max(each.length() for _, each in explored) or 100
+        last = min(max(round(1.1 * length), length + 1), MAX_COUNT)
+    return [_sampled(name, each, last) for name, each in explored]
 
 
-def _last_step(explored: Iterable[Explored]) -> int:
-    """How far to draw: as far as the longest goes, and a tenth more to show what comes after."""
-    length = max(each.length() for each in explored) or 100
-    return min(max(round(1.1 * length), length + 1), MAX_COUNT)
-
-
-def _sampled(explored: Explored, name: str, last: int) -> Sampled:
+def _sampled(name: str, explored: Explored, last: int) -> Sampled:
     explored.look_at(np.linspace(0, last, min(last + 1, _MOST)))
     shown = explored.steps <= last
     values = explored.values[shown]
     if not np.isfinite(values).any():
         rule, remedy = f"finite somewhere ({name!r})", "There is nothing to draw."
         raise broken_rule("schedules", rule, float(values[0]), remedy)
-    marks = (step if step is not None and step <= last else None for step in explored.marks())
-    return Sampled(name, explored.steps[shown], values, Marks(*marks))
+    return Sampled(name, explored.steps[shown], values, explored.marks(last))
 
 
 def _named(schedules: Any) -> list[tuple[str, Drawable]]:
@@ -68,44 +69,38 @@ def _named(schedules: Any) -> list[tuple[str, Drawable]]:
     """
     is_dict = isinstance(schedules, Mapping)
     # An optimizer is a tuple too.
-    is_list = isinstance(schedules, (list, tuple)) and not hasattr(schedules, "_fields")
-    if not is_dict and not is_list:
-        return [(_kind(schedules), _SCHEDULE.check("schedules", schedules))]
-    if not schedules:
+    if is_dict or (isinstance(schedules, (list, tuple)) and not hasattr(schedules, "_fields")):
+        entries = schedules.items() if is_dict else enumerate(schedules)
+        given = [(f"schedules[{key!r}]", each) for key, each in entries]
+    else:
+        given = [("schedules", schedules)]
+    if not given:
         rule = "a schedule, or a list or dict of at least one"
         raise broken_rule("schedules", rule, schedules, "Pass a schedule.")
-    by_key = dict(schedules if is_dict else enumerate(schedules))
-    checked = [_SCHEDULE.check(f"schedules[{key!r}]", each) for key, each in by_key.items()]
-    if is_dict:
-        return list(zip(map(str, by_key), checked, strict=True))
-    kinds = list(map(_kind, schedules))
-    names = [
+    checked = [_SCHEDULE.check(argument, each) for argument, each in given]
+    kinds = [
+        getattr(each, "kind", None) or getattr(each, "__name__", "schedule") for _, each in given
+    ]
+    numbered = (
         kind if kinds.count(kind) == 1 else f"{kind} {kinds[: index + 1].count(kind)}"
         for index, kind in enumerate(kinds)
-    ]
-    return list(zip(names, checked, strict=True))
-
-
-def _kind(schedule: Any) -> str:
-    return getattr(schedule, "kind", None) or getattr(schedule, "__name__", "schedule")
+    )
+    return list(zip(map(str, schedules) if is_dict else numbered, checked, strict=True))
 
 
 def _entries(name: str, schedule: Drawable) -> Iterable[tuple[str, Drawable]]:
     """A stacked schedule entry by entry, each named by the numbers that vary; else `schedule`."""
-    paths, treedef = jax.tree_util.tree_flatten_with_path(schedule)
-    shape = np.broadcast_shapes(*(np.shape(leaf) for _, leaf in paths))
+    arrays = jax.tree.map(np.asarray, schedule)
+    paths, treedef = jax.tree_util.tree_flatten_with_path(arrays)
+    shape = np.broadcast_shapes(*(array.shape for _, array in paths))
     if not shape:
         yield name, schedule
         return
-    stacks = [
-        (jax.tree_util.keystr(path, simple=True, separator="."), np.broadcast_to(leaf, shape))
-        for path, leaf in paths
-    ]
     for index in np.ndindex(shape):
-        numbers = [as_number(stack[index]) for _, stack in stacks]
+        numbers = [as_number(np.broadcast_to(array, shape)[index]) for _, array in paths]
         varying = [
-            f"{path}={number:.3g}"
-            for (path, stack), number in zip(stacks, numbers, strict=True)
-            if np.ptp(stack)
+            f"{jax.tree_util.keystr(path, simple=True, separator='.')}={number:.3g}"
+            for (path, array), number in zip(paths, numbers, strict=True)
+            if np.ptp(array)
         ]
         yield f"{name} {', '.join(varying) or list(index)}", treedef.unflatten(numbers)

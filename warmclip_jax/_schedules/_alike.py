@@ -12,7 +12,7 @@ import numpy as np
 
 from warmclip_jax._schedules._counts import as_step, reached
 from warmclip_jax._schedules._schedule import Schedule, computed, is_foreign
-from warmclip_jax._values import Foreign, default_float, stacked
+from warmclip_jax._values import Foreign, as_float, stacked
 
 
 class Alike(NamedTuple):
@@ -71,4 +71,4 @@ def value_of(lowered: Any, count: jax.Array) -> jax.Array:
         return computed(lowered, count)
     if isinstance(lowered, Foreign):
         return lowered(as_step(count))
-    return jnp.broadcast_to(jnp.asarray(lowered).astype(default_float()), count.shape)
+    return jnp.broadcast_to(as_float(lowered), count.shape)

@@ -68,19 +68,18 @@ _STEPS = Number(
     whole=True,
 )
 Steps = Annotated[Scalar, _STEPS]
-_BOUNDARY = _Boundary(_STEPS.rule, _STEPS.remedy, _STEPS.holds, whole=True)
+_BOUNDARY = _Boundary(**vars(_STEPS))
 PositiveSteps = Annotated[
     Scalar,
     Number(
         "a whole number of steps, 1 or more", "Count optimizer steps.", lambda n: n >= 1, whole=True
     ),
 ]
-_SIGNED_REMEDY = "Count optimizer steps; a negative number delays the schedule."
 SignedSteps = Annotated[
     Scalar,
     Number(
         "a whole number between -2**31 and 2**31",
-        _SIGNED_REMEDY,
+        "Count optimizer steps; a negative number delays the schedule.",
         lambda n: abs(n) <= MAX_COUNT,
         whole=True,
     ),
@@ -119,8 +118,9 @@ Operand = Annotated[
     _AnySchedule.or_number(f"a schedule, or {_FINITE.rule}", _ANY, _FINITE.holds),
 ]
 
-EachFinite = Annotated[Sequence[Scalar] | np.ndarray | jax.Array, Each(_FINITE)]
-EachSteps = Annotated[Sequence[Scalar] | np.ndarray | jax.Array, Each(_BOUNDARY, may_be_empty=True)]
+_Scalars = Sequence[Scalar] | np.ndarray | jax.Array
+EachFinite = Annotated[_Scalars, Each(_FINITE)]
+EachSteps = Annotated[_Scalars, Each(_BOUNDARY, may_be_empty=True)]
 EachInner = Annotated[Sequence[Callable[[Any], Any]] | np.ndarray, Each(_INNER)]
 
 

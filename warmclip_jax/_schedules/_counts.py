@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from warmclip_jax._values import MAX_COUNT, as_array_like, broken_rule, is_real
+from warmclip_jax._values import MAX_COUNT, as_array_like, broken_rule, is_integer, is_real
 
 
 def on_host(count: Any) -> Any:
@@ -35,7 +35,7 @@ _inlined = functools.partial(jax.jit, inline=True)
 @_inlined
 def as_step(count: jax.Array) -> jax.Array:
     """`count` of any dtype as int32 in [0, MAX_COUNT], without wrapping around."""
-    if jnp.issubdtype(count.dtype, jnp.integer):
+    if is_integer(count.dtype):
         return jnp.clip(count, 0, min(MAX_COUNT, jnp.iinfo(count.dtype).max)).astype(jnp.int32)
     wide = count if count.dtype.itemsize >= 4 else count.astype(jnp.float32)
     # NaN fails both comparisons and becomes step 0.
@@ -51,7 +51,7 @@ def is_before(count: jax.Array, step: Any) -> jax.Array:
 
 def as_limit(step: jax.Array) -> jax.Array:
     """A step of any dtype as uint32, rounded up, so that one past int32 stays past every count."""
-    if jnp.issubdtype(step.dtype, jnp.integer):
+    if is_integer(step.dtype):
         most = 2**32 - 1 if step.dtype.itemsize > 4 else None
         return jnp.clip(step, 0, most).astype(jnp.uint32)
     # The largest float32 below 2**32.

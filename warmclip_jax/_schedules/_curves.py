@@ -192,7 +192,7 @@ def polynomial_decay(
     """
 
     def value(count: jax.Array) -> jax.Array:
-        passed, left = cycle_shares(count, decay_steps) if cycle else shares(count, decay_steps)
+        passed, left = (cycle_shares if cycle else shares)(count, decay_steps)
         return between(end_value, init_value, raised(left, passed, power))
 
     return as_schedule(value)

@@ -16,9 +16,9 @@ from warmclip_jax._values import (
     ArgumentValueError,
     Number,
     Scalar,
+    as_float,
     as_number,
     broken_rule,
-    default_float,
     is_traced,
     makes,
 )
@@ -33,9 +33,11 @@ class _Rate(NamedTuple):
 
 
 class _RateRule(Number):
+    """The rule for a factor: in the computation a `_Rate`, which `_lowered` makes of it."""
+
     def as_array(self, number: Any) -> Any:
-        logarithm, value = (super(_RateRule, self).as_array(n) for n in (number[0], number[2]))
-        return _Rate(logarithm, jnp.asarray(number.top), value)
+        as_array = super().as_array
+        return _Rate(as_array(number.logarithm), jnp.asarray(number.top), as_array(number.value))
 
 
 _RATE = _RateRule(
@@ -79,7 +81,7 @@ def _lowered(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def _plain(number: Any) -> Any:
-    return number.astype(default_float()) if is_traced(number) else as_number(number)
+    return as_float(number) if is_traced(number) else as_number(number)
 
 
 @makes(Schedule, prepare=_bounded, lower=_lowered)

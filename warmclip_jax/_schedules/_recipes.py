@@ -47,7 +47,7 @@ def _warmup_within_total(arguments: dict[str, Any]) -> dict[str, Any]:
 def _warmup_and_decay_within_total(arguments: dict[str, Any]) -> dict[str, Any]:
     """Turns fractions into steps; raises unless the decay starts after the warm-up."""
     name, resolved = _resolved("decay", _warmup_within_total(arguments))
-    numbers = [resolved[name] for name in ("total_steps", "warmup_steps", "decay_steps")]
+    numbers = [resolved[each] for each in ("total_steps", "warmup_steps", "decay_steps")]
     total, warmup, decay = numbers
     if not any(map(is_traced, numbers)) and warmup + decay > total:
         rule = f"at most what warmup_steps={warmup!r} leaves of total_steps={total!r}"

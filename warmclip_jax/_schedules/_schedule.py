@@ -161,9 +161,8 @@ def _refused(symbol: str) -> Callable[..., Schedule]:
 
 
 # Set from outside the class: type checkers then refuse these operators too.
-for _symbol, _names in {"**": ("pow", "rpow"), "/": ("rtruediv",)}.items():
-    for _name in _names:
-        setattr(Schedule, f"__{_name}__", _refused(_symbol))
+for _name, _symbol in {"__pow__": "**", "__rpow__": "**", "__rtruediv__": "/"}.items():
+    setattr(Schedule, _name, _refused(_symbol))
 
 
 def computed(lowered: Schedule, count: Any) -> jax.Array:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from warmclip_jax._values import MAX_COUNT, default_float, is_traced
+from warmclip_jax._values import MAX_COUNT, as_float, default_float, is_integer, is_traced
 
 
 class Shares(NamedTuple):
@@ -26,19 +26,19 @@ class Shares(NamedTuple):
 
 def shares(count: jax.Array, length: Any) -> Shares:
     """The shares of `length` at `count`. A length of 0 has passed from the start."""
-    count, length = _alike(count, length)
+    count, length = _integers_or_floats(count, length)
     done = jnp.clip(count, 0, jnp.maximum(length, 0))
     return _divided(done, length - done, length)
 
 
 def cycle_shares(count: jax.Array, length: Any) -> Shares:
     """`shares` of the smallest positive multiple of `length` that is at least `count`."""
-    count, length = _alike(count, length)
+    count, length = _integers_or_floats(count, length)
     length = jnp.maximum(length, 1)
     cycles = jnp.maximum(-(-count // length), 1)
     # The multiple itself may be past int32; the steps left of it never are.
     left = jnp.where(count > 0, -count % length, length)
-    return _divided(count, left, length.astype(default_float()) * cycles.astype(default_float()))
+    return _divided(count, left, as_float(length) * as_float(cycles))
 
 
 def endless_shares(count: jax.Array, timescale: Any) -> Shares:
@@ -52,10 +52,10 @@ def endless_shares(count: jax.Array, timescale: Any) -> Shares:
 
 def periods(count: jax.Array, length: Any) -> jax.Array:
     """How many times `length` has passed at `count`."""
-    count, length = _alike(count, length)
+    count, length = _integers_or_floats(count, length)
     # A traced length may be 0; the quotient must stay finite.
-    length = jnp.maximum(length, 1 if jnp.issubdtype(length.dtype, jnp.integer) else 1e-9)
-    return count.astype(default_float()) / length.astype(default_float())
+    length = jnp.maximum(length, 1 if is_integer(length.dtype) else 1e-9)
+    return as_float(count) / as_float(length)
 
 
 def between(origin: Any, target: Any, weight: jax.Array) -> jax.Array:
@@ -98,18 +98,20 @@ def expm1_below_one(exponent: jax.Array) -> jax.Array:
     return exponent * series
 
 
-def saturation(periods: jax.Array) -> jax.Array:
-    """`1 - exp(-periods)`, with its digits near 0 kept, and monotone to the last digit."""
-    some, half = periods > 0, math.log(2)
-    grown = expm1_below_one(jnp.where(some, jnp.minimum(periods, half), half))
+def saturation(passed: jax.Array) -> jax.Array:
+    """`1 - exp(-passed)`, with its digits near 0 kept, and monotone to the last digit."""
+    some = passed > 0
+    half_way = math.log(2)
+    grown = expm1_below_one(jnp.where(some, jnp.minimum(passed, half_way), half_way))
     # Below and above 1/2, the form that is accurate there, each stopped at 1/2.
-    near, far = jnp.minimum(1 / (1 + 1 / grown), 0.5), jnp.maximum(1 - jnp.exp(-periods), 0.5)
-    return jnp.where(some, jnp.where(periods < half, near, far), 0)
+    near = jnp.minimum(1 / (1 + 1 / grown), 0.5)
+    far = jnp.maximum(1 - jnp.exp(-passed), 0.5)
+    return jnp.where(some, jnp.where(passed < half_way, near, far), 0)
 
 
 def difference(left: Any, right: Any) -> jax.Array:
     """`left - right`, exact when both are integers."""
-    left, right = _alike(left, right)
+    left, right = _integers_or_floats(left, right)
     return left - right
 
 
@@ -117,41 +119,33 @@ def share_of(fraction: Any, total: Any) -> Any:
     """`fraction` of `total` in whole steps, halves up; in floats where either is traced."""
     if not (is_traced(fraction) or is_traced(total)):
         return math.floor(Fraction(str(fraction)) * Fraction(str(total)) + Fraction(1, 2))
-    dtype = default_float()
-    rounded = jnp.floor(
-        jnp.asarray(fraction).astype(dtype) * jnp.asarray(total).astype(dtype) + 0.5
-    )
-    if jnp.issubdtype(jnp.result_type(total), jnp.integer):
+    rounded = jnp.floor(as_float(fraction) * as_float(total) + 0.5)
+    if is_integer(jnp.result_type(total)):
         # An integer is subtracted from counts exactly.
         rounded = jnp.clip(rounded, 0, _below_int32_range()).astype(jnp.int32)
     return rounded
 
 
 def _divided(passed: jax.Array, left: jax.Array, length: jax.Array) -> Shares:
-    dtype = default_float()
     some = length > 0
-    whole = jnp.where(some, length, 1).astype(dtype)
+    whole = as_float(jnp.where(some, length, 1))
     return Shares(
-        jnp.where(some, passed.astype(dtype) / whole, 1),
-        jnp.where(some, left.astype(dtype) / whole, 0),
+        jnp.where(some, as_float(passed) / whole, 1),
+        jnp.where(some, as_float(left) / whole, 0),
     )
 
 
-def _alike(left: Any, right: Any) -> tuple[jax.Array, jax.Array]:
+def _integers_or_floats(left: Any, right: Any) -> tuple[jax.Array, jax.Array]:
     """Two integers as they are, so that their difference is exact; others as floats."""
-    if jnp.issubdtype(left.dtype, jnp.integer) and jnp.issubdtype(right.dtype, jnp.integer):
+    if is_integer(left.dtype) and is_integer(right.dtype):
         return left, right
-    return _as_float(left), _as_float(right)
+    return _not_rounded_up(left), _not_rounded_up(right)
 
 
-def _as_float(number: jax.Array) -> jax.Array:
-    floating = number.astype(default_float())
+def _not_rounded_up(number: jax.Array) -> jax.Array:
     # The largest counts would round up to 2**31 and so reach a length that they are short of.
-    return (
-        jnp.minimum(floating, _below_int32_range())
-        if jnp.issubdtype(number.dtype, jnp.integer)
-        else floating
-    )
+    floating = as_float(number)
+    return jnp.minimum(floating, _below_int32_range()) if is_integer(number.dtype) else floating
 
 
 def _below_int32_range() -> np.floating[Any]:

@@ -14,8 +14,8 @@ from warmclip_jax._values import (
     FLAG,
     Number,
     Scalar,
+    as_float,
     broken_rule,
-    default_float,
     exactly_one,
     is_traced,
     named,
@@ -135,16 +135,16 @@ def steps(
                 True,
                 "Leave it out.",
             )
-        return share_of(amount, int(needed["total_steps"]))
+        return share_of(amount, needed["total_steps"])
     # From its decimal: the float 0.1 is more than a tenth, and rounding up would show it.
-    passes, rest = (
-        (0, Fraction(str(amount))) if unit != "epochs" else divmod(Fraction(str(amount)), 1)
-    )
-    size = needed.get("dataset_size", 1) / needed.get("sequence_length", 1)
+    exact = Fraction(str(amount))
+    size = Fraction(needed.get("dataset_size", 1), needed.get("sequence_length", 1))
+    batch = needed["batch_size"]
     if drop_remainder:
-        batches = passes * (size // needed["batch_size"]) + rest * size // needed["batch_size"]
+        epochs_done = math.floor(exact) if unit == "epochs" else 0
+        batches = epochs_done * (size // batch) + (exact - epochs_done) * size // batch
         return math.floor(batches / accumulated) * updates
-    return math.ceil((passes + rest) * size / (needed["batch_size"] * accumulated)) * updates
+    return math.ceil(exact * size / (batch * accumulated)) * updates
 
 
 @named
@@ -172,7 +172,7 @@ def untuned_warmup_steps(b2: Scalar) -> Any:
     """
     b2 = _B2.check("b2", b2)
     if is_traced(b2):
-        return jnp.ceil(2 / (1 - jnp.asarray(b2).astype(default_float())))
+        return jnp.ceil(2 / (1 - as_float(b2)))
     # From its decimal: in floats, 2 / (1 - 0.999) is more than 2000.
     return math.ceil(2 / (1 - Fraction(str(b2))))
 

@@ -54,9 +54,7 @@ class Kind:
 
     def called(self, arguments: dict[str, Any]) -> Any:
         """Calls the factory's function with these arguments."""
-        bound = inspect.BoundArguments(
-            self.signature, cast(Any, {n: arguments[n] for n in self.rules if n in arguments})
-        )
+        bound = inspect.BoundArguments(self.signature, cast(Any, arguments))
         return self.function(*bound.args, **bound.kwargs)
 
     def _check(self, name: str, value: Any) -> Any:
@@ -64,15 +62,11 @@ class Kind:
         return None if value is None and optional else self.rules[name].check(name, value)
 
 
-def _as_they_are(arguments: dict[str, Any]) -> dict[str, Any]:
-    return arguments
-
-
 def makes(
     made: type[Any],
-    prepare: Prepare = _as_they_are,
+    prepare: Prepare = dict,
     *,
-    lower: Prepare = _as_they_are,
+    lower: Prepare = dict,
     resolves: tuple[str, ...] = (),
 ) -> Callable[[F], F]:
     """Turns a function into a factory of values.
@@ -84,7 +78,7 @@ def makes(
     Args:
       made: the class that the factory builds.
       prepare: takes all checked arguments, raises for those that do not go together, and returns
-        those to store.
+        those to store; by default all of them.
       lower: takes the stored arguments when the value is called, and returns what its function
         receives, such as a logarithm, before it is rounded to float32.
       resolves: arguments that `prepare` replaces by others, such as a fraction by steps; they are

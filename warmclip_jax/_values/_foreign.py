@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from warmclip_jax._values._messages import ArgumentTypeError, shortened
-from warmclip_jax._values._rules import as_array_like, default_float
+from warmclip_jax._values._rules import as_array_like, as_float
 
 
 class Foreign:
@@ -36,7 +36,7 @@ class Foreign:
                     f"{self.function!r}. Pass a schedule; a function that makes schedules is "
                     "called with its arguments first."
                 )
-            return jnp.asarray(result).astype(default_float())
+            return as_float(result)
 
         return jnp.vectorize(at_scalar)(count)
 
@@ -59,5 +59,5 @@ def takes_a_count(function: Callable[..., Any]) -> bool:
     except TypeError:
         return False
     except ValueError:  # Some functions that are built into Python have no signature.
-        return True
+        pass
     return True

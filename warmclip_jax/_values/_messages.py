@@ -88,7 +88,7 @@ def naming(name: str) -> Callable[[F], F]:
                     raise TypeError(f"{name}: {misfit}") from None
                 raise
 
-        cast(Any, named).is_named, cast(Any, named).__signature__ = True, signature
+        vars(named).update(is_named=True, __signature__=signature)
         return cast(F, named)
 
     return decorate

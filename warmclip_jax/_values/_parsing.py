@@ -57,8 +57,9 @@ def parse(text: str) -> Any:
 
 def _called(call: ast.Call) -> Any:
     name = re.sub(r"^(wc|warmclip_jax)\.", "", ast.unparse(call.func))
-    if name not in factories():
-        meant = nearest(name, factories()) or f"; there are {', '.join(sorted(factories()))}."
+    known = factories()
+    if name not in known:
+        meant = nearest(name, known) or f"; there are {', '.join(sorted(known))}."
         raise ArgumentValueError(f"there is no {shortened(name)} to call{meant}")
     given = [keyword.arg for keyword in call.keywords]
     if None in given:
@@ -67,7 +68,7 @@ def _called(call: ast.Call) -> Any:
         raise ArgumentValueError(f"{repeated[0]} is repeated in {name}(...).")
     arguments = {str(keyword.arg): _literal(keyword.value) for keyword in call.keywords}
     try:
-        return factories()[name](*map(_literal, call.args), **arguments)
+        return known[name](*map(_literal, call.args), **arguments)
     except TypeError as error:
         raise ValueError(str(error)) from error
 

@@ -29,14 +29,24 @@ def default_float() -> np.dtype:
     return np.dtype(jnp.result_type(float))
 
 
+def as_float(number: Any) -> jax.Array:
+    """A number or array of any real dtype as an array in the default float dtype."""
+    return jnp.asarray(number).astype(default_float())
+
+
 def is_traced(value: object) -> bool:
     """Whether `value` is a tracer, whose number nobody can see yet."""
     return isinstance(value, jax.core.Tracer)
 
 
+def is_integer(dtype: Any) -> bool:
+    """Whether a dtype holds integers, signed or not."""
+    return jnp.issubdtype(dtype, jnp.integer)
+
+
 def is_real(dtype: Any) -> bool:
     """Whether a dtype holds integers or floats."""
-    return jnp.issubdtype(dtype, jnp.integer) or jnp.issubdtype(dtype, jnp.floating)
+    return is_integer(dtype) or jnp.issubdtype(dtype, jnp.floating)
 
 
 def as_array_like(value: Any) -> Any:
@@ -56,7 +66,7 @@ def real_scalar(name: str, rule: str, value: Any, remedy: str) -> jax.Array:
         raise broken_rule(name, rule, value, remedy, TypeError)
     number = jnp.asarray(value)
     is_wide = jnp.issubdtype(number.dtype, jnp.floating) and number.dtype.itemsize >= 4
-    return number if is_wide else number.astype(default_float())
+    return number if is_wide else as_float(number)
 
 
 def as_number(value: Any) -> Any:
@@ -68,7 +78,7 @@ def as_number(value: Any) -> Any:
     if not hasattr(value, "dtype") or is_traced(value) or np.ndim(value):
         return value
     scalar = np.asarray(value)[()]
-    if jnp.issubdtype(scalar.dtype, jnp.integer):
+    if is_integer(scalar.dtype):
         return int(scalar)
     if not jnp.issubdtype(scalar.dtype, jnp.floating):
         return value
@@ -135,10 +145,8 @@ class Number:
     def as_array(self, number: Any) -> jax.Array:
         """A lowered number, traced or stacked too, in the dtype of the computation."""
         array = jnp.asarray(number)
-        is_int32 = (
-            jnp.issubdtype(array.dtype, jnp.integer) and jnp.iinfo(array.dtype).max <= MAX_COUNT
-        )
-        return array.astype(jnp.int32 if self.whole and is_int32 else default_float())
+        is_int32 = self.whole and np.can_cast(array.dtype, np.int32)
+        return array.astype(jnp.int32 if is_int32 else default_float())
 
     def as_arrays(self, lowered: Any) -> Any:
         """A lowered sequence as one array."""
