@@ -133,3 +133,18 @@ def assert_norm_is(clipped: Any, max_norm: float) -> None:
     lost = math.sqrt(sum(leaf.size * reference.floor(leaf) ** 2 for leaf in leaves))
     allowed = (max(map(rounding, leaves)) + coefficient_error(leaves)) * max_norm + lost
     assert abs(reference.global_norm(leaves) - max_norm) <= allowed
+
+
+@jax.tree_util.register_pytree_node_class
+class Pair:
+    """A node whose children have no names of their own."""
+
+    def __init__(self, left: Any, right: Any):
+        self.left, self.right = left, right
+
+    def tree_flatten(self):
+        return (self.left, self.right), None
+
+    @classmethod
+    def tree_unflatten(cls, _: None, children: tuple[Any, Any]):
+        return cls(*children)

@@ -16,7 +16,7 @@ import warmclip_jax as wc
 from tests import reference
 from tests.cases import case
 from tests.compiled import readers, summation_error, temporaries
-from tests.trees import BF16, LONG, SHORT, assert_same_bits, normal
+from tests.trees import BF16, LONG, SHORT, Pair, assert_same_bits, normal
 from warmclip_jax._norms._frame import each_alone, scaled_norms
 from warmclip_jax._norms._leaves import shortened
 from warmclip_jax._norms._range import ScaledNorm
@@ -158,21 +158,6 @@ class Variable:
 
     @classmethod
     def tree_unflatten(cls, _: None, children: tuple[Any]):
-        return cls(*children)
-
-
-@jax.tree_util.register_pytree_node_class
-class Pair:
-    """A node whose children have no names of their own."""
-
-    def __init__(self, left: Any, right: Any):
-        self.left, self.right = left, right
-
-    def tree_flatten(self):
-        return (self.left, self.right), None
-
-    @classmethod
-    def tree_unflatten(cls, _: None, children: tuple[Any, Any]):
         return cls(*children)
 
 

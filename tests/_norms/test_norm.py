@@ -17,7 +17,7 @@ import warmclip_jax as wc
 from tests import reference
 from tests.cases import case
 from tests.compiled import summation_error
-from tests.trees import BF16, ENTRIES, LONG, SHORT, gradients, mixed, normal
+from tests.trees import BF16, ENTRIES, LONG, SHORT, Pair, gradients, mixed, normal
 
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
 
@@ -365,19 +365,6 @@ def test_leaves_without_entries_add_nothing():
     empty = [np.zeros((0, 3), dtype) for dtype in SHORT]
     assert float(wc.global_norm(empty)) == 0.0
     assert float(wc.global_norm([*empty, np.array([3.0, 4.0], np.float32)])) == 5.0
-
-
-@jax.tree_util.register_pytree_node_class
-class Pair:
-    def __init__(self, left: Any, right: Any):
-        self.left, self.right = left, right
-
-    def tree_flatten(self):
-        return (self.left, self.right), None
-
-    @classmethod
-    def tree_unflatten(cls, _: None, children: tuple[Any, Any]):
-        return cls(*children)
 
 
 @jax.tree_util.register_dataclass
