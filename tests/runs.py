@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import optax
 
 import warmclip_jax as wc
-from tests import quick
 
 PARAMS = {"w": jnp.linspace(-1.0, 1.0, 12).reshape(3, 4), "b": jnp.array([0.5, -2.0])}
 SCHEDULE = wc.warmup_polynomial_decay(peak_value=0.1, total_steps=20, warmup_steps=4)
@@ -21,7 +20,7 @@ def gradients(step):
 
 
 def run(optimizer, stream, params: Any = PARAMS) -> tuple[Any, Any]:
-    @quick.jit
+    @jax.jit
     def step(params, state, grads):
         updates, state = optimizer.update(grads, state, params)
         return optax.apply_updates(params, updates), state

@@ -17,7 +17,6 @@ import pytest
 from flax import nnx
 
 import warmclip_jax as wc
-from tests import quick
 from warmclip_jax._clipping import ClipState, Ring, SkipState, from_keys
 from warmclip_jax._pipeline import PipelineState
 
@@ -138,7 +137,7 @@ LOST = r"^adopt_state: opt_state\S* is the state of a (clip|guard)"
 
 @functools.cache
 def step_of(family: str, name: str) -> Any:
-    return quick.jit(functools.partial(wc.apply_gradients, FAMILIES[family][name].optimizer))
+    return jax.jit(functools.partial(wc.apply_gradients, FAMILIES[family][name].optimizer))
 
 
 def run(family: str, name: str, params: Any, state: Any, calls: list[Any]) -> tuple[Any, Any]:
@@ -282,7 +281,7 @@ def test_between_any_two_no_number_is_lost_but_with_its_option(inside: str, old:
 
 
 def advance(optimizer: Any, calls: int, state: Any = None, params: Any = PARAMS) -> Any:
-    state, update = state or optimizer.init(params), quick.jit(optimizer.update)
+    state, update = state or optimizer.init(params), jax.jit(optimizer.update)
     for _ in range(calls):
         state = update(params, state, params)[1]
     return state

@@ -15,7 +15,7 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 import warmclip_jax as wc
-from tests import quick, reference
+from tests import reference
 from tests.cases import case
 from tests.trees import assert_same_bits
 from warmclip_jax._clipping._limit import Limit
@@ -68,7 +68,7 @@ def call(optimizer: Any, state: Any, norm: Any) -> Any:
     return state, wc.leaf_norms(updates)
 
 
-@functools.partial(quick.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0)
 def scanned(optimizer: Any, state: Any, norms: Any) -> Any:
     return jax.lax.scan(lambda state, norm: call(optimizer, state, norm), state, norms)
 
@@ -203,7 +203,7 @@ def test_a_loop_a_scan_and_a_run_resumed_in_the_middle_are_the_same_to_the_bit()
     assert_same_bits(
         (resumed, jax.tree.map(lambda *parts: jnp.concatenate(parts), first, second)), (whole, done)
     )
-    step = quick.jit(functools.partial(call, optimizer), donate_argnums=0)
+    step = jax.jit(functools.partial(call, optimizer), donate_argnums=0)
     state = optimizer.init(PARAMS)
     for norm in norms:
         state, _ = step(state, norm)
@@ -224,8 +224,8 @@ def test_runs_side_by_side_are_single_runs_and_may_differ_in_their_deviations():
 
     deviations, ceilings = jnp.float32([1.0, 3.0, 6.0]), jnp.float32([1.0, 100.0, 2.0])
     norms = np.stack([stream(seed)[:80] for seed in range(3)])
-    together = quick.jit(jax.vmap(run))(deviations, ceilings, norms)
-    single = quick.jit(run)
+    together = jax.jit(jax.vmap(run))(deviations, ceilings, norms)
+    single = jax.jit(run)
     for place in range(3):
         alone = single(deviations[place], ceilings[place], norms[place])
         for one, all_of_them in zip(jax.tree.leaves(alone), jax.tree.leaves(together), strict=True):
@@ -249,8 +249,8 @@ def test_in_a_map_over_devices_bounds_are_those_of_the_whole_gradient():
     # Padded with zeros, to be sharded.
     directions = {name: jnp.pad(leaf, (0, 8 - leaf.size)) for name, leaf in gradients(1.0).items()}
     mapped = jax.shard_map(run, mesh=mesh, in_specs=(P(), specs), out_specs=P())
-    state = quick.jit(mapped)(norms, directions)
-    expected = quick.jit(run)(norms, directions)
+    state = jax.jit(mapped)(norms, directions)
+    expected = jax.jit(run)(norms, directions)
     for one, whole in zip(jax.tree.leaves(state), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(one, whole, rtol=1e-5, atol=1e-6)
 

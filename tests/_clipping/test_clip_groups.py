@@ -13,7 +13,7 @@ import optax
 import pytest
 
 import warmclip_jax as wc
-from tests import quick, reference
+from tests import reference
 from tests.cases import case
 from tests.trees import BF16, SHORT, assert_clipped, assert_same_bits, gradients, normal
 from warmclip_jax._clipping._coding import decoded
@@ -54,7 +54,7 @@ def of_group(tree: Any, label: str) -> list[np.ndarray]:
     return [np.asarray(leaf) for leaf in {**parts, "idle": [tree["second"]["zero"]]}[label]]
 
 
-@pytest.mark.parametrize("jit", [quick.jit, lambda function: function], ids=["jit", "eager"])
+@pytest.mark.parametrize("jit", [jax.jit, lambda function: function], ids=["jit", "eager"])
 def test_each_group_is_clipped_by_its_own_norm_and_rule(jit):
     clip = by_group(RULES, LABELS)
     update = jit(clip.update)
@@ -113,7 +113,7 @@ def test_one_group_is_the_global_clip_bit_for_bit(max_norm, nonfinite):
 @pytest.mark.parametrize("bound", [1.0, wc.running_bound()])
 def test_an_idle_group_changes_no_other_and_learns_nothing(bound):
     clip = by_group(bound, {"a": "a", "b": "b", "expert": "expert"})
-    step = quick.jit(clip.update)
+    step = jax.jit(clip.update)
     params = {"a": normal(0, (3,)), "b": normal(0, (70, 80)), "expert": normal(0, (5000,))}
     with_idle = without = clip.init(params)
     for seed in range(6):
@@ -140,7 +140,7 @@ def test_an_idle_group_changes_no_other_and_learns_nothing(bound):
 )
 def test_one_bad_entry_makes_the_call_bad_for_every_group(rules, nonfinite):
     clip = by_group(rules, LABELS, nonfinite=nonfinite)
-    step = quick.jit(clip.update)
+    step = jax.jit(clip.update)
     for bad in (math.nan, math.inf):
         for place in (("first",), ("second", "x"), ("third",)):
             tree = tree_of(1)
@@ -162,7 +162,7 @@ def test_one_bad_entry_skips_the_step_of_every_group():
     )
     before = optimizer.init(params)
     broken = {**params, "third": np.full(5, np.nan, np.float32)}
-    after_params, after = quick.jit(functools.partial(wc.apply_gradients, optimizer))(
+    after_params, after = jax.jit(functools.partial(wc.apply_gradients, optimizer))(
         params, before, grads=broken
     )
     assert_same_bits(after_params, params)
@@ -230,7 +230,7 @@ def test_a_derivative_passes_through_the_coefficients_of_groups():
         return jnp.sum(clipped["x"] * jnp.float32([1, 2, 3])) + jnp.sum(clipped["y"] * 5)
 
     tree = {"x": jnp.float32([3, 0, 4]), "y": jnp.float32([1, 2])}
-    derivative = quick.jit(jax.grad(loss))
+    derivative = jax.jit(jax.grad(loss))
     gradient = derivative(tree)
     # x / |x| of norm 5: (w - u (u . w)) / 5 with u the unit vector; y is untouched.
     unit, weight = np.array([0.6, 0, 0.8]), np.array([1.0, 2, 3])
@@ -273,8 +273,8 @@ def test_stacked_runs_are_single_runs_and_may_have_traced_deviations():
         return jax.lax.scan(step, clip.init({"x": jnp.ones(4), "y": jnp.ones(3)}), noise)
 
     deviations, seeds = jnp.float32([1.0, 3.0, 6.0]), jnp.arange(3)
-    together = quick.jit(jax.vmap(trained))(deviations, seeds)
-    single = quick.jit(trained)
+    together = jax.jit(jax.vmap(trained))(deviations, seeds)
+    single = jax.jit(trained)
     for place in range(3):
         alone = single(deviations[place], seeds[place])
         for a, b in zip(jax.tree.leaves(together), jax.tree.leaves(alone), strict=True):
@@ -297,7 +297,7 @@ def test_a_state_keeps_its_structure_and_dtypes_and_works_after_a_cast():
     )
     tree = tree_of(0)
     start = clip.init(tree)
-    step = quick.jit(clip.update, donate_argnums=1)
+    step = jax.jit(clip.update, donate_argnums=1)
     for cast in (None, jnp.bfloat16):
         state = start if cast is None else optax.tree.cast(start, cast)
         _, after = step(tree, jax.tree.map(jnp.copy, state))

@@ -13,7 +13,6 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 
 import warmclip_jax as wc
-from tests import quick
 
 PARAMS = jnp.array([1.0, -2.0])
 GRADS = jnp.array([0.5, 0.25])
@@ -35,7 +34,7 @@ def given(loss: Any) -> dict[str, Any]:
     return {} if loss is None else {"value": jnp.float32(loss)}
 
 
-def run(optimizer: Any, *, jit: Any = quick.jit, losses: Any = LOSSES) -> tuple[Any, Any]:
+def run(optimizer: Any, *, jit: Any = jax.jit, losses: Any = LOSSES) -> tuple[Any, Any]:
     step = jit(functools.partial(wc.apply_gradients, optimizer))
     params, state = PARAMS, optimizer.init(PARAMS)
     for loss in losses:
@@ -47,7 +46,7 @@ MADE = pytest.mark.parametrize("made", [pipeline, guard])
 
 
 @MADE
-@pytest.mark.parametrize("jit", [quick.jit, lambda function: function], ids=["jit", "eager"])
+@pytest.mark.parametrize("jit", [jax.jit, lambda function: function], ids=["jit", "eager"])
 def test_losses_are_recorded_and_those_that_are_bad_or_far_out_are_skipped(made: Any, jit: Any):
     params, state = run(made(), jit=jit)
     np.testing.assert_allclose(params, PARAMS - 6 * 0.1 * GRADS, rtol=1e-5)
@@ -124,7 +123,7 @@ def test_in_a_scan_and_under_vmap_over_runs(made: Any):
     def scanned(losses: jax.Array) -> Any:
         return jax.lax.scan(one, (PARAMS, optimizer.init(PARAMS)), losses)[0]
 
-    params, state = quick.jit(jax.vmap(scanned))(jnp.stack([losses, jnp.ones(5)]))
+    params, state = jax.jit(jax.vmap(scanned))(jnp.stack([losses, jnp.ones(5)]))
     np.testing.assert_allclose(params[0], PARAMS - 3 * 0.1 * GRADS, rtol=1e-5)
     np.testing.assert_allclose(params[1], PARAMS - 5 * 0.1 * GRADS, rtol=1e-5)
     assert wc.records(state)["skipped"].tolist() == [[False, False, True, True, False], [False] * 5]
@@ -143,7 +142,7 @@ def test_in_a_map_with_types_it_is_the_same_on_all_devices_or_an_error(made: Any
 
     def mapped(average: bool) -> Any:
         function = functools.partial(step, average=average)
-        return jax.shard_map(function, mesh=mesh, in_specs=each, out_specs=PartitionSpec())
+        return jax.jit(jax.shard_map(function, mesh=mesh, in_specs=each, out_specs=PartitionSpec()))
 
     assert float(mapped(True)(jnp.array([1.0, 3.0]))) == 2.0
     with pytest.raises(
@@ -194,7 +193,7 @@ def test_it_is_handed_on_to_optimizers_that_take_it(made: Any, inner: Any):
             params, state = wc.apply_gradients(optimizer, params, state, grads=grads, **extra)
         return params
 
-    with_ours, without = (quick.jit(trained, static_argnums=0)(each) for each in (ours, plain))
+    with_ours, without = (jax.jit(trained, static_argnums=0)(each) for each in (ours, plain))
     np.testing.assert_allclose(with_ours, without, rtol=1e-6)
 
 

@@ -9,7 +9,6 @@ import optax
 import pytest
 
 import warmclip_jax as wc
-from tests import quick
 from tests.compiled import temporaries
 
 GOOD = {"w": jnp.arange(-3.0, 3.0), "b": jnp.array([0.5, -2.0], jnp.bfloat16)}
@@ -43,9 +42,7 @@ OPTIMIZERS = pytest.mark.parametrize(
 
 @functools.cache
 def jitted_step(step, optimizer):
-    return quick.jit(
-        lambda params, opt_state, grads: step(optimizer, params, opt_state, grads=grads)
-    )
+    return jax.jit(lambda params, opt_state, grads: step(optimizer, params, opt_state, grads=grads))
 
 
 def run(step, optimizer, stream) -> tuple[Any, Any]:
@@ -205,7 +202,7 @@ def test_a_derivative_goes_past_a_step_left_out(derivative, which):
             params, state = wc.apply_gradients(optimizer, params, state, grads=grads)
         return params["w"]
 
-    at = functools.partial(quick.jit(derivative(trained)), jnp.float32(0.3))
+    at = functools.partial(jax.jit(derivative(trained)), jnp.float32(0.3))
     expected = at([GOOD, GOOD])
     assert np.abs(expected).max() > 0.1
     np.testing.assert_allclose(at([GOOD, BAD[0], GOOD]), expected, rtol=1e-6)

@@ -13,7 +13,6 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import warmclip_jax as wc
-from tests import quick
 
 MESHES = {"1x8": (1, 8), "2x4": (2, 4), "2x2x2": (2, 2, 2)}
 AXES = ("data", "model", "expert")
@@ -59,7 +58,7 @@ def clip(tree, axis_name=None):
 def under_jit(tree, specs, mesh_shape, axis_type):
     mesh = mesh_of(mesh_shape, axis_type)
     shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
-    compiled = quick.jit(clip).lower(jax.device_put(tree, shardings)).compile()
+    compiled = jax.jit(clip).lower(jax.device_put(tree, shardings)).compile()
     assert not re.search(r"all-gather|all-to-all|collective-permute", compiled.as_text() or "")
 
     def run(tree):
@@ -81,7 +80,7 @@ def under_shard_map(specs, mesh_shape, ways, **options):
         out_specs=dict.fromkeys(ways, (specs, P())),
         **options,
     )
-    return quick.jit(mapped)
+    return jax.jit(mapped)
 
 
 #: Each makes a compiled program, which gives the clipped tree and its metrics for every way to say

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 
 import warmclip_jax as wc
-from tests import quick
 from tests._schedules.catalogue import Entry, catalogue
 
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
@@ -354,7 +353,7 @@ def test_every_curve_lowers_for_cpu_gpu_and_tpu():
     assert {str(aval) for aval in exported.out_avals} == {"float32[]"}
 
 
-@quick.jit
+@jax.jit
 @functools.partial(jax.vmap, in_axes=(None, 0))
 def derivative(schedule: wc.Schedule, count: jax.Array) -> wc.Schedule:
     """The derivative by every number."""
@@ -375,7 +374,7 @@ def test_the_derivative_by_every_number_is_finite_at_every_boundary(name: str):
         assert np.all(np.isfinite(leaf)), (jax.tree_util.keystr(path), counts, leaf)
 
 
-@quick.jit
+@jax.jit
 @functools.partial(jax.grad, argnums=(0, 1, 2, 3))
 def slopes_of_numbers(peak: Any, warmup: Any, total: Any, power: Any, count: Any) -> jax.Array:
     return wc.warmup_polynomial_decay(

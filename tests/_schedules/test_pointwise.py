@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import warmclip_jax as wc
-from tests import quick, reference
+from tests import reference
 from tests._schedules.nestings import nested
 
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
@@ -51,8 +51,8 @@ def test_the_derivative_of_a_nesting_by_every_number_is_its_slope(schedule: wc.S
         def value_at(schedule: wc.Schedule) -> jax.Array:
             return schedule(count)
 
-        value = quick.jit(value_at)
-        slopes = jax.tree.leaves(quick.jit(jax.grad(value_at))(floats))
+        value = jax.jit(value_at)
+        slopes = jax.tree.leaves(jax.jit(jax.grad(value_at))(floats))
         for index, leaf in enumerate(leaves):
             step = 1e-6 * float(abs(leaf) or 1e-6)
             if step == 0 or leaf == round(float(leaf)):
@@ -85,7 +85,7 @@ def test_a_product_or_sum_is_clamped_at_the_largest_number_and_never_nan(
     for combine, value in ((wc.product, product), (wc.total, total)):
         schedule = combine(*operands)
         assert float(schedule(0)) == pytest.approx(np.float32(value), rel=2e-7)
-    slopes = quick.jit(jax.grad(lambda schedule: schedule(0)))(jax.tree.map(float, schedule))
+    slopes = jax.jit(jax.grad(lambda schedule: schedule(0)))(jax.tree.map(float, schedule))
     assert all(np.isfinite(leaf) for leaf in jax.tree.leaves(slopes))
 
 

@@ -12,7 +12,6 @@ import pytest
 from flax.training.train_state import TrainState
 
 import warmclip_jax as wc
-from tests import quick
 
 PARAMS = {"embed": jnp.ones(40), "layer": {"w": jnp.ones(8), "b": jnp.ones(4)}, "head": jnp.ones(6)}
 BOUND = wc.running_bound(deviations=6.0)
@@ -189,7 +188,7 @@ SENTENCES = {
 @functools.cache
 def report_of(name: str) -> str:
     night, rng = NIGHTS[name], np.random.default_rng(0)
-    update = quick.jit(
+    update = jax.jit(
         lambda grads, state, loss: night.optimizer.update(grads, state, PARAMS, value=loss)[1]
     )
     state = night.optimizer.init(PARAMS)

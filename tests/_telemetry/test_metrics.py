@@ -11,7 +11,6 @@ import optax
 import pytest
 
 import warmclip_jax as wc
-from tests import quick
 from tests.runs import NAN, PARAMS, SCHEDULE, counts, gradients, run
 
 
@@ -175,7 +174,7 @@ def test_the_rate_is_what_the_gradient_was_multiplied_by_also_where_a_plateau_ha
         wc.linear_warmup(peak_value=0.5, warmup_steps=4),
         max_norm=None,
     )
-    update, state = quick.jit(optimizer.update), optimizer.init(jnp.zeros(2))
+    update, state = jax.jit(optimizer.update), optimizer.init(jnp.zeros(2))
     rates = []
     for _ in range(8):
         updates, state = update(jnp.array([1.0, 2.0]), state, jnp.zeros(2), value=jnp.float32(3.0))

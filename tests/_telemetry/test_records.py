@@ -9,7 +9,6 @@ import optax
 import pytest
 
 import warmclip_jax as wc
-from tests import quick
 
 COLUMNS = [
     "call",
@@ -27,7 +26,7 @@ SCHEDULE = wc.linear_warmup(peak_value=1.0, warmup_steps=8)
 
 
 def after(optimizer: Any, norms: list[float], state: Any = None) -> Any:
-    update = quick.jit(optimizer.update)
+    update = jax.jit(optimizer.update)
     state = optimizer.init(jnp.zeros(2)) if state is None else state
     for norm in norms:
         _, state = update(jnp.array([norm, 0.0]), state)

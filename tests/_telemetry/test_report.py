@@ -17,7 +17,6 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 
 import warmclip_jax as wc
-from tests import quick
 
 PARAMS = {
     "blocks": [
@@ -68,7 +67,7 @@ def scanned(optimizer: Any, calls: int, injected: Any) -> Any:
     return jax.lax.scan(body, optimizer.init(PARAMS), jnp.arange(calls))[0]
 
 
-@quick.jit
+@jax.jit
 def in_shards(injected: Any) -> Any:
     mesh = jax.make_mesh((8,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
 
@@ -91,10 +90,10 @@ def in_shards(injected: Any) -> Any:
 
 
 RUNS: dict[str, tuple[int, Any]] = {
-    "nested": (CALLS, quick.jit(functools.partial(scanned, PIPELINE, CALLS))),
-    "MultiSteps": (CALLS, quick.jit(functools.partial(scanned, ACCUMULATED, CALLS))),
+    "nested": (CALLS, jax.jit(functools.partial(scanned, PIPELINE, CALLS))),
+    "MultiSteps": (CALLS, jax.jit(functools.partial(scanned, ACCUMULATED, CALLS))),
     "shards": (CALLS, in_shards),
-    "long": (10_000, quick.jit(functools.partial(scanned, PIPELINE, 10_000))),
+    "long": (10_000, jax.jit(functools.partial(scanned, PIPELINE, 10_000))),
 }
 
 
@@ -146,7 +145,7 @@ def told(optimizer: Any, stream: list[Any]) -> str:
 
 
 def after(optimizer: Any, stream: list[Any]) -> Any:
-    update, state = quick.jit(optimizer.update), optimizer.init(stream[0])
+    update, state = jax.jit(optimizer.update), optimizer.init(stream[0])
     for grads in stream:
         _, state = update(grads, state, grads)
     return state

@@ -13,7 +13,6 @@ import optax
 import pytest
 
 import warmclip_jax as wc
-from tests import quick
 
 PARAMS = {"a": jnp.ones(2), "b": jnp.ones(3)}
 FOLLOWING = wc.running_bound(deviations=6.0)
@@ -70,7 +69,7 @@ def read(state: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_reading_under_the_flags_is_reading_without_them(name: str):
     optimizer = optax.with_extra_args_support(OPTIMIZERS[name])
-    step = quick.jit(
+    step = jax.jit(
         lambda state, scale, value: optimizer.update(
             jax.tree.map(lambda leaf: scale * leaf, PARAMS), state, PARAMS, value=value
         )[1]

@@ -35,7 +35,7 @@ from jax.sharding import PartitionSpec as P
 from tqdm import tqdm
 
 import warmclip_jax as wc
-from tests import quick, reference, test_properties, trees
+from tests import reference, test_properties, trees
 from tests.benchmarks import robustness
 from warmclip_jax._clipping._coding import decoded
 
@@ -90,7 +90,7 @@ def in_two(leaves: list[Any]) -> list[str]:
     return ["ab"[place % 2] for place in range(len(leaves))]
 
 
-program = quick.jit(asked)
+program = jax.jit(asked)
 
 
 def check(tree: Tree) -> None:
@@ -163,7 +163,7 @@ def shards() -> jax.sharding.Mesh:
 def large_program() -> Any:
     specs = [P("shards"), P()]
     out = (P(), (specs, P(), P()), (specs, P(), P()))
-    return quick.jit(jax.shard_map(asked, mesh=shards(), in_specs=(specs, P()), out_specs=out))
+    return jax.jit(jax.shard_map(asked, mesh=shards(), in_specs=(specs, P()), out_specs=out))
 
 
 def check_large(seed: int, sizes: tuple[int, ...] = SHARD) -> None:

@@ -21,7 +21,6 @@ from flax import nnx
 from flax.training.train_state import TrainState
 
 import warmclip_jax as wc
-from tests import quick
 
 # Of every leaf, so that it can be spread over devices, and operations compiled for one client serve
 # the next.
@@ -43,7 +42,7 @@ class Optax:
     """Parameters and state side by side, as optax's own documentation has them."""
 
     def jit(self, step: Any, *, donate: bool) -> Any:
-        return quick.jit(step, donate_argnums=(0,) if donate else ())
+        return jax.jit(step, donate_argnums=(0,) if donate else ())
 
     def make_params(self) -> Any:
         return {

@@ -19,7 +19,6 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import warmclip_jax as wc
-from tests import quick
 from tests.integrations.real_processes import join
 
 CALLS, EVERY = 16, 4
@@ -51,7 +50,7 @@ def loss(params: Any, batch: jax.Array) -> jax.Array:
     return jnp.mean(jnp.square(jnp.sum(hidden * params["head"], axis=1) - jnp.sum(batch, axis=1)))
 
 
-@quick.jit
+@jax.jit
 def step(params: Any, state: Any, batch: jax.Array) -> Any:
     grads = jax.grad(loss)(params, batch)
     return wc.apply_gradients(OPTIMIZER, params, state, grads=grads)

@@ -23,7 +23,6 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import warmclip_jax as wc
-from tests import quick
 from tests.integrations.real_processes import DEVICES, join
 
 CALLS, HALF = 12, 6
@@ -117,7 +116,7 @@ def step_of(dies: bool) -> Any:
         return now, wc.metrics(now[1])
 
     in_map = jax.shard_map(step, mesh=mesh(), in_specs=(specs(), BATCH), out_specs=(specs(), P()))
-    return quick.jit(in_map, donate_argnums=0)
+    return jax.jit(in_map, donate_argnums=0)
 
 
 def train(folder: pathlib.Path, *, first: int = 0, dies: bool = False) -> dict[str, Any]:

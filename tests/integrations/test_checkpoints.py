@@ -18,7 +18,6 @@ import orbax.checkpoint as ocp
 import pytest
 
 import warmclip_jax as wc
-from tests import quick
 from tests.problem import FEATURES, PARAMS, loss_of
 
 FIXTURES = sorted((pathlib.Path(__file__).parent / "fixtures").glob("states-*.json"))
@@ -27,7 +26,7 @@ FIXTURES = sorted((pathlib.Path(__file__).parent / "fixtures").glob("states-*.js
 def test_the_batch_of_a_skipped_call_gives_the_same_norm_again(tmp_path: pathlib.Path):
     optimizer = wc.pipeline(optax.adamw, 0.1, skip_above=50.0, record=4, record_leaves=True)
 
-    @quick.jit
+    @jax.jit
     def step(params: Any, state: Any, features: jax.Array) -> Any:
         return wc.apply_gradients(
             optimizer, params, state, grads=jax.grad(loss_of)(params, features)
@@ -73,7 +72,7 @@ EXACT_GRADS = {"x": jnp.array([3.0]), "y": jnp.array([4.0])}
 
 @functools.cache
 def jitted_step(optimizer: Any) -> Any:
-    return quick.jit(
+    return jax.jit(
         lambda params, state, grads: wc.apply_gradients(optimizer, params, state, grads=grads)
     )
 

@@ -21,7 +21,6 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import warmclip_jax as wc
-from tests import quick
 from tests.cases import case
 from tests.integrations.clients import CLIENTS, STREAM, Client, gradients
 from tests.problem import float64_norm
@@ -203,7 +202,7 @@ def scanned(name: str, start: Any, stream: list[Any]) -> tuple[Any, list[dict[st
         return eqx.filter(carry, eqx.is_array), wc.metrics(client.host.state(carry))
 
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *stream)
-    arrays, told = quick.jit(functools.partial(jax.lax.scan, step))(arrays, stacked)
+    arrays, told = jax.jit(functools.partial(jax.lax.scan, step))(arrays, stacked)
     return eqx.combine(arrays, rest), [
         {key: values[call] for key, values in told.items()} for call in range(len(stream))
     ]

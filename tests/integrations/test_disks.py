@@ -16,7 +16,6 @@ import orbax.checkpoint as ocp
 import pytest
 
 import warmclip_jax as wc
-from tests import quick
 from tests.cases import case
 
 LOSS = wc.running_bound(deviations=6.0)
@@ -136,7 +135,7 @@ def stepped(optimizer: Any) -> Any:
         updates, state = optimizer.update(grads, state, params, **optional)
         return optax.apply_updates(params, updates), state
 
-    return quick.jit(step)
+    return jax.jit(step)
 
 
 @pytest.mark.parametrize("name", STATES)

@@ -20,7 +20,7 @@ import optax
 import pytest
 
 import warmclip_jax as wc
-from tests import quick, reference
+from tests import reference
 from warmclip_jax._clipping._coding import decoded
 
 CALLS, PARTS, RECORD = 100_000, 4, 200
@@ -124,7 +124,7 @@ GUARDED = optimizer(
 )
 
 
-@functools.partial(quick.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0)
 def trained(optimizer: Any, params: Any, state: Any, grads: Any) -> Any:
     """Parameters and state after a call for each row, and the bounds of each call."""
 

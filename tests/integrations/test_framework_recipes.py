@@ -18,7 +18,6 @@ import pytest
 from flax import nnx
 
 import warmclip_jax as wc
-from tests import quick
 from tests.integrations.notebooks import COLABS, codes, read, says_the_same, texts
 from tests.problem import float64_norm
 
@@ -70,7 +69,7 @@ def trained(params: Any, loss: Any, optimizer: Any = None, updates: int = 2) -> 
     optimizer = plain() if optimizer is None else optimizer
     state, grads = optimizer.init(params), None
 
-    @quick.jit
+    @jax.jit
     def step(params: Any, state: Any) -> Any:
         grads = jax.grad(loss)(params)
         changes, state = optimizer.update(grads, state, params)
@@ -203,7 +202,7 @@ def test_frozen_parameters_stay_and_do_not_count_in_the_norm(after: dict[str, An
     assert f"{float64_norm(after['grads']):.2f}" in after["told"][0]
     # Stopped gradients are zeros: the norm is right, and weights decay all the same.
     stopped = after["grads"] | {"backbone": jax.tree.map(jnp.zeros_like, start["backbone"])}
-    step = quick.jit(functools.partial(wc.apply_gradients, after["optimizer"]))
+    step = jax.jit(functools.partial(wc.apply_gradients, after["optimizer"]))
     moved, state = step(start, after["optimizer"].init(start), grads=stopped)
     np.testing.assert_allclose(wc.metrics(state)["grad_norm"], float64_norm(grads), rtol=1e-6)
     assert not np.array_equal(moved["backbone"]["kernel"], start["backbone"]["kernel"])

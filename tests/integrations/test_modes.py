@@ -12,7 +12,6 @@ import pytest
 from jax.experimental import checkify
 
 import warmclip_jax as wc
-from tests import quick
 from tests.problem import FEATURES, PARAMS, float64_norm, loss_of
 
 SCHEDULE = wc.warmup_polynomial_decay(peak_value=0.1, total_steps=20, warmup_steps=3)
@@ -42,7 +41,7 @@ def eager_step(optimizer: Any, params: Any, state: Any, grads: Any) -> Any:
     return wc.apply_gradients(optimizer, params, state, grads=grads)
 
 
-jitted_step = quick.jit(eager_step, static_argnums=0)
+jitted_step = jax.jit(eager_step, static_argnums=0)
 
 
 def train(

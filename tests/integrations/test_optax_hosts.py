@@ -14,7 +14,6 @@ import optax
 import pytest
 
 import warmclip_jax as wc
-from tests import quick
 from tests.problem import FEATURES, PARAMS, TARGETS, float64_norm, loss_of
 
 SCHEDULE = wc.warmup_cosine_decay(peak_value=0.1, total_steps=40, warmup_steps=2, init_value=0.05)
@@ -37,7 +36,7 @@ every_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
 
 @functools.cache
 def step_of(optimizer: Any, loss: Any) -> Any:
-    @quick.jit
+    @jax.jit
     def step(params: Any, state: Any, features: Any) -> Any:
         value, grads = jax.value_and_grad(loss)(params, features)
         return *wc.apply_gradients(optimizer, params, state, grads=grads), value
@@ -98,7 +97,7 @@ def test_a_scan_over_parameters_of_two_dtypes_keeps_each_and_trains(name: str):
     optimizer = pipeline(name)
     params = {"w": PARAMS["w"].astype(jnp.bfloat16), "b": PARAMS["b"]}
 
-    @quick.jit
+    @jax.jit
     def scanned(params: Any, state: Any) -> Any:
         def step(carry: Any, _: Any) -> Any:
             value, grads = jax.value_and_grad(loss_of)(carry[0])
@@ -127,7 +126,7 @@ def test_injected_hyperparameters_can_be_set_between_steps():
         return wc.pipeline(optax.adamw, rate, max_norm=bound)
 
     optimizer = build(rate=0.02, bound=0.5)
-    update: Any = quick.jit(optimizer.update)
+    update: Any = jax.jit(optimizer.update)
     grads, state = jax.grad(loss_of)(PARAMS), optimizer.init(PARAMS)
     _, state = update(grads, state, PARAMS)
     assert float(wc.metrics(state)["learning_rate"]) == np.float32(0.02)
@@ -186,7 +185,7 @@ def test_each_group_of_a_partition_has_its_own_optimizer_norm_and_counts():
 
 @functools.cache
 def jitted_update(optimizer: Any) -> Any:
-    return quick.jit(
+    return jax.jit(
         lambda params, state, grads: wc.apply_gradients(optimizer, params, state, grads=grads)
     )
 
@@ -207,7 +206,7 @@ def test_lookahead_trains_and_moves_its_slow_parameters_at_each_sync(inside: boo
 
     def run(optimizer: Any, steps: int) -> Any:
         params, state = start, optimizer.init(start)
-        grad, update = quick.jit(jax.grad(loss_of)), jitted_update(optimizer)
+        grad, update = jax.jit(jax.grad(loss_of)), jitted_update(optimizer)
         for _ in range(steps):
             params, state = update(params, state, grad(params.fast))
         return params, state
@@ -232,7 +231,7 @@ NESTED: dict[str, Any] = {
 def test_multi_steps_in_multi_steps_count_each_what_they_are_given(guard: str, calls: int):
     """Of 14 calls, 12 are 4 calls of the inner one, and these are 2 updates."""
     optimizer, grads = NESTED[guard], jax.tree.map(jnp.ones_like, PARAMS)
-    state, update = optimizer.init(PARAMS), quick.jit(optimizer.update)
+    state, update = optimizer.init(PARAMS), jax.jit(optimizer.update)
     for _ in range(14):
         _, state = update(grads, state, PARAMS)
     known = wc.metrics(state)

@@ -21,7 +21,6 @@ import pytest
 from flax.training.train_state import TrainState
 
 import warmclip_jax as wc
-from tests import quick
 
 UPDATES, EPOCHS, MINIBATCHES, STEPS, ENVS = 4, 2, 2, 4, 3
 MAX_NORM, GAMMA, LAMBDA, CLIP = 0.5, 0.9, 0.95, 0.2
@@ -136,7 +135,7 @@ def train(make: Any, tell: Any) -> tuple[Any, Told]:
         state, told = jax.lax.scan(update, state.replace(step=jnp.int32(0)), batches)
         return state.params, jax.tree.map(jnp.ravel, told)
 
-    params, told = quick.jit(jax.vmap(run))(jnp.arange(len(RATES)), RATES, drawn())
+    params, told = jax.jit(jax.vmap(run))(jnp.arange(len(RATES)), RATES, drawn())
     return params, Told(*(np.asarray(values, np.float64) for values in told))
 
 

@@ -14,7 +14,6 @@ import optax
 import pytest
 
 import warmclip_jax as wc
-from tests import quick
 from tests.cases import case
 from tests.problem import float64_norm
 
@@ -24,7 +23,7 @@ BAD = {**GRADS, "b": jnp.array([1.0, jnp.nan])}
 FOLLOWING = wc.running_bound(deviations=6.0)
 by_path = wc.label_by_path(None)
 
-ways = pytest.mark.parametrize("jit", [quick.jit, lambda function: function], ids=["jit", "eager"])
+ways = pytest.mark.parametrize("jit", [jax.jit, lambda function: function], ids=["jit", "eager"])
 
 #: Each of ours, plain and with all that adds to its state.
 LINKS: dict[str, Any] = {
@@ -380,7 +379,7 @@ def test_a_program_with_a_symbolic_dimension_is_exported_and_runs_for_every_size
 
     tree = {key: jax.ShapeDtypeStruct(shape, jnp.float32) for key, shape in shapes.items()}
     exported = jax.export.export(jax.jit(step), platforms=["cpu", "cuda", "tpu"])(tree, tree)
-    from_export, jitted = quick.jit(exported.call), quick.jit(step)
+    from_export, jitted = jax.jit(exported.call), jax.jit(step)
     for size in (1, 5):
         sizes = {"w": (size, 3), "b": (2 * size,), "c": (size, 2 * size), "d": (4,)}
         grads = {key: jnp.full(shape, 0.7) for key, shape in sizes.items()}

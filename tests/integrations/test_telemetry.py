@@ -14,7 +14,6 @@ import pytest
 from flax import nnx
 
 import warmclip_jax as wc
-from tests import quick
 from tests.problem import float64_norm
 
 PARAMS = {"w": jnp.linspace(-1.0, 1.0, 6).reshape(2, 3), "b": jnp.array([0.5, -2.0])}
@@ -23,7 +22,7 @@ BAD = {**GRADS, "b": jnp.array([1.0, jnp.nan])}
 BOUND = 0.5
 SCHEDULE = wc.warmup_polynomial_decay(peak_value=0.1, total_steps=20, warmup_steps=4)
 
-ways = pytest.mark.parametrize("jit", [quick.jit, lambda function: function], ids=["jit", "eager"])
+ways = pytest.mark.parametrize("jit", [jax.jit, lambda function: function], ids=["jit", "eager"])
 
 
 def clipped(grads: Any) -> dict[str, np.ndarray]:
@@ -126,7 +125,7 @@ EAGER = ("schedule", "bad step", "injected number set", "injected schedule", "pa
 def test_the_learning_rate_is_the_one_in_the_update(case: str, jit: bool):
     build, rate, between = RATES[case]
     optimizer: Any = wc.pipeline(build, rate, max_norm=BOUND)
-    update = quick.jit(optimizer.update) if jit else optimizer.update
+    update = jax.jit(optimizer.update) if jit else optimizer.update
     state = between(after(optimizer, 3, update), optimizer)
     updates, state = update(GRADS, state, PARAMS)
     used = rate_in(updates)
@@ -309,7 +308,7 @@ def test_two_that_would_share_a_name_are_an_error_that_says_where():
 
 def test_kept_metrics_survive_donated_steps_and_do_not_change():
     optimizer: Any = wc.pipeline(sgd, 0.1)
-    step = quick.jit(functools.partial(wc.apply_gradients, optimizer), donate_argnums=(0, 1))
+    step = jax.jit(functools.partial(wc.apply_gradients, optimizer), donate_argnums=(0, 1))
     params, state, kept = jax.tree.map(jnp.copy, PARAMS), optimizer.init(PARAMS), []
     for size in (1.0, 10.0, 100.0):
         params, state = step(

@@ -114,11 +114,12 @@ def _draw_lines(ax: Any, columns: dict[str, np.ndarray], name: str) -> None:
         numbers[~is_shown] = np.nan
         x, y = (np.insert(each, gaps, np.nan) for each in (calls, numbers))
         color = "C0" if column == name else "black"
-        ax.plot(x, y, color=color, linestyle=style, linewidth=1.2, label=label)
         around = np.isnan(np.r_[np.nan, y, np.nan])
-        alone = ~np.isnan(y) & around[:-2] & around[2:]
-        if alone.any():  # No line leads to a point without neighbours.
-            ax.plot(x[alone], y[alone], color=color, linestyle="", marker="o", markersize=3)
+        # No line leads to a point without neighbours: it has a mark.
+        alone = np.flatnonzero(~np.isnan(y) & around[:-2] & around[2:])
+        (line,) = ax.plot(x, y, color=color, linestyle=style, linewidth=1.2, label=label)
+        if alone.size:
+            line.set(marker="o", markersize=3, markevery=alone.tolist())
         low, high = np.nanmin(numbers, initial=np.inf), np.nanmax(numbers, initial=0)
         # A loss too, where a line would lie on the axis until it explodes.
         if name != "learning_rate" and 0 < (low if is_norm else 1e4 * low) <= high:

@@ -21,7 +21,6 @@ from flax import jax_utils
 from flax.training import checkpoints, train_state
 
 import warmclip_jax as wc
-from tests import quick
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
@@ -67,7 +66,7 @@ def batch_of(step: int) -> tuple[np.ndarray, np.ndarray]:
     return noise + 4 * np.eye(CLASSES, dtype=np.float32)[labels][:, :, None, None], labels
 
 
-@quick.jit
+@jax.jit
 def variables_at_start() -> Any:
     return MODEL.init(jax.random.key(0), jnp.zeros((1, SIDE, SIDE, CLASSES)))
 

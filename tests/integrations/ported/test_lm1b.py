@@ -22,7 +22,6 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import warmclip_jax as wc
-from tests import quick
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
@@ -83,7 +82,7 @@ def loss_of(params: Any, tokens: jax.Array) -> jax.Array:
     return jnp.sum(losses * weights) / jnp.sum(weights)
 
 
-@quick.jit
+@jax.jit
 def train_step(state: Any, tokens: jax.Array) -> Any:
     loss, grads = jax.value_and_grad(loss_of)(state.params, tokens)
     return state.apply_gradients(grads=grads), loss
@@ -125,7 +124,7 @@ class Example:
 
         axes = nn.get_partition_spec(jax.eval_shape(init))
         shardings = flax.linen.spmd.logical_to_mesh_sharding(axes, self.mesh, RULES)
-        return quick.jit(init, out_shardings=shardings)()
+        return jax.jit(init, out_shardings=shardings)()
 
     def everywhere(self, state: Any) -> Any:
         """Puts on every device what is on none yet: a step's results are, and it is compiled once."""
