@@ -75,8 +75,9 @@ def parameters(account: Account) -> Iterator[str]:
     if is_everywhere(account):
         yield (
             "Every leaf was bad in the first call of the run, and is now: look for NaN in the "
-            "parameters (wc.global_norm(params) tells), which updates in float16 can make, and in "
-            "running averages that a skipped call changed (wc.unless_skipped)."
+            "parameters (wc.global_norm(params) tells), which updates in float16 can make, in "
+            "running averages that a skipped call changed (wc.unless_skipped), and in all batches "
+            "since."
         )
 
 

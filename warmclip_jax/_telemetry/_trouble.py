@@ -8,7 +8,7 @@ import numpy as np
 
 from warmclip_jax._clipping import STANDS_OUT, decoded, names_of
 from warmclip_jax._telemetry._account import LISTED, Account, listed
-from warmclip_jax._telemetry._advice import clips_most, is_everywhere
+from warmclip_jax._telemetry._advice import clips_most, growth, is_everywhere
 
 
 def bad_calls(account: Account) -> Iterator[str]:
@@ -50,7 +50,8 @@ def bad_calls(account: Account) -> Iterator[str]:
     is_nan = np.isnan(norms).any() or not np.isinf([*norms, loss]).any()
     kind = "nans" if is_nan else "infs"
     flag = f'jax.config.update("jax_debug_{kind}", True)'
-    yield f"  To find the operation, repeat the step under {flag}."
+    if not any(growth(account)):  # It is no single operation then.
+        yield f"  To find the operation, repeat the step under {flag}."
 
 
 def _last_bad_call(account: Account) -> tuple[str, int | None]:
