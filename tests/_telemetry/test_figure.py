@@ -154,6 +154,8 @@ def test_a_point_without_neighbours_has_a_mark_and_a_record_that_ends_early_is_t
     (norm,) = [line for line in above.get_lines() if line.get_marker() == "o"]
     assert (norm.get_label(), norm.get_markevery()) == ("norm", [3])
     assert below.get_xlabel() == "call; the record ends at 19 of 24"
+    inside = wc.skip_nonfinite(optax.MultiSteps(wc.pipeline(optax.sgd, 0.1, record=8), 2))
+    assert wc.plot_records(after(inside, [1.0] * 4)).axes[-1].get_xlabel() == "call"
 
 
 @pytest.mark.parametrize("norms", [[np.nan], [np.inf] * 3, [0.0], []])

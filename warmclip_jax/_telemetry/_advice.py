@@ -188,7 +188,11 @@ def _trouble(account: Account) -> _Trouble | None:
     calls = np.array([row["call"] for row in rows])
     start = where[np.r_[True, np.diff(calls[where]) > _CLOSE]][-1]
     quiet = np.flatnonzero(~in_trouble[:start])
-    taken = int(np.sum((in_trouble & ~lost)[start:]))
+    # By steps: of many calls in a row that are lost the record keeps only the first.
+    before = rows[start]["step"] - (not rows[start]["skipped"])
+    is_on = where[-1] == len(rows) - 1
+    after = account.numbers["step"] if is_on else rows[where[-1]]["step"]
+    taken = int(after - before - np.sum(~in_trouble[start : where[-1]]))
     return _Trouble(rows[quiet[-1]] if quiet.size else None, taken)
 
 

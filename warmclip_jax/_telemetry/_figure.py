@@ -6,7 +6,7 @@ import numpy as np
 
 from warmclip_jax._pictures import matplotlib_figure
 from warmclip_jax._telemetry._finding import calls_of
-from warmclip_jax._telemetry._records import check_one_run, on_host, recorded
+from warmclip_jax._telemetry._records import check_one_run, on_host, recorded, ring_of
 from warmclip_jax._values import broken_rule, named
 
 
@@ -94,7 +94,9 @@ def plot_records(opt_state: Any, *, ax: Any = None) -> Any:
             above = {"loc": "lower right", "bbox_to_anchor": (1, 1), "borderaxespad": 0.2}
             panel.legend(ncols=3, frameon=False, fontsize="small", **above)
     lowest = [*drawn.values()][-1]
-    last, made = columns["call"].max(initial=-1), max(int(calls_of(each.state)) for each in seen)
+    # The outermost recorder is the one that is drawn; a guard without one may count other calls.
+    made = next(int(calls_of(each.state)) for each in seen if ring_of(each.state) is not None)
+    last = columns["call"].max(initial=-1)
     rest = f"; the record ends at {last} of {made}" if last + 1 < made else ""
     lowest.set_xlabel(f"call{rest}")
     return lowest.figure
