@@ -428,7 +428,7 @@ def test_after_a_change_to_groups_the_norm_of_the_last_call_is_not_known():
 
 
 @pytest.mark.parametrize("nonfinite", ["propagate", "zero"])
-def test_bad_calls_that_were_not_skipped_are_updates_taken_in_the_trouble(nonfinite: str):
+def test_bad_calls_that_were_not_skipped_are_updates_taken_in_the_trouble(nonfinite: Any):
     optimizer = wc.pipeline(optax.sgd, 0.1, nonfinite=nonfinite, record=64)
     text = told(optimizer, [*USUAL, *[grads_like(a=np.nan)] * 20])
     assert "Updates taken in the trouble: 20. If the loss stays worse" in text
