@@ -114,8 +114,9 @@ def test_one_token_is_changed_at_a_time(before: str):
     ) == sorted(CHANGED[before])
 
 
-def test_every_module_with_mutants_has_tests():
+def test_every_module_with_mutants_has_tests_and_every_listed_mutant_is_there():
     made = mutants.mutants(mutants.ROOT / mutants.PACKAGE)
     assert len(made) > 500
+    mutants.equivalent((mutants.ROOT / mutants.EQUIVALENT).read_text("utf-8"), made)
     modules = {mutant.module for mutant in made.values()}
     assert [module for module in sorted(modules) if not mutants.tests_of(module)] == []
