@@ -48,7 +48,12 @@ ALSO = {
     "_norms/_second_pass": ["_norms/test_frame.py", "_norms/test_sums.py", "_norms/test_norm.py"],
     "_norms/_leaves": ["_norms/test_leaf_norms.py"],
     "_norms/_norm": ["_clipping/test_transformations_bounds.py"],
+    "_clipping/_coding": ["_telemetry/test_metrics.py", "_clipping/test_loss.py"],
+    "_clipping/_gate": ["_clipping/test_skipping.py"],
+    "_clipping/_groups": ["_clipping/test_clip_groups.py"],
+    "_clipping/_history": ["_clipping/test_bounds_in_use.py", "_telemetry/test_metrics.py"],
     "_clipping/_leaf_record": ["_telemetry/test_records.py"],
+    "_clipping/_loss_history": ["_clipping/test_loss.py", "_telemetry/test_report.py"],
     "_clipping/_skipping": [
         "_clipping/test_bounds_in_use.py",
         "_telemetry/test_records.py",
@@ -222,10 +227,12 @@ def tests_of(module: str) -> list[str]:
     from tests import test_house as house  # it reads the package where it is imported
 
     others = [house.TESTED_BY[module]] if module in house.TESTED_BY else []
-    patterns = [name.replace(".py", "*.py") for name in (*others, *ALSO.get(module, []))]
+    others += [*ALSO.get(module, []), "_values/test_messages.py"]
+    patterns = [name.replace(".py", "*.py") for name in others]
     named = [path for pattern in patterns for path in sorted(house.TESTS.glob(pattern))]
     by_name = [path for path in house.TEST_FILES if module in house.subjects(path)]
-    return [path.relative_to(ROOT).as_posix() for path in (*by_name, *named)]
+    paths = (path.relative_to(ROOT).as_posix() for path in (*by_name, *named))
+    return list(dict.fromkeys(paths))
 
 
 def result(

@@ -1,13 +1,17 @@
 """What `clip_by_global_norm` counts and remembers, and how optax and JAX carry it."""
 
+import functools
 import math
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 import warmclip_jax as wc
 from tests.trees import BF16, assert_clipped, assert_same_bits, clipping, normal
@@ -205,3 +209,36 @@ def test_hyperparameters_can_be_injected_on_a_mixed_tree():
         clipped, state = jax.jit(transformation.update)(tree, state)
     assert_clipped(clipped, tree, 0.25)
     assert int(state.inner_state.clipped_count) == 2
+
+
+HEAVY = functools.partial(optax.sgd, momentum=0.9)
+#: What keeps arrays with an entry for each call, leaf or group.
+WITH_ARRAYS: dict[str, Any] = {
+    "skip_nonfinite": lambda: wc.skip_nonfinite(HEAVY(0.1), record=8),
+    "clip_by_global_norm": lambda: wc.clip_by_global_norm(1.0, record_leaves=True),
+    "clip_by_group_norm": lambda: wc.clip_by_group_norm(1.0, wc.label_by_path()),
+    "pipeline": lambda: wc.pipeline(HEAVY, 0.1, max_norm=wc.running_bound(), record=8),
+}
+
+
+@pytest.mark.parametrize("name", WITH_ARRAYS)
+def test_a_state_may_be_sharded_by_the_compiler_and_on_an_explicit_mesh_but_for_its_own_arrays(
+    name,
+):
+    transformation, tree = WITH_ARRAYS[name](), {key: jnp.ones((8, 2)) for key in "abcdefgh"}
+    state, update = transformation.init(tree), jax.jit(transformation.update)
+    expected, _ = update(tree, state, tree)
+    for kind in (AxisType.Auto, AxisType.Explicit):
+        mesh = jax.make_mesh((8,), ("d",), axis_types=(kind,))
+        whole, parts = NamedSharding(mesh, P()), NamedSharding(mesh, P("d"))
+        places = jax.tree.map(lambda leaf: parts if leaf.ndim else whole, (tree, state))  # noqa: B023
+        grads, spread = jax.device_put((tree, state), places)
+        if kind is AxisType.Explicit:
+            for each in (transformation.update, update):
+                with pytest.raises(TypeError, match=rf"^{name}: state must be whole .* P\('d',"):
+                    each(grads, spread, grads)
+            inner_state = getattr(spread, "inner_state", ())
+            spread = jax.device_put(state, whole)
+            if inner_state:
+                spread = spread._replace(inner_state=inner_state)
+        chex.assert_trees_all_equal(update(grads, spread, grads)[0], expected)

@@ -187,6 +187,7 @@ CALLS = {
     "decay(optax.adamw)": "count must be a step number or an array of them; got <function adamw",
     "decay / 0": "divisor must be a finite number other than 0; got 0. Divide by a number",
     "decay / '2'": "divisor must be | got '2' (str)",
+    "decay(step=3)": "there is no argument 'step'. It is called as schedule(count).",
     "Schedule(nothing)": "it is built by calling one of constant, | pass it as it is.",
     "plot(cosine_decay)": "schedules must be a schedule; got the function cosine_decay itself. Call it",
     "plot(['constant(value=3)'])": "schedules[0] must be | with warmclip_jax.parse",

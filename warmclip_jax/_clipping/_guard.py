@@ -58,7 +58,8 @@ class Guard:
         is_finite = norm.is_finite if loss is None else norm.is_finite & jnp.isfinite(loss)
         taken = is_finite
         if above is not None:
-            taken &= ~is_over(norm, jnp.maximum(above, 0))
+            above = jnp.maximum(above, 0)
+            taken &= ~is_over(norm, above)
         if loss is not None and loss_above is not None:
             taken &= loss <= jnp.asarray(loss_above).astype(loss.dtype)
         taken = taken if self.skips else jnp.ones_like(is_finite)
@@ -82,7 +83,7 @@ class GuardedCall(NamedTuple):
         """The fields after the call, taken or not. `numbers` go into the row of the ring."""
         state, taken, loss = self.state, self.taken, self.loss
         loss_is_finite = jnp.bool_(False) if loss is None else jnp.isfinite(loss)
-        loss_is_bad = jnp.bool_(False) if loss is None else ~loss_is_finite
+        loss_is_bad = ~loss_is_finite & (loss is not None)
         skipped_count = increment_if(~taken, state.skipped_count)
         above, loss_above = (np.inf if b is None else b for b in (self.above, self.loss_above))
         row = {
@@ -92,7 +93,7 @@ class GuardedCall(NamedTuple):
             "value": loss,
             "value_bound": loss_above,
             "grad_norm": as_number(self.norm),
-            "skip_bound": jnp.maximum(above, 0),
+            "skip_bound": above,
             **numbers,
         }
         return {

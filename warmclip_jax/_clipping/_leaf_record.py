@@ -84,7 +84,7 @@ def with_leaves(
 ) -> LeafRecord | tuple[()]:
     """The record after one more call. Raises for norms of other leaves than at `init`."""
     leaves = norms.leaves
-    if not isinstance(record, LeafRecord) or leaves is None:
+    if not record or leaves is None:
         return record
     if leaves.mantissa.shape != record.leaf_norms.shape:
         raise ArgumentValueError(

@@ -56,16 +56,16 @@ def with_row(ring: Ring | tuple[()], is_lost: jax.Array, **columns: Any) -> Ring
 
     Numbers left out are unknown.
     """
-    if not isinstance(ring, Ring):
+    if not ring:
         return ()
     counts, numbers, lost = ring
     lost = jnp.where(is_lost, increment_if(True, lost), 0)
-    oldest = jnp.argmin(counts[:, 0])
-    is_written = lost <= MOST_IN_A_ROW
     row_counts = jnp.stack([jnp.asarray(columns[name]).astype(jnp.int32) for name in COUNTS])
     row_numbers = jnp.stack([coded(columns.get(name), numbers[0, 0]) for name in NUMBERS])
+    # A row past the end is not written.
+    oldest = jnp.where(lost <= MOST_IN_A_ROW, jnp.argmin(counts[:, 0]), len(counts))
     return Ring(
-        counts.at[oldest].set(jnp.where(is_written, row_counts, counts[oldest])),
-        numbers.at[oldest].set(jnp.where(is_written, row_numbers, numbers[oldest])),
+        counts.at[oldest].set(row_counts, mode="drop"),
+        numbers.at[oldest].set(row_numbers, mode="drop"),
         lost,
     )

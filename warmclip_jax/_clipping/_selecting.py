@@ -126,29 +126,25 @@ def _evaluated(
     """The results of a program, each selected right after the equation that makes it."""
     jaxpr = closed.jaxpr
     values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*closed.consts, *inputs], strict=True))
-    early = {
+    old_of = {
         variable: old
         for variable, old in zip(jaxpr.outvars, olds, strict=True)
         if not isinstance(variable, core.Literal) and variable not in values
     }
-    for piece in _pieces(jaxpr, early):
+    for piece in _pieces(jaxpr, old_of):
         made = core.jaxpr_as_fun(core.ClosedJaxpr(piece, []))(
             *[values[variable] for variable in piece.invars]
         )
-        for variable, value in zip(piece.outvars, made, strict=True):
-            values[variable] = (
-                _select(condition, value, early[variable]) if variable in early else value
-            )
+        values |= {
+            variable: _select(condition, value, old_of[variable]) if variable in old_of else value
+            for variable, value in zip(piece.outvars, made, strict=True)
+        }
 
     def result(variable: Any, old: Any) -> jax.Array:
-        if isinstance(variable, core.Literal):
-            aval: Any = variable.aval
-            return _select(condition, jnp.asarray(variable.val, aval.dtype), old)
-        return (
-            values[variable]
-            if variable in early and early[variable] is old
-            else _select(condition, values[variable], old)
-        )
+        dtype, is_literal = variable.aval.dtype, isinstance(variable, core.Literal)
+        value = jnp.asarray(variable.val, dtype) if is_literal else values[variable]
+        is_selected = not is_literal and old_of.get(variable, ()) is old
+        return value if is_selected else _select(condition, value, old)
 
     return list(map(result, jaxpr.outvars, olds))
 

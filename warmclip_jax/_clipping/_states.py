@@ -35,6 +35,7 @@ def own(kind: type[State], state: Any, updates: Any, **filled: bool) -> State:
             if is_filled != bool(jax.tree.leaves(getattr(state, field)))
         ]
         if not wrong:
+            _check_replicated(state)
             return state
         rule = "that of an optimizer with the options of this one"
         came = f"a {name} {'without' if filled[wrong[0]] else 'with'} {_OPTIONS[wrong[0]]}"
@@ -49,6 +50,17 @@ def own(kind: type[State], state: Any, updates: Any, **filled: bool) -> State:
         f"state must be {rule}; got {came}. For the state of another optimizer, or of one built "
         "with other options, call adopt_state(optimizer, params, opt_state, step=...) once."
     )
+
+
+def _check_replicated(state: Any) -> None:
+    """Raises TypeError for an array of our own that an explicit mesh has sharded."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state._asdict() | {"inner_state": ()}):
+        if any(spec := jax.typeof(leaf).sharding.spec):
+            raise ArgumentTypeError(
+                "state must be whole on each device of an explicit mesh, but for inner_state; got "
+                f"{jax.tree_util.keystr(path, simple=True, separator='.')} sharded by {spec}. It "
+                "has an entry for each call, leaf or group: put it with PartitionSpec()."
+            )
 
 
 def counter(start: int = 0) -> jax.Array:

@@ -8,8 +8,6 @@ import jax.numpy as jnp
 
 from warmclip_jax._clipping import (
     ClipState,
-    History,
-    LossHistory,
     SkipState,
     decoded,
     from_keys,
@@ -184,7 +182,7 @@ def of_state(state: Any) -> dict[str, jax.Array]:
         "nonfinite_value_count": state.nonfinite_loss_count,
     }
     numbers |= _typical(state.skip_history)
-    if isinstance(state.loss_history, LossHistory):
+    if state.loss_history:
         mean, _, seen = state.loss_history
         numbers["typical_value"] = jnp.where(seen > 0, mean, jnp.nan)
     if isinstance(state, PipelineState):
@@ -225,7 +223,7 @@ def _of_clip(state: ClipState) -> dict[str, jax.Array]:
 
 def _typical(history: Any) -> dict[str, jax.Array]:
     """The usual norm that a running bound knows; nothing for another bound."""
-    if not isinstance(history, History):
+    if not history:
         return {}
     return {"typical_norm": jnp.where(history.norms_taught > 0, jnp.exp(history.log_mean), jnp.nan)}
 

@@ -111,7 +111,7 @@ def _misfit(name: str, signature: inspect.Signature, args: Any, given: dict[str,
         signature.bind(*args, **given)
     except TypeError as error:
         names = signature.parameters.keys()
-        usage = f". It is called as {name}{signature}."
+        usage = f". It is called as {name}{signature}.".replace("__call__(self, ", "schedule(")
         unknown = next((argument for argument in given if argument not in names), None)
         if unknown is None or "**" in usage:
             return f"{error}{usage}"
