@@ -88,6 +88,14 @@ def test_a_finite_leaf_stays_finite_where_its_norm_is_past_the_largest_number():
     assert np.isfinite(norms).tolist() == [True, False]
 
 
+@pytest.mark.parametrize("kept", [CLIP, wc.skip_nonfinite(CLIP, record_leaves=True)])
+def test_a_leaf_that_is_no_gradient_is_not_in_the_record_and_the_others_are(kept: Any):
+    tree = {**PARAMS, "count": jnp.int32(3)}
+    _, state = kept.update(tree, kept.init(tree))
+    assert names_of(state.leaves) == ["a", "b/c"]
+    np.testing.assert_allclose(state.leaves.leaf_norms, np.sqrt([2, 3]), rtol=1e-6)
+
+
 def test_gradients_of_other_leaves_than_at_init_are_an_error_in_words():
     with pytest.raises(ValueError, match=r"updates must have the gradients that init saw, 2 le.*1"):
         CLIP.update({"a": jnp.ones(2)}, CLIP.init(PARAMS))
@@ -112,3 +120,5 @@ def test_every_number_of_a_state_is_finite_and_is_read_as_what_it_was(dtype: Any
     narrow = coded(numbers.astype(jnp.float32), like.astype(jnp.float32)).astype(jnp.bfloat16)
     np.testing.assert_array_equal(np.isnan(decoded(narrow)), np.isnan(numbers))
     np.testing.assert_array_equal(np.isinf(decoded(narrow)), np.isinf(numbers))
+    past_the_end = coded(jnp.float32(3.4e38), like)  # of bfloat16
+    assert np.isfinite(decoded(past_the_end)).all()

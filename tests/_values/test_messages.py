@@ -258,6 +258,7 @@ CALLS = {
     "by_group.update(params, clip_state)": "state must be that of | got a ClipState without groups. | adopt_state(",
     "label_by_path('moe/.*')": "patterns must be a mapping from labels to regular expressions, or None; got 'moe/.*' (str). Write {",
     "label_by_path({'x': 3})": "patterns must be regular expressions by label, both str; got 'x': 3.",
+    "label_by_path({3: 'moe/.*'})": "patterns must be regular expressions by label, both str; got 3: 'moe/.*'.",
     "label_by_path({'x': 'moe/('})": "'moe/(', for 'x', is no regular expression: missing )",
     "label_by_path(default=None)": "default must be a label, a str; got None (NoneType)",
     # Skipping.
@@ -300,6 +301,7 @@ CALLS = {
     "pipe.update(params, pipe_state, params, loss=1.0)": "there is no argument 'loss'; here it is 'value'.",
     "apply_gradients(optax.adam, params, adam_state, grads=params)": "optimizer must be an optax.GradientTransformation; got a function.",
     "apply_gradients(adam, adam_state, params, grads=params)": "params must be parameters; got an optimizer's state. The order is (optimizer, params, opt_state).",
+    "apply_gradients(adam, (params, adam_state), adam_state, grads=params)": "params must be parameters; got an optimizer's state.",
     "apply_gradients(pipe, pipe_state, params, grads=params)": "params must be parameters; got an optimizer's state.",
     "apply_gradients(adam, params, adam_state, params)": "too many positional arguments. It is called as apply_gradients(optimizer, params, opt_state, *, grads, **extra).",
     "apply_gradients(adam, params, adam_state, value=1)": "missing a required argument: 'grads'",

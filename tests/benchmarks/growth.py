@@ -17,7 +17,7 @@ LEAVES = 20  # of the trees that grow in parameters
 #: more.
 _MORE = 20
 #: Seconds of compiling, at most. They grow at least with the square of the number of leaves.
-PATIENCE = 300
+PATIENCE = 600
 
 
 def measured(
