@@ -208,6 +208,31 @@ def test_a_derivative_goes_past_a_step_left_out(derivative, which):
     np.testing.assert_allclose(at([GOOD, BAD[0], GOOD]), expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize("derivative", [jax.jacrev, jax.jacfwd])
+@pytest.mark.parametrize("build", [wc.skip_nonfinite, None], ids=["guard", "pipeline"])
+def test_a_derivative_by_what_a_bad_gradient_was_made_of_is_that_of_the_good_steps(
+    build, derivative
+):
+    optimizer = build(optax.sgd(0.1)) if build else wc.pipeline(optax.sgd, 0.1, max_norm=3.0)
+
+    def trained(scale, offsets, count):
+        params = {**PARAMS, "count": count}
+        state = optimizer.init(params)
+        for offset in offsets:
+            grads = jax.tree.map(lambda g, o: (g * scale + o).astype(g.dtype), GOOD, offset)
+            params, state = wc.apply_gradients(
+                optimizer, params, state, grads={**grads, "count": count}
+            )
+        return params["w"]
+
+    zeros = jax.tree.map(jnp.zeros_like, GOOD)
+    bad = jax.tree.map(lambda zero: zero.at[-1].set(jnp.nan), zeros)
+    at = functools.partial(jax.jit(derivative(trained)), jnp.float32(0.3))
+    expected = at([zeros, zeros], jnp.int32(0))
+    assert np.abs(expected).max() > 0.1
+    np.testing.assert_allclose(at([zeros, bad, zeros], jnp.int32(0)), expected, rtol=1e-6)
+
+
 def test_the_accumulator_of_multi_steps_is_protected_only_from_outside():
     stream = [GOOD, BAD[0], GOOD, GOOD]
     outside, _ = run(
