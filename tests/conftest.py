@@ -1,22 +1,28 @@
 """Eight CPU devices, strict rank promotion and a repeatable hypothesis for every test."""
 
+import gc
 import importlib.metadata
 import os
 import tempfile
 from typing import Any
 
-# Before jax is imported: it reads them once. Much of the time that the tests take is in XLA's newer
-# emitter of fused loops; from jax 0.12 on there is no other one. `.ci/run` tests the numbers with it
-# too, as users compile.
+# Half of the time that the tests take would be XLA's, at code that runs once: no optimization by LLVM, no
+# threads for it, and the older emitter of fused loops. `.ci/run` tests numbers and costs as users compile
+# too.
+QUICKLY = (
+    "--xla_backend_optimization_level=0",
+    "--xla_cpu_parallel_codegen_split_count=1",
+    "--xla_cpu_use_fusion_emitters=false",
+)
+_jax_version = [int(part) for part in importlib.metadata.version("jax").split(".")[:2]]
+# Before jax is imported: it reads them once.
 os.environ["XLA_FLAGS"] = " ".join(
-    (
+    [
         os.environ.get("XLA_FLAGS", ""),
         "--xla_force_host_platform_device_count=8",
-        "--xla_cpu_use_fusion_emitters=false"
-        if not os.environ.get("AS_USERS_COMPILE")
-        and [int(part) for part in importlib.metadata.version("jax").split(".")[:2]] < [0, 12]
-        else "",
-    )
+        # From jax 0.12 on there is no older emitter.
+        *(() if os.environ.get("AS_USERS_COMPILE") or _jax_version >= [0, 12] else QUICKLY),
+    ]
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -26,6 +32,8 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Tracing makes many objects and few cycles: looking for these is a tenth of its time.
+gc.set_threshold(50_000, 20, 50)
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
 hypothesis.settings.load_profile("repeatable")
 
