@@ -6,23 +6,19 @@ import os
 import tempfile
 from typing import Any
 
-# Half of the time that the tests take would be XLA's, at code that runs once: no optimization by LLVM, no
-# threads for it, and the older emitter of fused loops. `.ci/run` tests numbers and costs as users compile
-# too.
-QUICKLY = (
-    "--xla_backend_optimization_level=0",
-    "--xla_cpu_parallel_codegen_split_count=1",
-    "--xla_cpu_use_fusion_emitters=false",
-)
-_jax_version = [int(part) for part in importlib.metadata.version("jax").split(".")[:2]]
-# Before jax is imported: it reads them once.
+# Before jax is imported: it reads them once. Half of the time that the tests take would be XLA's, at
+# code that runs once: no optimization by LLVM, no threads for it, and the older emitter of fused
+# loops, which there is up to jax 0.11. `.ci/run` tests numbers and costs as users compile, too.
 os.environ["XLA_FLAGS"] = " ".join(
-    [
+    (
         os.environ.get("XLA_FLAGS", ""),
         "--xla_force_host_platform_device_count=8",
-        # From jax 0.12 on there is no older emitter.
-        *(() if os.environ.get("AS_USERS_COMPILE") or _jax_version >= [0, 12] else QUICKLY),
-    ]
+        "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1 "
+        "--xla_cpu_use_fusion_emitters=false"
+        if not os.environ.get("AS_USERS_COMPILE")
+        and [int(part) for part in importlib.metadata.version("jax").split(".")[:2]] < [0, 12]
+        else "",
+    )
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 

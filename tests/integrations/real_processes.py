@@ -24,10 +24,11 @@ def processes(
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     count = len(arguments)
+    flags = os.environ.get("XLA_FLAGS", "")  # of which the last one counts
     environment = {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES // count}",
+        "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count={DEVICES // count}",
         "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
     }
     workers = []

@@ -2,8 +2,6 @@
 
 import argparse
 import dataclasses
-import functools
-import os
 import pathlib
 import re
 import resource
@@ -30,19 +28,9 @@ from colabs import byte_lm_text
 from colabs import train_byte_lm as script
 
 #: Most runs of the script train by one program.
-pytestmark = pytest.mark.usefixtures("compiled_once", "new_emitter")
+pytestmark = pytest.mark.usefixtures("compiled_once")
 TINY = ["--steps=12", "--batch=4", "--length=16", "--width=32", "--layers=1", "--save-every=5"]
 TINY += ["--no-inject"]
-
-
-@pytest.fixture(scope="module")
-def new_emitter():
-    """A whole model compiles in a quarter of the time with the emitter that other tests go without."""
-    with pytest.MonkeyPatch.context() as patch:
-        if "--xla_cpu_use_fusion_emitters=false" in os.environ["XLA_FLAGS"]:
-            options = {"xla_cpu_use_fusion_emitters": True}
-            patch.setattr(jax, "jit", functools.partial(jax.jit, compiler_options=options))
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +72,7 @@ def command(folder, *arguments):
 
 
 @pytest.fixture(scope="module")
-def whole(text, tmp_path_factory, new_emitter):
+def whole(text, tmp_path_factory):
     """The folder of an uninterrupted run."""
     folder = tmp_path_factory.mktemp("whole")
     figure, runs = folder / "figure.png", folder / "runs"
