@@ -56,6 +56,7 @@ ALSO = {
     "_clipping/_loss_history": ["_clipping/test_loss.py", "_telemetry/test_report.py"],
     "_clipping/_skipping": [
         "_clipping/test_bounds_in_use.py",
+        "_clipping/test_leaf_record.py",
         "_telemetry/test_records.py",
         "integrations/test_states.py",
     ],

@@ -14,6 +14,7 @@ from warmclip_jax._clipping._loss_history import (
     LossHistory,
     init_loss_history,
     loss_bound_from,
+    loss_deviations_above,
     loss_taught,
 )
 from warmclip_jax._clipping._rule import Rule
@@ -145,3 +146,24 @@ def test_a_ceiling_holds_before_the_first_loss_and_after():
     assert bound(history, count=jnp.int32(0)) < 4.0
     assert bound(history, count=jnp.int32(3)) == 1.0
     assert loss_bound_from(init_loss_history(), SKIP, jnp.int32(0)) == math.inf
+
+
+@pytest.mark.parametrize(
+    ("mean", "deviation", "seen", "loss", "expected"),
+    [
+        (2.0, 0.5, 9, 4.0, 4.0),
+        (2.0, 0.5, 9, 1.0, 0.0),  # below the usual one
+        (-3.0, 0.5, 9, -1.0, 4.0),
+        (2.0, 0.001, 9, 2.1, 5.0),  # a deviation counts as a hundredth of the mean at least
+        (2.0, 0.5, 0, 4.0, 0.0),  # none is usual yet
+        (0.0, 0.0, 9, 4.0, 0.0),
+        (2.0, 0.5, 9, math.nan, 0.0),
+        (2.0, 0.5, 9, math.inf, 0.0),
+    ],
+)
+def test_a_loss_stands_out_by_its_distance_above_the_mean_in_deviations(
+    mean, deviation, seen, loss, expected
+):
+    history = LossHistory(jnp.float32(mean), jnp.float32(deviation), jnp.int32(seen))
+    found = loss_deviations_above(history, jnp.float32(loss))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)

@@ -139,12 +139,9 @@ def test_derivatives_agree_with_finite_differences_to_second_order(clip, x64):
     clipped = jax.jit(lambda tree, max_norm: CLIPS[clip][0](max_norm)(tree))
     for max_norm in (0.1, 100.0):
         with case(max_norm=max_norm):
-            check_grads(
-                functools.partial(clipped, max_norm=max_norm),
-                (tree,),
-                order=2,
-                modes=("fwd", "rev"),
-            )
+            at = functools.partial(clipped, max_norm=max_norm)
+            check_grads(at, (tree,), order=1, modes=("fwd", "rev"))
+            check_grads(at, (tree,), order=2, modes=("rev",))
 
 
 def test_the_derivative_at_zero_is_the_identity():
