@@ -29,7 +29,7 @@ FRONT = {"__init__", "__main__"}
 NARROW = {
     ("_telemetry", "_pictures"): {"matplotlib_figure"},
 }
-MOST_TOKENS, MOST_TOKENS_IN_ALL = 1700, 53_800
+MOST_TOKENS, MOST_TOKENS_IN_ALL = 1700, 53_900
 
 #: Modules whose tests stand in the file of the neighbour that they are a part of.
 TESTED_BY = {

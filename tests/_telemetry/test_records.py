@@ -2,11 +2,14 @@
 
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 import warmclip_jax as wc
 
@@ -23,6 +26,13 @@ COLUMNS = [
     "skipped",
 ]
 SCHEDULE = wc.linear_warmup(peak_value=1.0, warmup_steps=8)
+BOUND = wc.running_bound()
+#: By what each keeps and decides; groups are not among them.
+SIDE_BY_SIDE: dict[str, Any] = {
+    "clip": wc.clip_by_global_norm(BOUND, record_leaves=True),
+    "guard": wc.skip_nonfinite(optax.sgd(0.1, momentum=0.9), above=9.0, record=4),
+    "pipeline": wc.pipeline(optax.sgd, 0.1, skip_above=BOUND, skip_value_above=BOUND, record=4),
+}
 
 
 def after(optimizer: Any, norms: list[float], state: Any = None) -> Any:
@@ -172,3 +182,23 @@ def test_a_length_that_is_no_whole_number_is_an_error_that_names_it(
         match=r"(pipeline|skip_nonfinite): record must be a whole number from 0 to 1,000,000; got",
     ):
         build(record)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("name", SIDE_BY_SIDE)
+def test_runs_side_by_side_that_an_explicit_mesh_has_shared_out_are_those_of_one_device(
+    name, compiled
+):
+    optimizer = SIDE_BY_SIDE[name]
+    mesh = jax.make_mesh((8,), ("d",), axis_types=(AxisType.Explicit,))
+    grads = {"a": jnp.arange(24.0).reshape(8, 3), "b": jnp.full((8, 2), 0.5).at[3].set(jnp.nan)}
+
+    def step(state: Any, grads: Any) -> Any:
+        return optimizer.update(grads, state, grads, value=jnp.sum(grads["a"]))
+
+    update = jax.jit(jax.vmap(step)) if compiled else jax.vmap(step)
+    state = jax.vmap(optimizer.init)(grads)
+    expected = update(state, grads)
+    with jax.set_mesh(mesh):
+        found = update(*jax.device_put((state, grads), NamedSharding(mesh, P("d"))))
+    chex.assert_trees_all_close(found, expected, rtol=1e-6)

@@ -60,8 +60,8 @@ def with_row(ring: Ring | tuple[()], is_lost: jax.Array, **columns: Any) -> Ring
         return ()
     counts, numbers, lost = ring
     lost = jnp.where(is_lost, increment_if(True, lost), 0)
-    row_counts = jnp.stack([jnp.asarray(columns[name]).astype(jnp.int32) for name in COUNTS])
-    row_numbers = jnp.stack([coded(columns.get(name), numbers[0, 0]) for name in NUMBERS])
+    row_counts = _row([jnp.asarray(columns[name]).astype(jnp.int32) for name in COUNTS])
+    row_numbers = _row([coded(columns.get(name), numbers[0, 0]) for name in NUMBERS])
     # A row past the end is not written.
     oldest = jnp.where(lost <= MOST_IN_A_ROW, jnp.argmin(counts[:, 0]), len(counts))
     return Ring(
@@ -69,3 +69,11 @@ def with_row(ring: Ring | tuple[()], is_lost: jax.Array, **columns: Any) -> Ring
         numbers.at[oldest].set(row_numbers, mode="drop"),
         lost,
     )
+
+
+def _row(values: list[jax.Array]) -> jax.Array:
+    # JAX cannot stack what `vmap` maps over an explicit mesh with what it does not map.
+    row = values[0]
+    for lane, value in enumerate(values):
+        row = jnp.where(jnp.arange(len(values)) == lane, value, row)
+    return row

@@ -69,7 +69,8 @@ def _read_again(
             zero = (sums[-1] < 0).astype(first.array.dtype)
             parts = [first._replace(array=zero), *parts]
         summand = put_together(parts)
-        own = scales[np.array(summand.norms)]
+        # One by one: under `vmap` over an explicit mesh a branch takes no array of indices.
+        own = jnp.stack([scales[norm] for norm in summand.norms])
         rows = (-1, *(1,) * (summand.array.ndim - 1)) if len(summand.norms) > 1 else ()
         read.append(summand)
         sums += summand.sums((own.reshape(rows),), dtype)

@@ -48,7 +48,7 @@ def total(*operands: Operand) -> Schedule:
     `a(t) + b(t) + ...` at step t, rounded once: what cancels leaves no error. `schedule + other`,
     `schedule - other`, `1 - schedule` and `sum(schedules)` build it too; a sum among the operands
     is the same as its own operands. Equal operands cancel where the compiler computes both alike,
-    as XLA's do by default.
+    as the one for CPUs does by default.
 
     Args:
       *operands: each a `Schedule`, any optax schedule, a pure function from a count to a value, or
