@@ -197,6 +197,20 @@ def test_it_is_handed_on_to_optimizers_that_take_it(made: Any, inner: Any):
     np.testing.assert_allclose(with_ours, without, rtol=1e-6)
 
 
+@pytest.mark.parametrize("value", [None, 1.0])
+def test_other_arguments_are_handed_on_whether_there_is_a_loss_or_not(value: Any):
+    seen: list[set[str]] = []
+
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+        seen.append(set(extra))
+        return updates, state
+
+    inner = optax.GradientTransformationExtraArgs(lambda params: (), update)
+    for optimizer in (wc.skip_nonfinite(inner), wc.pipeline(lambda rate: inner, 0.1)):
+        optimizer.update(GRADS, optimizer.init(PARAMS), PARAMS, value=value, scale=2.0)
+    assert seen == [{"scale"} if value is None else {"scale", "value"}] * 2
+
+
 def test_nnx_optimizers_and_equinox_hand_it_over():
     model = nnx.Linear(2, 1, use_bias=False, rngs=nnx.Rngs(0))
     optimizer = nnx.Optimizer(model, pipeline(), wrt=nnx.Param)
