@@ -233,6 +233,19 @@ def test_a_derivative_by_what_a_bad_gradient_was_made_of_is_that_of_the_good_ste
     np.testing.assert_allclose(at([zeros, bad, zeros], jnp.int32(0)), expected, rtol=1e-6)
 
 
+def test_the_optimizer_in_a_guard_is_handed_a_bad_gradient_as_it_is():
+    seen: list[Any] = []
+
+    def update(updates, state, params=None):
+        jax.debug.callback(seen.append, updates["w"])
+        return updates, state
+
+    guard = wc.skip_nonfinite(optax.GradientTransformation(lambda params: (), update))
+    jax.jit(guard.update)(BAD[0], guard.init(PARAMS))
+    jax.effects_barrier()
+    np.testing.assert_array_equal(seen, [BAD[0]["w"]])
+
+
 def test_the_accumulator_of_multi_steps_is_protected_only_from_outside():
     stream = [GOOD, BAD[0], GOOD, GOOD]
     outside, _ = run(
