@@ -60,8 +60,13 @@ ALSO = {
         "_telemetry/test_records.py",
         "integrations/test_states.py",
     ],
+    "_clipping/_ring": ["_telemetry/test_report.py", "_telemetry/test_figure.py"],
     "_clipping/_selecting": ["_clipping/test_skipping.py"],
-    "_clipping/_guard": ["_clipping/test_loss.py", "_clipping/test_bounds_in_use.py"],
+    "_clipping/_guard": [
+        "_clipping/test_loss.py",
+        "_clipping/test_bounds_in_use.py",
+        "_telemetry/test_records.py",
+    ],
     "_clipping/_states": [
         "_telemetry/test_metrics.py",
         "_telemetry/test_records.py",
