@@ -202,3 +202,17 @@ def test_runs_side_by_side_that_an_explicit_mesh_has_shared_out_are_those_of_one
     with jax.set_mesh(mesh):
         found = update(*jax.device_put((state, grads), NamedSharding(mesh, P("d"))))
     chex.assert_trees_all_close(found, expected, rtol=1e-6)
+
+
+def test_of_skipped_calls_too_the_oldest_make_way_and_of_a_run_the_first_sixteen_are_kept():
+    guard = wc.skip_nonfinite(optax.sgd(0.1), above=5.0, record=3)
+    assert wc.records(after(guard, [1.0, *[9.0] * 5]))["call"].tolist() == [3, 4, 5]
+    assert wc.records(after(guard, [1.0, *[9.0] * 30]))["call"].tolist() == [14, 15, 16]
+
+
+def test_a_loss_at_its_bound_is_no_reason_to_skip():
+    guard = wc.skip_nonfinite(optax.sgd(0.1), value_above=2.0, record=2)
+    state = guard.init(jnp.zeros(2))
+    for loss in (2.0, 2.0 + 2**-22):
+        _, state = guard.update(jnp.ones(2), state, value=jnp.float32(loss))
+    assert wc.records(state)["skipped"].tolist() == [False, True]
