@@ -30,6 +30,11 @@ BOUND = wc.running_bound()
 #: By what each keeps and decides; groups are not among them.
 SIDE_BY_SIDE: dict[str, Any] = {
     "clip": wc.clip_by_global_norm(BOUND, record_leaves=True),
+    "groups": wc.clip_by_group_norm(
+        {"one": BOUND, "two": 2.0, "idle": 1.0},
+        groups={"a": "two", "b": "one"},
+        record_leaves=True,
+    ),
     "guard": wc.skip_nonfinite(optax.sgd(0.1, momentum=0.9), above=9.0, record=4),
     "pipeline": wc.pipeline(optax.sgd, 0.1, skip_above=BOUND, skip_value_above=BOUND, record=4),
 }

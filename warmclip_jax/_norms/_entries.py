@@ -15,8 +15,9 @@ def entries(array: jax.Array) -> list[jax.Array]:
     the index is part of it; loops that differ in an operand alone are compiled once. So the indices
     come out of a branch, where XLA does not see that they are constants.
     """
-    if not array.shape[0]:
-        return []
+    if not array.shape[0] or jax.typeof(array).sharding.mesh.explicit_axes:
+        # An explicit mesh takes no index out of a branch for what `vmap` maps.
+        return list(array)
 
     def hidden() -> list[jax.Array]:
         def indices() -> list[np.uint32]:
