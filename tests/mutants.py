@@ -38,7 +38,7 @@ PARTS = ("_norms/", "_clipping/", "_schedules/", "_pipeline/")
 #: Test files that a module is tested by beside those of its name.
 ALSO = {
     "_clipping/_transformations": ["_clipping/test_clip_groups.py"],
-    "_clipping/_coefficient": ["_clipping/test_clip_groups.py"],
+    "_clipping/_coefficient": ["_clipping/test_clip_groups.py", "_telemetry/test_under_flags.py"],
     "_norms/_adding": [
         "_norms/test_frame.py",
         "_norms/test_sums.py",
@@ -61,7 +61,8 @@ ALSO = {
         "integrations/test_states.py",
     ],
     "_clipping/_ring": ["_telemetry/test_report.py", "_telemetry/test_figure.py"],
-    "_clipping/_selecting": ["_clipping/test_skipping.py"],
+    "_clipping/_scaling": ["_clipping/test_transformations.py"],
+    "_clipping/_selecting": ["_clipping/test_skipping.py", "integrations/test_memory.py"],
     "_clipping/_guard": [
         "_clipping/test_loss.py",
         "_clipping/test_bounds_in_use.py",

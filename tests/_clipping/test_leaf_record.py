@@ -65,6 +65,28 @@ def test_a_spike_is_over_twice_the_usual_norm_and_one_of_its_leaves_stands_out(
     assert int(leaves.spike_call) == (200 if is_spike else -1)
 
 
+def test_what_is_just_at_a_limit_stands_out_and_is_not_over_twice_the_usual():
+    def spike_call(norm: float, log_mean: float, log_variance: float) -> int:
+        state = after([(1.0, 0.0)])
+        usual = state.leaves.leaf_history._replace(
+            log_mean=jnp.float32([log_mean, 0]), log_variance=jnp.float32([log_variance, 0])
+        )
+        state = state._replace(leaves=state.leaves._replace(leaf_history=usual))
+        return int(after([(norm, 0.0)], state).leaves.spike_call)
+
+    # Six deviations of a half above; and log(2) above, nearly seven of a tenth.
+    assert spike_call(1.0, -3.0, 0.25) == 1
+    assert spike_call(2.0, 0.0, 0.01) == -1
+    assert spike_call(2.001, 0.0, 0.01) == 1
+
+
+def test_runs_side_by_side_have_the_names_of_one():
+    assert names_of(jax.vmap(CLIP.init)(jax.tree.map(lambda leaf: leaf[None], PARAMS)).leaves) == [
+        "a",
+        "b/c",
+    ]
+
+
 def test_before_a_bad_call_and_a_spike_the_record_holds_none():
     for leaves in (CLIP.init(PARAMS).leaves, after([(1.0, 2.0), (1e3, 2.0)][:1]).leaves):
         assert (int(leaves.bad_call), int(leaves.spike_call)) == (-1, -1)

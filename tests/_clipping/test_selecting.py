@@ -67,9 +67,10 @@ def late(condition, x, state):
 
 @pytest.mark.parametrize("condition", [True, False])
 def test_it_is_the_select_after_the_program(condition):
-    chex.assert_trees_all_equal(
-        jax.jit(early)(condition, X, STATE), jax.jit(late)(condition, X, STATE)
-    )
+    expected = jax.jit(late)(condition, X, STATE)
+    chex.assert_trees_all_equal(jax.jit(early)(condition, X, STATE), expected)
+    # Outside of `jit` the program sees zeros in the place of an update that is dropped.
+    chex.assert_trees_all_close(early(jnp.bool_(condition), X, STATE), expected, rtol=1e-6)
 
 
 def test_it_is_so_for_a_batch_of_conditions():

@@ -92,6 +92,8 @@ def test_jvp_and_vjp_are_those_of_the_formula_at_every_size_of_gradients_and_dir
             for max_norm in (size / 10, size * 10):
                 with case(size=size, step=step, max_norm=max_norm):
                     assert_derivatives_are_the_formula(clip, tree, max_norm, along)
+    # Here the coefficient is no float32.
+    assert_derivatives_are_the_formula(clip, times(TREE, 1e30), 1e-12, times(ALONG, 1e30))
 
 
 @EVERY_CLIP
@@ -187,6 +189,37 @@ def test_the_derivative_by_the_bound_is_the_unit_vector():
         rate_at(jnp.float32(0.5)), tree / reference.global_norm([tree]), rtol=4 * 2.0**-23
     )
     np.testing.assert_array_equal(rate_at(jnp.float32(50)), np.zeros(5))
+
+
+#: By a bound and the rest.
+WITH_POLICY: dict[str, Any] = {
+    "global": lambda bound, **rest: wc.clip_by_global_norm(bound, **rest),
+    "measuring": lambda bound, **rest: wc.clip_by_global_norm(None, **rest),
+    "groups": lambda bound, **rest: wc.clip_by_group_norm(bound, ["a", "b"], **rest),
+    "pipeline": lambda bound, **rest: wc.pipeline(optax.sgd, 1.0, max_norm=bound, **rest),
+}
+
+
+@pytest.mark.parametrize("build", WITH_POLICY.values(), ids=WITH_POLICY)
+def test_the_derivative_through_a_bad_gradient_is_0_where_zeros_replace_it_and_else_nan(build: Any):
+    tree, along = [np.float32([np.nan, 1]), np.float32([2, np.inf])], [np.ones(2, np.float32)] * 2
+
+    @functools.partial(jax.jit, static_argnums=1)
+    def rates(bound: Any, nonfinite: Any) -> Any:
+        def clipped(tree: Any, bound: Any) -> Any:
+            return updated(build(bound, nonfinite=nonfinite))(tree)
+
+        pushed = jax.jvp(clipped, (tree, bound), (along, jnp.float32(1)))[1]
+        pulled, by_bound = jax.vjp(clipped, tree, bound)[1](along)
+        return [*pushed, *pulled], by_bound
+
+    of_leaves, by_bound = rates(jnp.float32(0.5), "zero")
+    np.testing.assert_array_equal(of_leaves, np.zeros((4, 2)))
+    assert by_bound == 0
+    if build is not WITH_POLICY["measuring"]:  # which lets everything pass
+        of_leaves, by_bound = rates(jnp.float32(0.5), "propagate")
+        assert np.isnan(of_leaves).all()
+        assert by_bound == 0  # a bad gradient tells the bound nothing
 
 
 @pytest.mark.parametrize("dtype", [np.float16, BF16])

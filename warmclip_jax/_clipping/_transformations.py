@@ -10,6 +10,7 @@ from warmclip_jax._clipping._bounds import Bound, RunningBound, check_bound
 from warmclip_jax._clipping._clip import Clip, ClipState
 from warmclip_jax._clipping._coding import quietly
 from warmclip_jax._clipping._coefficient import coefficient
+from warmclip_jax._clipping._gate import gated
 from warmclip_jax._clipping._groups import Groups
 from warmclip_jax._clipping._measuring import Measured
 from warmclip_jax._clipping._scaling import scale_tree
@@ -171,6 +172,7 @@ def _transformation(name: str, clip: Clip, nonfinite: str) -> optax.GradientTran
     @naming(name)
     def update(updates: Any, state: Any, params: Any = None, **_: Any) -> tuple[Any, ClipState]:
         with quietly():
+            updates = updates if nonfinite == "propagate" else gated(updates)
             call = clip.call(updates, state, params)
             coef = call.coefficient(state.clip_calls, nonfinite)
             return scale_tree(updates, coef), call.after(coef)

@@ -189,7 +189,7 @@ def pipeline(
         with quietly():
             loss, extra = loss_of(extra)
             state = own(PipelineState, state, updates, **guard.filled)
-            updates = gated(updates) if skips else updates
+            updates = updates if nonfinite == "propagate" else gated(updates)
             clipping = clip.call(updates, state.clip_state, params)
             call = guard.call(state, clipping.norms.total, loss, state.clip_state.clip_calls)
             coef = clipping.coefficient(call.number - state.skipped_count, becomes)
