@@ -38,16 +38,28 @@ PARTS = ("_norms/", "_clipping/", "_schedules/", "_pipeline/")
 #: Test files that a module is tested by beside those of its name.
 ALSO = {
     "_clipping/_transformations": ["_clipping/test_clip_groups.py"],
-    "_clipping/_coefficient": ["_clipping/test_clip_groups.py", "_telemetry/test_under_flags.py"],
+    "_clipping/_coefficient": ["_clipping/test_clip_groups.py", "integrations/test_modes.py"],
     "_norms/_adding": [
         "_norms/test_frame.py",
         "_norms/test_sums.py",
         "_clipping/test_clip_meshes.py",
     ],
-    "_norms/_frame": ["_norms/test_leaf_norms.py", "_norms/test_norm.py", "_norms/test_axes.py"],
-    "_norms/_second_pass": ["_norms/test_frame.py", "_norms/test_sums.py", "_norms/test_norm.py"],
+    "_norms/_frame": [
+        "_norms/test_leaf_norms.py",
+        "_norms/test_norm.py",
+        "_norms/test_axes.py",
+        "_norms/test_sums.py",
+    ],
+    "_norms/_range": ["_clipping/test_transformations.py"],
+    "_norms/_second_pass": [
+        "_norms/test_frame.py",
+        "_norms/test_sums.py",
+        "_norms/test_norm.py",
+        "_norms/test_axes.py",
+    ],
     "_norms/_leaves": ["_norms/test_leaf_norms.py"],
     "_norms/_norm": ["_clipping/test_transformations_bounds.py"],
+    "_clipping/_clip": ["_clipping/test_transformations.py"],
     "_clipping/_coding": ["_telemetry/test_metrics.py", "_clipping/test_loss.py"],
     "_clipping/_gate": ["_clipping/test_skipping.py"],
     "_clipping/_groups": ["_clipping/test_clip_groups.py"],
@@ -81,7 +93,11 @@ ALSO = {
     ],
     "_pipeline/_pipeline": ["_telemetry/test_records.py", "_clipping/test_skipping.py"],
     "_pipeline/_rates": ["integrations/test_telemetry.py"],
-    "_schedules/_arguments": ["_schedules/test_curves.py", "_values/test_foreign.py"],
+    "_schedules/_arguments": [
+        "_schedules/test_curves.py",
+        "_schedules/test_alike.py",
+        "_values/test_foreign.py",
+    ],
     "_schedules/_exponential": ["_values/test_rules.py", "_schedules/test_curves.py"],
     "_schedules/_recipes": ["_values/test_rules.py"],
     "_schedules/_schedule": [

@@ -225,6 +225,15 @@ def test_small_leaves_are_put_together_where_all_axes_are_mapped_by_hand_and_onl
         assert not together(wc.global_norm)
 
 
+def test_what_is_sharded_in_one_way_is_read_again_with_nothing_that_is_sharded_in_another():
+    # Each sort in several parts, one after the other.
+    specs = {"a": P("data"), "b": P("model"), "c": P("data")}
+    tree = {name: [jnp.full(4 * 4800, 2.0**-100)] * 12 for name in specs}
+    tree["c"] = [leaf.astype(jnp.bfloat16) for leaf in tree["c"]]
+    norm = jax.shard_map(wc.global_norm, mesh=mesh_of((4, 2)), in_specs=(specs,), out_specs=P())
+    np.testing.assert_allclose(jax.jit(norm)(tree), 2.0**-100 * math.sqrt(36 * 4 * 4800), rtol=1e-6)
+
+
 def test_a_map_without_types_asks_for_axis_name_and_names_the_axes_in_scope():
     with pytest.raises(
         ValueError, match=r"axis_name must be given .*\('data', 'model'\).*axis_name=\(\)"

@@ -12,7 +12,7 @@ from tests.trees import gradients, normal
 from warmclip_jax._clipping._coding import decoded
 from warmclip_jax._norms._axes import Reduction
 from warmclip_jax._norms._frame import Grouping, each_alone, scaled_norms
-from warmclip_jax._norms._second_pass import _branches
+from warmclip_jax._norms._second_pass import _branches, _read_again
 from warmclip_jax._norms._sums import Summand
 
 
@@ -43,6 +43,14 @@ def test_norms_that_share_second_passes_are_those_that_each_has_alone(as_on):
     )
     assert_norms(dict(zip(sorted(tree), each.value, strict=True)), tree, FEW_ULP)
     assert_norms(dict(zip(sorted(pairs), groups.value, strict=True)), pairs, FEW_ULP)
+
+
+def test_norms_that_are_stacked_a_few_at_a_time_stay_apart(as_on):
+    as_on("cpu", 1)
+    leaves = [jnp.full(2, 1e-25 * (index + 1)) for index in range(10)]
+    alone = [Summand(Reduction((), ()), (index,), leaf) for index, leaf in enumerate(leaves)]
+    sums = _read_again(alone, jnp.full(10, 1e25), 8, np.dtype("float32"))  # four leaves at a time
+    np.testing.assert_allclose(sums, 2.0 * np.arange(1, 11) ** 2, rtol=1e-6)
 
 
 def summands(norms: list[int]) -> list[Summand]:

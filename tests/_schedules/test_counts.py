@@ -95,6 +95,12 @@ def test_counts_are_compared_divided_and_moved_exactly_whatever_the_step(step: A
         assert turns.dtype == rest.dtype == jnp.int32
 
 
+def test_a_step_in_int64_past_uint32_is_past_every_count(x64):
+    counts = jnp.asarray(COUNTS, jnp.int32)
+    for step in (2**32 - 1, 2**32, 2**32 + 1, 2**33 + 1, 2**40):
+        assert _counts.is_before(counts, jnp.int64(step)).all()
+
+
 @pytest.mark.parametrize("by", [0, 1, 2**31 - 1, -1, 1 - 2**31, np.float32(7), np.float32(-7.0)])
 def test_a_sum_of_counts_stops_at_the_largest_and_not_before(by: Any):
     moved = _counts.later(jnp.asarray(COUNTS, jnp.int32), jnp.asarray(by))

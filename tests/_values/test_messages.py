@@ -105,6 +105,8 @@ CALLS = {
     "exponential_decay(init_value=1, decay_steps=4, decay_rate=0)": "decay_rate must be a number above 0; got 0. It is the factor",
     "exponential_decay(init_value=0.1, decay_steps=4, decay_rate=0.5, end_value=0.2)": "end_value must be at most init_value=0.1; got 0.2. It is the floor",
     "exponential_decay(init_value=1, decay_steps=4, decay_rate=2)": "end_value must be the ceiling of growth, where decay_rate is above 1: above init_value=1.0, which must be above 0. Give the value to stop at.",
+    "exponential_decay(init_value=0.1, decay_steps=4, decay_rate=1, end_value=0.2)": "end_value must be at most init_value=0.1; got 0.2. It is the floor",
+    "exponential_decay(init_value=1, decay_steps=4, decay_rate=2, end_value=1)": "above init_value=1.0, which must be above 0; got 1.0. Give",
     "exponential_decay(init_value=0, decay_steps=4, decay_rate=2, end_value=1)": "above init_value=0.0, which must be above 0; got 1.0. Give",
     "inverse_power_decay(init_value=1, timescale=4, power=-1)": "power must be a number above 0; got -1.",
     "inverse_sqrt_decay(init_value=1, timescale=0)": "timescale must be | got 0.",

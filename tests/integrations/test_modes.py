@@ -114,7 +114,9 @@ def test_debug_infs_finds_none_in_a_jitted_step_on_gradients_whose_squares_overf
 def test_debug_infs_finds_none_outside_of_jit_either(max_norm: float | None):
     with jax.debug_infs(True):
         _, state = train(sgd(max_norm), [GRADS], jit=False)
+        unclipped, _ = wc.clip_tree(GRADS, 1e3)
     np.testing.assert_allclose(wc.metrics(state)["grad_norm"], float64_norm(GRADS), rtol=1e-6)
+    chex.assert_trees_all_equal(unclipped, GRADS)
 
 
 @pytest.mark.usefixtures("x64")
