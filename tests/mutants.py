@@ -92,7 +92,7 @@ ALSO = {
         "_clipping/test_clip_meshes.py",
     ],
     "_pipeline/_pipeline": ["_telemetry/test_records.py", "_clipping/test_skipping.py"],
-    "_pipeline/_rates": ["integrations/test_telemetry.py"],
+    "_pipeline/_rates": ["integrations/test_telemetry.py", "_telemetry/test_metrics.py"],
     "_schedules/_arguments": [
         "_schedules/test_curves.py",
         "_schedules/test_alike.py",
@@ -245,7 +245,7 @@ def equivalent(text: str, made: dict[str, Mutant]) -> set[str]:
 
 def tests_of(module: str) -> list[str]:
     """The test files of a module, as test_house.py knows them, and those whose name goes on:
-    `test_clipping_bounds.py`.
+    `test_clipping_bounds.py`; and its own examples.
     """
     from tests import test_house as house  # it reads the package where it is imported
 
@@ -255,7 +255,7 @@ def tests_of(module: str) -> list[str]:
     named = [path for pattern in patterns for path in sorted(house.TESTS.glob(pattern))]
     by_name = [path for path in house.TEST_FILES if module in house.subjects(path)]
     paths = (path.relative_to(ROOT).as_posix() for path in (*by_name, *named))
-    return list(dict.fromkeys(paths))
+    return [f"{PACKAGE}/{module}.py", *dict.fromkeys(paths)]
 
 
 def result(
@@ -351,10 +351,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.drawn is not None:
         names = sorted(random.Random(options.seed).sample(names, min(options.drawn, len(names))))
     tests = {module: tests_of(module) for module in {made[name].module for name in names}}
-    texts = {
-        module: [(ROOT / file).read_bytes() for file in (f"{PACKAGE}/{module}.py", *tests[module])]
-        for module in tests
-    }
+    texts = {module: [(ROOT / file).read_bytes() for file in tests[module]] for module in tests}
     stamps = {
         module: hashlib.sha256(b"".join(parts)).hexdigest() for module, parts in texts.items()
     }

@@ -119,5 +119,5 @@ def test_every_module_with_mutants_has_tests_and_every_listed_mutant_is_there():
     assert len(made) > 500
     mutants.equivalent((mutants.ROOT / mutants.EQUIVALENT).read_text("utf-8"), made)
     modules = {mutant.module for mutant in made.values()}
-    messages = ["tests/_values/test_messages.py"]
-    assert [module for module in sorted(modules) if mutants.tests_of(module) == messages] == []
+    # Beside its own examples and the messages.
+    assert [module for module in sorted(modules) if len(mutants.tests_of(module)) < 3] == []

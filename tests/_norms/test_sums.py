@@ -17,7 +17,7 @@ from tests.cases import case
 from tests.compiled import readers, temporaries
 from tests.trees import SHORT, normal
 from warmclip_jax._norms._axes import Reduction
-from warmclip_jax._norms._sums import MIDDLE, SMALL, Summand, gathered
+from warmclip_jax._norms._sums import MIDDLE, SMALL, Summand, gathered, together
 
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
 
@@ -79,6 +79,12 @@ def test_small_leaves_of_every_sort_are_packed_on_one_device(as_on, platform):
     ]
     assert float(wc.global_norm(tree)) == pytest.approx(reference.global_norm(tree), rel=FEW_ULP)
     assert lowered(tree).as_text().count("stablehlo.concatenate") >= 4
+
+
+def test_leaves_of_one_shape_that_have_norms_of_their_own_are_read_together(as_on):
+    as_on("cpu", devices=1)
+    alone = [Summand(Reduction((), ()), (index,), jnp.ones(3)) for index in range(3)]
+    assert [len(parts) for parts in together(alone, SMALL)] == [3]
 
 
 def test_a_second_pass_counts_each_leaf_once(as_on):

@@ -73,6 +73,14 @@ GOLDEN: dict[str, tuple[wc.Schedule, tuple[float, ...]]] = {
         wc.polynomial_decay(init_value=1.0, decay_steps=100, cycle=True),
         (1, 0.99, 0.91, 0.9, 0.89, 0.01, 0, 99 / 200, 0),
     ),
+    "a decay of one step": (
+        wc.warmup_stable_decay(**RUN, decay_steps=1),
+        (0, 0.1, 0.9, 1, 1, 1, 0, 0, 0),
+    ),
+    "a boundary at step 0": (
+        wc.piecewise_constant(values=[3.0, 1.0, 0.5], boundaries=[0, 10]),
+        (1, 1, 1, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5),
+    ),
     "cosine after the warm-up": (
         wc.warmup_cosine_decay(**RUN),
         (0, 0.1, 0.9, 1, 0.9996954135, 0.0003045865, 0, 0, 0),
