@@ -28,6 +28,7 @@ DECAY = wc.cosine_decay(init_value=0.3, decay_steps=100)
         (lambda: np.array(0.5) * DECAY, lambda: wc.product(0.5, DECAY)),
         (lambda: jnp.float32(0.1) * DECAY, lambda: wc.product(0.1, DECAY)),
         (lambda: DECAY * jnp.int32(3), lambda: wc.product(DECAY, 3.0)),
+        (lambda: DECAY + 0.1 * DECAY - 0.5, lambda: wc.total(DECAY, 0.1 * DECAY, -0.5)),
         (lambda: DECAY * DECAY, lambda: wc.product(DECAY, DECAY)),
         (lambda: DECAY / 4, lambda: wc.product(DECAY, 0.25)),
         (lambda: DECAY / np.float32(0.1), lambda: wc.product(DECAY, 10.0)),
