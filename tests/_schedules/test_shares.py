@@ -123,3 +123,9 @@ def test_a_traced_share_of_a_length_is_rounded_as_a_concrete_one(fraction: float
         jax.jit(_shares.share_of)(fraction, total),
     ):
         assert (int(traced), traced.dtype) == (steps, jnp.int32)
+
+
+@pytest.mark.parametrize(("x64", "largest"), [(False, 2**31 - 128), (True, 2**31 - 1)])
+def test_the_largest_count_is_the_largest_float_that_is_not_more(x64: bool, largest: int):
+    with jax.enable_x64(x64):
+        assert float(_shares.periods(jnp.int32(2**31 - 1), jnp.asarray(1.0))) == largest
