@@ -189,6 +189,10 @@ def test_a_length_that_is_no_whole_number_is_an_error_that_names_it(
         build(record)
 
 
+def test_a_record_may_have_a_million_calls():
+    assert wc.skip_nonfinite(optax.sgd(0.1), record=1_000_000).init(jnp.zeros(2)).ring
+
+
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("name", SIDE_BY_SIDE)
 def test_runs_side_by_side_that_an_explicit_mesh_has_shared_out_are_those_of_one_device(
