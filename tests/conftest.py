@@ -75,15 +75,14 @@ def compiled_once(tmp_path_factory: pytest.TempPathFactory):
     keeps it in a folder. Each worker has a folder of its own: JAX writes such files in place, where
     another process could read half of one.
     """
-    options = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    for name, value in options.items():
-        jax.config.update(name, value)
-        os.environ[name.upper()] = str(value)
-    compilation_cache.reset_cache()  # Compiling while tests are collected has settled that there is none.
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return  # Who runs the tests has a folder for several runs, as tests/mutants.py does.
+    folder = str(tmp_path_factory.mktemp("compiled"))
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    compilation_cache.reset_cache()  # Collecting the tests may have settled that there is none.
 
 
 @pytest.fixture
