@@ -3,7 +3,6 @@
 import gc
 import importlib.metadata
 import os
-import tempfile
 from typing import Any
 
 # Before jax is imported: it reads them once. Half of the time that the tests take would be XLA's, at
@@ -70,27 +69,20 @@ def x64():
         yield
 
 
-@pytest.fixture(scope="module")
-def compiled_once():
-    """What a module compiles alike again, in this process or in one it starts, is compiled once: JAX keeps it in a folder.
-
-    Each worker has a folder of its own: JAX writes such files in place, where another process could
-    read half of one.
+@pytest.fixture(scope="session", autouse=True)
+def compiled_once(tmp_path_factory: pytest.TempPathFactory):
+    """What is compiled alike again, in this process or in one that it starts, is compiled once: JAX
+    keeps it in a folder. Each worker has a folder of its own: JAX writes such files in place, where
+    another process could read half of one.
     """
-    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        options = {
-            "jax_compilation_cache_dir": folder,
-            "jax_persistent_cache_min_compile_time_secs": 0.0,
-        }
-        before = {name: getattr(jax.config, name) for name in options}
-        for name, value in options.items():
-            jax.config.update(name, value)
-            patch.setenv(name.upper(), str(value))
-        compilation_cache.reset_cache()
-        yield
-        for name, value in before.items():
-            jax.config.update(name, value)
-        compilation_cache.reset_cache()
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return  # Who runs the tests has a folder for several runs, as tests/mutants.py does.
+    folder = str(tmp_path_factory.mktemp("compiled"))
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    compilation_cache.reset_cache()  # Collecting the tests may have settled that there is none.
 
 
 @pytest.fixture

@@ -253,7 +253,7 @@ CALLS = {
     "clip_by_group_norm(1.0, None)": "groups must be labels or a function of the parameters; got None. Without groups use clip_by_global_norm.",
     "clip_by_group_norm(1.0, {'w': 3, 'b': 'x'})": "groups must be labels | got 3 (int)",
     "clip_by_group_norm(1.0, numbered).init(params)": "groups must be labels | got 1 (int)",
-    "clip_by_group_norm(1.0, {'w': 'x'}).init(params)": "groups must be a pytree prefix of the parameters with a label for each leaf; got {'w': 'x'}, which does not match",
+    "clip_by_group_norm(1.0, {'w': 'x'}).init(params)": "groups must be a pytree prefix of the parameters with a label for each leaf, or a function that makes one of them, such as label_by_path(...); got {'w': 'x'}, which does not match the gradients: ",
     "clip_by_group_norm({'x': 1.0}, {'w': 'x', 'b': 'y'}).init(params)": "max_norm must have a rule for each group; there is none for 'y'. There are rules for ['x'] and groups ['x', 'y']. None as a rule",
     "clip_by_group_norm(1.0, {'w': 'x', 'b': 'z'}).update(params, by_group.init(params))": "groups must give the labels that init saw, ['x', 'y']; got 'z'. For other groups call init again",
     "clip_by_group_norm(1.0, 'w', record_leaves=1)": "record_leaves must be one of False, True; got 1",

@@ -26,7 +26,6 @@ from tests.integrations.clients import CLIENTS, STREAM, Client, gradients
 from tests.problem import float64_norm
 
 #: Outside of jit optax compiles a branch anew in each call.
-pytestmark = pytest.mark.usefixtures("compiled_once")
 every_client = pytest.mark.parametrize("name", CLIENTS)
 
 

@@ -16,8 +16,6 @@ import warmclip_jax as wc
 from tests.integrations.layout_worker import CALLS, EVERY, NAN, SPIKE, mesh_of, trained
 from tests.integrations.real_processes import processes
 
-pytestmark = pytest.mark.usefixtures("compiled_once")
-
 HALF = CALLS // 2
 
 

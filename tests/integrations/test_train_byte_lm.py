@@ -28,7 +28,6 @@ from colabs import byte_lm_text
 from colabs import train_byte_lm as script
 
 #: Most runs of the script train by one program.
-pytestmark = pytest.mark.usefixtures("compiled_once")
 TINY = ["--steps=12", "--batch=4", "--length=16", "--width=32", "--layers=1", "--save-every=5"]
 TINY += ["--no-inject"]
 

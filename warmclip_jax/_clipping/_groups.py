@@ -115,7 +115,10 @@ def labels_of(groups: Groups, tree: Any, params: Any = None) -> list[str]:
     if callable(groups):
         given = check_labels(groups(tree if params is None else of_gradients(params)))
     return from_prefix(
-        given, tree, "groups must be a pytree prefix of the parameters with a label for each leaf"
+        given,
+        tree,
+        "groups must be a pytree prefix of the parameters with a label for each leaf, or a "
+        "function that makes one of them, such as label_by_path(...)",
     )
 
 

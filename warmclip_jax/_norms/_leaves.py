@@ -47,7 +47,8 @@ def from_prefix(
         parts = structure.flatten_up_to(tree)
     except ValueError as error:
         raise ArgumentValueError(
-            f"{rule}; got {shortened(prefix)}, which does not match the gradients: {error!s:.200}"
+            f"{rule}; got {shortened(prefix)}, which does not match the gradients: "
+            f"{' '.join(str(error).split()):.200}"
         ) from error
     return [
         value

@@ -16,13 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import pytest
 from flax import jax_utils
 from flax.training import checkpoints, train_state
 
 import warmclip_jax as wc
-
-pytestmark = pytest.mark.usefixtures("compiled_once")
 
 DEVICES, IMAGES, SIDE, CLASSES = 2, 4, 6, 3
 STEPS, CHANGE, WARMUP, PEAK, BOUND = 8, 4, 2, 0.2, 0.5

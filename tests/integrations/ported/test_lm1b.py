@@ -16,14 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import pytest
 from flax.training import checkpoints, train_state
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import warmclip_jax as wc
-
-pytestmark = pytest.mark.usefixtures("compiled_once")
 
 VOCAB, WIDTH, HIDDEN, LENGTH, BATCH = 16, 8, 16, 6, 8
 STEPS, CHANGE, WARMUP, PEAK = 8, 4, 3, 0.02
