@@ -105,7 +105,9 @@ def test_one_group_is_the_global_clip_bit_for_bit(max_norm, nonfinite):
                 assert_same_bits(getattr(states[1], field), getattr(states[0], field))
 
 
-@pytest.mark.parametrize("bound", [1.0, wc.running_bound()])
+@pytest.mark.parametrize(
+    "bound", [1.0, {"a": wc.running_bound(), "b": 1.0, "expert": wc.running_bound()}]
+)
 def test_an_idle_group_changes_no_other_and_learns_nothing(bound):
     clip = by_group(bound, {"a": "a", "b": "b", "expert": "expert"})
     step = jax.jit(clip.update)

@@ -1,6 +1,7 @@
 import functools
 import math
 import re
+from typing import Any
 
 import chex
 import jax
@@ -66,7 +67,7 @@ def label_of(name):
 def clip(trees, axis_name=None):
     said = {kind: axis_name and axis_name[kind] for kind in trees}
     rules = {**BOUNDS["groups"], "b": wc.running_bound(ceiling=BOUNDS["groups"]["b"])}
-    clips = {
+    clips: dict[str, Any] = {
         "whole": wc.clip_by_global_norm(BOUNDS["whole"][""], axis_name=said["whole"]),
         "groups": wc.clip_by_group_norm(
             rules,
@@ -330,7 +331,7 @@ def test_axes_that_are_left_to_the_compiler_may_be_said_and_leaves_lie_on_severa
     }
 
     def norms(tree):
-        of_groups = wc.clip_by_group_norm(
+        of_groups: Any = wc.clip_by_group_norm(
             None, {"kernel": "k", "bias": "b"}, axis_name=None if check_vma else specs
         )
         state = of_groups.update(tree, of_groups.init(tree))[1]

@@ -41,7 +41,7 @@ def tree_of(dtypes: list[Any], seed: int) -> dict[str, np.ndarray]:
             # No norm of a large leaf is past the largest number.
             highest = info.maxexp - (12 if math.prod(shape) > 10 else 3)
             size = np.ldexp(rng.choice([0.0, 1, 1, 1, 1]), int(rng.integers(lowest, highest)))
-            entries = np.clip(normal(seed * 31 + place, shape, np.complex128), -4, 4)
+            entries: Any = np.clip(normal(seed * 31 + place, shape, np.complex128), -4, 4)
             parts = entries if np.dtype(dtype).kind == "c" else entries.real
             with np.errstate(over="ignore", under="ignore"):
                 tree[f"{np.dtype(dtype).name} {place}"] = np.asarray(size * parts).astype(dtype)
@@ -93,6 +93,7 @@ def test_norms_of_leaves_of_groups_and_of_all_are_right_over_the_whole_range_in_
                 (2, (), range(leaves)),
             ]
             measured = jax.jit(lambda tree: scaled_norms(tree, None, *groupings))  # noqa: B023
+            tree, found = list[Any](), list[Any]()
             for seed in range(8):
                 tree = gradients(tree_of(dtypes, seed))
                 found = jax.tree.map(np.asarray, measured(tree))
@@ -103,13 +104,13 @@ def test_norms_of_leaves_of_groups_and_of_all_are_right_over_the_whole_range_in_
                         assert_scaled(norm, [tree[index] for index in own], tolerance)
             if dtypes is SHORT:
                 # The front door outside of jit, bit for bit.
-                eager = list(wc.leaf_norms(tree).values())  # pyright: ignore[reportPossiblyUnbound]
-                assert_same_bits(eager, list(found[0].value))  # pyright: ignore[reportPossiblyUnbound]
+                eager = list(wc.leaf_norms(tree).values())
+                assert_same_bits(eager, list(found[0].value))
                 assert_bad_leaves_are_seen_where_they_are(measured, leaves, places)
 
 
 def assert_bad_leaves_are_seen_where_they_are(measured: Any, leaves: int, places: Any) -> None:
-    tree = [np.ones(leaf.shape, leaf.dtype) for leaf in gradients(tree_of(SHORT, 0))]
+    tree: list[Any] = [np.ones(leaf.shape, leaf.dtype) for leaf in gradients(tree_of(SHORT, 0))]
     # Finite entries whose norm is not representable are no bad ones.
     large = next(i for i, leaf in enumerate(tree) if (leaf.dtype, leaf.shape) == ("f4", (2, 3)))
     tree[large] = np.full((2, 3), 3e38, np.float32)
@@ -154,7 +155,7 @@ def test_leaves_have_together_the_norm_of_one_leaf_with_their_entries():
     for entries in ([1.0], [1.0, 0.0], [1.0, 1e-30], [1.5e19] * 2, [1.8e19] * 40, [1.8e19, 1e30]):
         tree = [np.full(1, entry, np.float32) for entry in entries]
         (group,) = scaled_norms(tree, None, grouped([1] * len(entries), 2))
-        expected = reference.global_norm([np.float32(entries)])
+        expected = reference.global_norm([np.asarray(entries, np.float32)])
         with case(entries=entries):
             np.testing.assert_allclose(group.value, [0, expected], rtol=FEW_ULP)
 

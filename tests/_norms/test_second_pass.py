@@ -1,5 +1,7 @@
 """Second passes: each norm right where many share one, and little memory for all of them."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,7 +34,8 @@ def test_norms_that_share_second_passes_are_those_that_each_has_alone_bad_ones_t
     as_on("cpu", 1)
     tree = many_leaves()
     pairs = Grouping(tuple(range(48)) * 2, 48)
-    groupings = {each_alone: [[index] for index in range(96)], all_together: [range(96)]}
+    groupings: dict[Any, Any] = {each_alone: [[index] for index in range(96)]}
+    groupings[all_together] = [range(96)]
     groupings[lambda _: pairs] = [[index, index + 48] for index in range(48)]
     measured = jax.jit(lambda tree: [norm.value for norm in scaled_norms(tree, None, *groupings)])
     for bad in (None, np.nan, np.inf):
