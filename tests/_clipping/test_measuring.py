@@ -10,6 +10,8 @@ import pytest
 import warmclip_jax as wc
 from tests.cases import case
 from tests.trees import BF16, assert_same_bits, normal
+from warmclip_jax._clipping._measuring import measured
+from warmclip_jax._norms import Grouping
 
 
 @pytest.mark.parametrize(
@@ -47,3 +49,8 @@ def test_recording_leaves_and_calls_changes_no_bit_of_a_run(as_on, devices, grou
             found.append(result)
         with case(size=size):
             assert_same_bits(*found)
+
+
+def test_one_group_is_a_vector_of_the_global_norm():
+    found = measured([normal(0, (3,))], axis_name=None, leaves=False, members=Grouping((0,), 1))
+    assert_same_bits(jax.tree.map(lambda part: part[0], found.groups), found.total)
