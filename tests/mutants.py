@@ -50,7 +50,7 @@ ALSO = {
         "_norms/test_axes.py",
         "_norms/test_sums.py",
     ],
-    "_norms/_range": ["_clipping/test_transformations.py"],
+    "_norms/_range": ["_norms/test_sums.py", "_clipping/test_transformations.py"],
     "_norms/_second_pass": [
         "_norms/test_frame.py",
         "_norms/test_sums.py",
@@ -86,6 +86,7 @@ ALSO = {
         "integrations/test_states.py",
     ],
     "_norms/_sums": [
+        "_norms/test_frame.py",
         "_norms/test_leaf_norms.py",
         "_norms/test_norm.py",
         "_norms/test_axes.py",

@@ -19,6 +19,8 @@ SHORT = [np.float16, BF16, np.float32, np.complex64]
 LONG = [np.float64, np.complex128]
 #: Entries of each leaf of a `mixed` tree.
 ENTRIES = 8
+#: What a norm may be off by, relatively. The float32 sums are pairwise enough for up to 10^8 entries.
+FEW_ULP, FEW_ULP_64 = 4 * 2.0**-23, 4 * 2.0**-52
 
 
 def normal(seed: int, shape: tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:

@@ -18,9 +18,7 @@ EACH = wc.label_by_path()
 CLIPS: dict[str, Any] = {
     "plain": wc.clip_by_global_norm(1.0),
     "zero": wc.clip_by_global_norm(1.0, nonfinite="zero"),
-    "schedule": wc.clip_by_global_norm(wc.linear_warmup(peak_value=1.0, warmup_steps=10)),
     "groups": wc.clip_by_group_norm(1.0, LABELS),
-    "each": wc.clip_by_group_norm(1.0, EACH),
     "running": wc.clip_by_global_norm(wc.running_bound(ceiling=1.0)),
     "leaves": wc.clip_by_global_norm(1.0, record_leaves=True),
     "all": wc.clip_by_group_norm(wc.running_bound(), EACH, record_leaves=True),

@@ -2,7 +2,6 @@
 steps, and what is refused.
 """
 
-import functools
 import math
 from typing import Any
 
@@ -15,7 +14,7 @@ import pytest
 import warmclip_jax as wc
 from tests import reference
 from tests.cases import case
-from tests.trees import BF16, SHORT, assert_clipped, assert_same_bits, gradients, normal
+from tests.trees import BF16, assert_clipped, assert_same_bits, gradients, normal
 from warmclip_jax._clipping._coding import decoded
 from warmclip_jax._clipping._groups import from_keys
 
@@ -54,10 +53,9 @@ def of_group(tree: Any, label: str) -> list[np.ndarray]:
     return [np.asarray(leaf) for leaf in {**parts, "idle": [tree["second"]["zero"]]}[label]]
 
 
-@pytest.mark.parametrize("jit", [jax.jit, lambda function: function], ids=["jit", "eager"])
-def test_each_group_is_clipped_by_its_own_norm_and_rule(jit):
+def test_each_group_is_clipped_by_its_own_norm_and_rule():
     clip = by_group(RULES, LABELS)
-    update = jit(clip.update)
+    update = jax.jit(clip.update)
     for seed, scale in enumerate([1.0, 1e-30, 1e30, 1e-3]):
         tree = tree_of(seed, scale)
         with case(scale=scale):
@@ -84,10 +82,7 @@ def test_each_group_is_clipped_by_its_own_norm_and_rule(jit):
     ("max_norm", "nonfinite"),
     [
         pytest.param(0.5, "propagate", id="low"),
-        pytest.param(0.5, "zero", id="low, zero"),
-        pytest.param(1e3, "propagate", id="high"),
         pytest.param(None, "zero", id="none"),
-        pytest.param(wc.running_bound(ceiling=1.0), "propagate", id="running"),
         pytest.param(wc.running_bound(ceiling=1.0), "zero", id="running, zero"),
         pytest.param(wc.linear_warmup(peak_value=2.0, warmup_steps=3), "zero", id="schedule"),
     ],
@@ -110,7 +105,9 @@ def test_one_group_is_the_global_clip_bit_for_bit(max_norm, nonfinite):
                 assert_same_bits(getattr(states[1], field), getattr(states[0], field))
 
 
-@pytest.mark.parametrize("bound", [1.0, wc.running_bound()])
+@pytest.mark.parametrize(
+    "bound", [1.0, {"a": wc.running_bound(), "b": 1.0, "expert": wc.running_bound()}]
+)
 def test_an_idle_group_changes_no_other_and_learns_nothing(bound):
     clip = by_group(bound, {"a": "a", "b": "b", "expert": "expert"})
     step = jax.jit(clip.update)
@@ -135,8 +132,8 @@ def test_an_idle_group_changes_no_other_and_learns_nothing(bound):
 
 @pytest.mark.parametrize(
     ("rules", "nonfinite"),
-    [(RULES, "propagate"), (RULES, "zero"), (1.0, "propagate"), (wc.running_bound(), "zero")],
-    ids=["each", "each, zero", "number", "running, zero"],
+    [(RULES, "propagate"), (wc.running_bound(), "zero")],
+    ids=["each", "running, zero"],
 )
 def test_one_bad_entry_makes_the_call_bad_for_every_group(rules, nonfinite):
     clip = by_group(rules, LABELS, nonfinite=nonfinite)
@@ -153,30 +150,6 @@ def test_one_bad_entry_makes_the_call_bad_for_every_group(rules, nonfinite):
                 assert int(state.nonfinite_count) == 1
                 assert int(state.clipped_count) == 0
                 assert not np.any(state.group_clipped_count)
-
-
-def test_one_bad_entry_skips_the_step_of_every_group():
-    optimizer: Any = wc.pipeline(optax.adam, 0.1, groups=LABELS, max_norm=RULES)
-    params = jax.tree.map(
-        lambda leaf: np.asarray(leaf, np.float32), {**tree_of(0), "third": np.ones(5)}
-    )
-    before = optimizer.init(params)
-    broken = {**params, "third": np.full(5, np.nan, np.float32)}
-    after_params, after = jax.jit(functools.partial(wc.apply_gradients, optimizer))(
-        params, before, grads=broken
-    )
-    assert_same_bits(after_params, params)
-    assert_same_bits(after.inner_state, before.inner_state)
-    np.testing.assert_array_equal(after.clip_state.clip_coef, 0)
-
-
-@pytest.mark.parametrize(("scale", "counts"), [(0.1, [0, 0]), (1.0, [1, 0]), (1000.0, [1, 1])])
-def test_a_call_counts_as_clipped_where_any_group_was_clipped(scale, counts):
-    tree = {"a": jnp.full(4, 2.0 * scale), "b": jnp.ones(4) * scale}
-    clip = by_group({"a": 1.0, "b": 100.0}, {"a": "a", "b": "b"})
-    _, state = clip.update(tree, clip.init(tree))
-    assert int(state.clipped_count) == max(counts)
-    assert state.group_clipped_count.tolist() == counts
 
 
 def test_measuring_groups_only_changes_nothing():
@@ -210,7 +183,7 @@ def test_leaves_that_updates_lack_leave_their_groups_idle():
                 np.testing.assert_allclose(clipped[name], 1 / math.sqrt(3), rtol=1e-6)
 
 
-@pytest.mark.parametrize("tree", [{}, {"count": jnp.int32(1)}, None])
+@pytest.mark.parametrize("tree", [{"count": jnp.int32(1)}, None])
 def test_a_tree_without_gradients_has_no_groups(tree):
     optimizer: Any = wc.pipeline(
         optax.sgd, 0.1, groups=wc.label_by_path(), record=2, record_leaves=True
@@ -220,23 +193,6 @@ def test_a_tree_without_gradients_has_no_groups(tree):
     known = wc.metrics(state)
     assert float(known["grad_norm"]) == 0
     assert float(known["clip_coef"]) == 1
-
-
-def test_a_derivative_passes_through_the_coefficients_of_groups():
-    clip = by_group({"a": 1.0, "b": 100.0}, {"x": "a", "y": "b"})
-
-    def loss(tree: Any) -> Any:
-        clipped, _ = clip.update(tree, clip.init(tree))
-        return jnp.sum(clipped["x"] * jnp.float32([1, 2, 3])) + jnp.sum(clipped["y"] * 5)
-
-    tree = {"x": jnp.float32([3, 0, 4]), "y": jnp.float32([1, 2])}
-    derivative = jax.jit(jax.grad(loss))
-    gradient = derivative(tree)
-    # x / |x| of norm 5: (w - u (u . w)) / 5 with u the unit vector; y is untouched.
-    unit, weight = np.array([0.6, 0, 0.8]), np.array([1.0, 2, 3])
-    np.testing.assert_allclose(gradient["x"], (weight - unit * (unit @ weight)) / 5, rtol=1e-5)
-    np.testing.assert_allclose(gradient["y"], 5, rtol=1e-6)
-    assert np.isfinite(derivative(jax.tree.map(jnp.zeros_like, tree))["x"]).all()
 
 
 def test_labels_may_be_names_that_optax_looks_for():
@@ -256,30 +212,7 @@ def test_labels_may_be_names_that_optax_looks_for():
     assert int(optax.tree.get(optax.tree.set(state, count=jnp.int32(7)), "count")) == 7
 
 
-# How it lives: vmapped, scanned, in float64.
-
-
-def test_stacked_runs_are_single_runs_and_may_have_traced_deviations():
-    def trained(deviations: Any, seed: Any) -> Any:
-        clip = by_group(
-            {"a": wc.running_bound(deviations=deviations), "b": 1.0}, {"x": "a", "y": "b"}
-        )
-        noise = jax.random.normal(jax.random.key(seed), (40, 8))
-
-        def step(state: Any, row: Any) -> Any:
-            updates, state = clip.update({"x": row[:4] * jnp.exp(2 * row[7]), "y": row[4:7]}, state)
-            return state, (updates, state.norm_bound)
-
-        return jax.lax.scan(step, clip.init({"x": jnp.ones(4), "y": jnp.ones(3)}), noise)
-
-    deviations, seeds = jnp.float32([1.0, 3.0, 6.0]), jnp.arange(3)
-    together = jax.jit(jax.vmap(trained))(deviations, seeds)
-    single = jax.jit(trained)
-    for place in range(3):
-        alone = single(deviations[place], seeds[place])
-        for a, b in zip(jax.tree.leaves(together), jax.tree.leaves(alone), strict=True):
-            np.testing.assert_allclose(a[place], b, rtol=1e-5, atol=1e-6)
-    assert int(together[0].group_clipped_count[0, 0]) > int(together[0].group_clipped_count[2, 0])
+# How it lives: in float64, and after a cast. Side by side: test_bounds_in_use.py.
 
 
 def test_float64_leaves_have_float64_histories_and_coefficients(x64):
@@ -303,17 +236,3 @@ def test_a_state_keeps_its_structure_and_dtypes_and_works_after_a_cast():
         _, after = step(tree, jax.tree.map(jnp.copy, state))
         assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
         assert jax.tree.map(jnp.result_type, after) == jax.tree.map(jnp.result_type, state)
-
-
-def test_short_dtypes_round_once():
-    shapes = {"x": (50,), "y": (5,)}
-    tree = {
-        f"{name} {np.dtype(dtype).name}": normal(3, shape, dtype)
-        for dtype in SHORT
-        for name, shape in shapes.items()
-    }
-    clip = by_group(0.5, wc.label_by_path())
-    clipped, _ = jax.jit(clip.update)(tree, clip.init(tree))
-    for name in tree:
-        with case(name=name):
-            assert_clipped([clipped[name]], [tree[name]], 0.5)

@@ -74,8 +74,7 @@ def trees(dtype: Any, form: str) -> Trees:
     if form == "alone":
         return Trees.of(entries[:, None])
     if form == "in pairs":
-        edges = np.array([info.smallest_subnormal, info.tiny, 1, info.max], dtype)
-        others = np.concatenate([edges, -edges])
+        others = np.array([info.smallest_subnormal, -info.tiny, 1, info.max], dtype)
         return Trees.of(
             np.stack([np.tile(entries, len(others)), np.repeat(others, len(entries))], axis=1)
         )

@@ -4,7 +4,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 import pytest
 from flax import linen as nn
@@ -125,9 +124,7 @@ def test_boxed_parameters_have_the_paths_of_those_without_boxes():
     "groups",
     [
         {"a": "x", "b": "y"},
-        lambda params: {name: "x" if params[name].ndim else "y" for name in params},
         wc.label_by_path({"x": "a"}, default="y"),
-        wc.label_by_path(),
     ],
 )
 def test_states_of_shapes_alone_have_the_structure_of_those_of_arrays(groups):
@@ -147,9 +144,11 @@ def test_states_of_shapes_alone_have_the_structure_of_those_of_arrays(groups):
             )
 
 
-@pytest.mark.parametrize("groups", [None, {"a": "x", "b": "y"}, wc.label_by_path()])
-@pytest.mark.parametrize("outer", ["chain", "pipeline", "guard"])
-def test_lookahead_is_measured_by_its_fast_parameters(groups, outer):
+@pytest.mark.parametrize(
+    ("outer", "groups"),
+    [("chain", None), ("pipeline", wc.label_by_path()), ("guard", {"a": "x", "b": "y"})],
+)
+def test_lookahead_is_measured_by_its_fast_parameters(outer, groups):
     def lookahead(rate: Any) -> Any:
         return optax.lookahead(optax.sgd(rate), sync_period=2, slow_step_size=0.5)
 
@@ -163,31 +162,6 @@ def test_lookahead_is_measured_by_its_fast_parameters(groups, outer):
     }[outer]
     params = optax.LookaheadParams.init_synced({"a": jnp.ones(3), "b": jnp.ones(2)})
     state = optimizer.init(params)
-    for _ in range(3):
-        updates, state = optimizer.update(params.fast, state, params)
-        params = optax.apply_updates(params, updates)
-    metrics = wc.metrics(state, leaves=True)
-    assert sum(name.startswith("leaf/") and name.endswith("grad_norm") for name in metrics) in (
-        2,
-        4,
-    )
-
-
-def test_optax_partition_takes_label_by_path():
-    optimizer = optax.partition(
-        {"experts": optax.sgd(1.0), "rest": optax.set_to_zero()},
-        wc.label_by_path({"experts": "moe/.*"}),
-    )
-    params = {"moe": {"up": jnp.ones(2)}, "dense": jnp.ones(3)}
-    updates, _ = optimizer.update(params, optimizer.init(params), params)
-    assert {path: float(norm) for path, norm in wc.leaf_norms(updates).items()} == {
-        "dense": 0,
-        "moe/up": pytest.approx(2**0.5, rel=1e-6),
-    }
-
-
-def test_a_message_about_a_large_tree_of_labels_is_short():
-    groups = {f"layer{index}": "a" for index in range(500)}
-    with pytest.raises(ValueError, match="prefix") as caught:
-        labels_of(groups, {f"layer{index}": np.ones(1, np.float32) for index in range(501)})
-    assert len(str(caught.value)) < 600
+    _, state = jax.jit(optimizer.update)(params.fast, state, params)
+    names = [name.split("/", 1)[-1] for name in wc.metrics(state, leaves=True)]
+    assert {"a/grad_norm", "b/grad_norm"} <= {name.removeprefix("leaf/") for name in names}

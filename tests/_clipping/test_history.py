@@ -136,20 +136,19 @@ def test_float32_decides_as_the_formula_does_in_float64_but_for_ties(
 
 
 def test_the_first_norm_is_not_bounded_and_the_second_at_exp_of_half_the_deviations():
-    _, bounds, over = followed([[7.0], [7.0 * 4.48], [7.0]])
-    assert (bounds[0], over[0]) == (np.inf, False)
+    _, bounds, over = followed([[7.0, 7.0], [7.0 * 4.48, 7.0 * 4.49]])
+    np.testing.assert_array_equal(bounds[0], np.inf)
     np.testing.assert_allclose(bounds[1], 7 * math.exp(1.5), rtol=1e-6)
-    assert over.ravel().tolist() == [False, False, False]
-    assert followed([7.0, 7.0 * 4.49])[2].tolist() == [False, True]
+    assert over.tolist() == [[False, False], [False, True]]
 
 
-@pytest.mark.parametrize("norm", [SMALLEST, 1e-20, 0.3, 1.0, 7.0, 1e20, LARGEST / 1.5])
-def test_the_bound_on_equal_norms_falls_to_1_35_times_them_and_never_below(norm: float):
-    _, bounds, over = followed(np.full(1_500, norm))
+def test_the_bound_on_equal_norms_falls_to_1_35_times_them_and_never_below():
+    norms = np.array([SMALLEST, 1e-20, 0.3, 1.0, 7.0, 1e20, LARGEST / 1.5], np.float32)
+    _, bounds, over = followed(np.tile(norms, (1_500, 1)))
     assert not over.any()
-    lowest = math.exp(0.3) * (1 - np.finfo(np.float32).eps * (1 + abs(math.log(norm))) * ROUNDINGS)
-    assert bounds.min() >= np.float32(norm) * lowest
-    np.testing.assert_allclose(bounds[-1] / np.float32(norm), math.exp(0.3), rtol=1e-4)
+    error = np.finfo(np.float32).eps * (1 + np.abs(np.log(norms))) * ROUNDINGS
+    assert np.all(bounds.min(axis=0) >= norms * math.exp(0.3) * (1 - error))
+    np.testing.assert_allclose(bounds[-1] / norms, math.exp(0.3), rtol=1e-4)
 
 
 BITS = st.integers(0, 2**31 - 1).map(lambda bits: float(np.int32(bits).view(np.float32)))
@@ -244,14 +243,6 @@ def test_deviations_are_counted_above_the_mean_of_what_is_known():
         )
 
 
-@pytest.mark.parametrize("norm", [0.0, math.nan, math.inf])
-def test_zero_and_nonfinite_norms_teach_nothing(norm: float):
-    history, _, _ = followed(lognormal(0, 20))
-    after = taught(history, *log_of(ScaledNorm.of(jnp.float32(norm))), CLIP)
-    jax.tree.map(np.testing.assert_array_equal, after, history)
-    assert not log_of(ScaledNorm.of(jnp.float32(norm)))[1]
-
-
 # The ways to run it: in a loop, a scan, a map and side by side are test_bounds_in_use.py.
 
 
@@ -285,13 +276,6 @@ def test_the_number_of_norms_stops_at_int32s_largest():
     )  # the rate, not a third of a small count
 
 
-def test_nothing_on_the_way_is_nan_even_where_it_is_not_used():
-    with jax.debug_nans(True):
-        history = init_history()
-        for norm in (0.0, 0.0, 1.0, 0.0, math.inf, 3.0):
-            history, _ = step(history, jnp.float32(norm))
-
-
 @pytest.mark.parametrize("rule", [CLIP, Rule(math.inf, 0.01, lambda count: 2.0)])
 def test_derivatives_through_the_history_are_finite(rule: Rule):
     @jax.jit
@@ -308,14 +292,3 @@ def test_derivatives_through_the_history_are_finite(rule: Rule):
         for variance in (0.0, 0.25):
             found = slopes(jnp.float32(norms), jnp.float32(variance))
             assert all(np.isfinite(slope).all() for slope in found), (norms, variance)
-
-
-@pytest.mark.parametrize(
-    ("ceiling", "at_step_5"), [(lambda count: 2.0, 2.0), (lambda count: 10 - count, 5.0)]
-)
-def test_the_ceiling_holds_before_the_first_norm_and_after(ceiling: Any, at_step_5: float):
-    rule = CLIP._replace(ceiling=ceiling)
-    assert bound_from(init_history((2,)), rule, jnp.int32(5)).tolist() == [at_step_5] * 2
-    for norm, bound in ((1e3, at_step_5), (0.1, 0.1 * math.exp(1.5))):
-        history, _ = step(init_history(), jnp.float32(norm))
-        np.testing.assert_allclose(bound_from(history, rule, jnp.int32(5)), bound, rtol=1e-6)

@@ -137,27 +137,3 @@ def test_a_state_may_hold_arrays_of_numpy_names_and_python_numbers(traced, taken
         ([True, True], [2, 4]) if taken else ([False, False], [1, 2])
     )
     assert (new["half"].dtype, int(new["repeats"])) == (jnp.bfloat16, 2)
-
-
-@pytest.mark.parametrize("traced", [False, True])
-def test_a_leaf_that_is_no_number_passes_through(traced):
-    mark = object()
-
-    def marking(x, state):
-        return {"update": x, "name": "updates"}, {
-            **state,
-            "count": state["count"] + 1,
-            "name": "after",
-        }
-
-    state = {"count": jnp.int32(1), "mark": mark, "name": "before"}
-    names: list[Any] = []
-
-    def run(taken):
-        updates, new = choose(taken, marking, (X, state), (state,))
-        names.append((updates.pop("name"), new.pop("name"), new.pop("mark")))
-        return updates, new
-
-    updates, new = (jax.jit(run) if traced else run)(jnp.bool_(False))
-    assert names == [("updates", "after", mark)]
-    assert (updates["update"].tolist(), new["count"].tolist()) == ([0, 0, 0], 1)

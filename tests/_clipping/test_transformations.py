@@ -2,7 +2,6 @@
 of every kind.
 """
 
-import itertools
 import math
 from typing import Any
 
@@ -23,10 +22,8 @@ from tests.trees import (
     SHORT,
     WAYS,
     assert_clipped,
-    assert_norm_is,
     assert_same_bits,
     clipping,
-    coefficient_error,
     gradients,
     jitted,
     mixed,
@@ -34,22 +31,8 @@ from tests.trees import (
     through_transformation,
     update,
 )
-from warmclip_jax._clipping._coding import decoded
 
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
-
-
-@pytest.fixture(params=["float32", "float64"])
-def dtypes(request: pytest.FixtureRequest):
-    """The dtypes of a tree, named by what its norm is computed in."""
-    long = request.param == "float64"
-    with jax.enable_x64(long):
-        yield [*SHORT, *LONG] if long else SHORT
-
-
-def norms_precision(tree: Any) -> float:
-    """What the norm of a tree may be off by, relatively."""
-    return coefficient_error(gradients(tree)) * 2 / 3
 
 
 # Below the bound.
@@ -69,30 +52,28 @@ def odd_entries(dtype: Any) -> np.ndarray:
     )
 
 
-@WAYS
-def test_below_the_bound_every_leaf_comes_back_bit_for_bit(clip, dtypes):
-    tree = mixed(dtypes, odd_entries)
-    assert_same_bits(clip(tree, 4.0)[0], tree)
+@pytest.mark.parametrize("long", [False, True])
+def test_a_norm_equal_to_the_bound_is_not_over_it(long):
+    with jax.enable_x64(long):
+        for scale in (1e-3, 1.0, 100.0):
+            tree = mixed(
+                [*SHORT, *LONG] if long else SHORT,
+                lambda dtype: normal(0, (ENTRIES,), dtype) * np.asarray(scale, dtype),  # noqa: B023
+            )
+            with case(scale=scale):
+                assert_same_bits(jitted(tree, float(wc.global_norm(tree)))[0], tree)
 
 
-@WAYS
-def test_a_norm_equal_to_the_bound_is_not_over_it(clip, dtypes):
-    for scale in (1e-3, 1.0, 100.0):
-        tree = mixed(dtypes, lambda dtype: normal(0, (ENTRIES,), dtype) * np.asarray(scale, dtype))  # noqa: B023
+def test_a_norm_one_ulp_over_the_bound_is_over_it():
+    for scale in (1e-30, 1e-3, 1.0, 100.0, 1e30):
+        tree = [np.full(1, scale, np.float32)]
+        below = np.nextafter(tree[0][0], np.float32(0))
+        clipped, state = update("propagate")(tree, below)
         with case(scale=scale):
-            assert_same_bits(clip(tree, float(wc.global_norm(tree)))[0], tree)
-
-
-@pytest.mark.parametrize("scale", [1e-30, 1e-3, 1.0, 100.0, 1e30])
-def test_a_norm_one_ulp_over_the_bound_is_over_it(scale):
-    tree = [np.full(1, scale, np.float32)]
-    below = np.nextafter(tree[0][0], np.float32(0))
-    transformation = clipping(float(below))
-    clipped, state = transformation.update(tree, transformation.init(tree))
-    assert int(state.clipped_count) == 1
-    assert float(state.clip_coef) < 1
-    assert_clipped(clipped, tree, float(below))
-    assert float(clipped[0][0]) < scale
+            assert int(state.clipped_count) == 1
+            assert float(state.clip_coef) < 1
+            assert_clipped(clipped, tree, float(below))
+            assert float(clipped[0][0]) < scale
 
 
 @WAYS
@@ -125,20 +106,6 @@ def test_measuring_keeps_the_payloads_of_nans(max_norm):
 # Above the bound.
 
 
-@WAYS
-def test_above_the_bound_every_entry_is_the_formula_rounded_to_its_leaf(clip, dtypes):
-    tree = mixed(dtypes, lambda dtype: normal(0, (ENTRIES,), dtype))
-    for max_norm in (1e-3, 0.5, 2.0):
-        with case(max_norm=max_norm):
-            clipped, norm = clip(tree, max_norm)
-            assert_clipped(clipped, tree, max_norm)
-            assert_norm_is(clipped, max_norm)
-            assert norm.dtype == (jnp.float32 if dtypes is SHORT else jnp.float64)
-            assert float(norm) == pytest.approx(
-                reference.global_norm(gradients(tree)), rel=norms_precision(tree)
-            )
-
-
 def test_each_leaf_is_the_input_times_one_float32_scalar_rounded_once():
     # Many entries, so that a second rounding would show; a coefficient in bfloat16 would shift
     # every product by up to 0.4 %.
@@ -162,24 +129,6 @@ def test_each_float64_leaf_is_the_input_times_one_scalar_rounded_once(x64):
     transformation = clipping(0.3)
     clipped, state = transformation.update(leaf, transformation.init(leaf))
     np.testing.assert_array_equal(np.asarray(clipped), leaf * float(state.clip_coef))
-
-
-@pytest.mark.parametrize(
-    "clip", [wc.clip_by_global_norm(0.0), wc.clip_by_group_norm(0.0, groups="all")]
-)
-def test_a_bound_of_zero_leaves_zeros_with_the_signs_of_the_entries(clip: Any):
-    grads = jnp.array([3.0, -4.0])
-    clipped, _ = clip.update(grads, clip.init(grads))
-    np.testing.assert_array_equal(clipped, [0.0, 0.0])
-    np.testing.assert_array_equal(np.signbit(clipped), [False, True])
-
-
-def test_equal_bfloat16_leaves_end_at_the_bound():
-    # Their squares add up to 16^2 + 33 = 17^2; in bfloat16 256 + 1 is 256.
-    tree = [np.full(1, 16, BF16), *[np.ones(1, BF16)] * 33]
-    clipped, norm = wc.clip_tree(tree, 1.0)
-    assert float(norm) == 17.0
-    assert_norm_is(clipped, 1.0)
 
 
 # Leaves that are no gradients, and trees of every kind.
@@ -209,12 +158,11 @@ def test_leaves_that_are_no_gradients_come_back_untouched(bad):
 
 
 @WAYS
-@pytest.mark.parametrize("tree", [{}, [], (), None, {"a": [None, ()]}])
-def test_an_empty_tree_comes_back_with_a_norm_of_zero(clip, tree):
-    clipped, norm = clip(tree, 0.0)
-    assert clipped == tree
-    assert float(norm) == 0.0
-    assert norm.dtype == jnp.float32
+def test_an_empty_tree_comes_back_with_a_norm_of_zero(clip):
+    for tree in ({}, [], (), None, {"a": [None, ()]}):
+        clipped, norm = clip(tree, 0.0)
+        assert clipped == tree
+        assert (float(norm), norm.dtype) == (0.0, jnp.float32)
 
 
 @WAYS
@@ -260,36 +208,3 @@ def test_vmap_takes_a_bound_for_each_tree():
 
 
 # A NaN or inf entry.
-
-
-@pytest.mark.parametrize("way", ["eager", "jitted"])
-def test_one_bad_entry_makes_every_entry_nan_or_zero_as_the_policy_says(way):
-    for dtype, bad in itertools.product(SHORT, [math.nan, math.inf, -math.inf]):
-        tree = mixed(SHORT, lambda dtype: np.full(ENTRIES, 2, dtype))
-        tree[np.dtype(dtype).name][1] = bad
-        for max_norm, policy in itertools.product([0.0, 1.0, 3e38, None], ["propagate", "zero"]):
-            if max_norm is None and policy == "propagate":
-                continue  # which measures only
-            if way == "eager":
-                transformation = clipping(max_norm, nonfinite=policy)
-                clipped, state = transformation.update(tree, transformation.init(tree))
-            else:
-                fixed = None if max_norm is None else math.nan
-                clipped, state = update(policy, fixed)(tree, max_norm)
-            with case(dtype=dtype, bad=bad, max_norm=max_norm, policy=policy):
-                for got, leaf in zip(gradients(clipped), gradients(tree), strict=True):
-                    assert got.dtype == leaf.dtype
-                    parts = reference.real_parts(got)
-                    assert np.all(np.isnan(parts) if policy == "propagate" else np.equal(parts, 0))
-                np.testing.assert_array_equal(clipped["count"], np.arange(3))
-                assert not np.isfinite(decoded(state.grad_norm))
-                assert (int(state.nonfinite_count), int(state.clipped_count)) == (1, 0)
-
-
-@pytest.mark.parametrize(
-    "norm", [2, 2.0, np.float64(2), jnp.bfloat16(2), jnp.array(2), np.array(2)]
-)
-def test_a_norm_that_is_given_may_be_any_number(norm):
-    clipped, found = wc.clip_tree(jnp.ones(4), 1.0, norm=norm)
-    np.testing.assert_allclose(clipped, 0.5, rtol=1e-6)
-    assert (float(found), found.dtype) == (2, np.float32)
