@@ -60,7 +60,7 @@ TESTED_BY = {
     "_schedules/_transforms": "_schedules/test_curves.py",
 }
 #: Test files in rooms whose subject is the room as a whole.
-OF_THE_ROOM = {"_schedules/parity", "_schedules/rows", "_clipping/every_16_bit"}
+OF_THE_ROOM = {"_schedules/parity", "_clipping/every_16_bit"}
 OF_THE_ROOM |= {"_telemetry/under_flags"}
 
 
