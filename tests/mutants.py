@@ -11,6 +11,7 @@ import argparse
 import ast
 import collections
 import concurrent.futures
+import functools
 import hashlib
 import itertools
 import json
@@ -175,6 +176,7 @@ def changes(source: bytes, policies: dict[str, str]) -> Iterator[tuple[int, int,
     yield from sorted(of(ast.parse(source)))
 
 
+@functools.cache
 def owner(tree: ast.Module, line: int) -> str:
     """What a line belongs to: functions and classes, outermost first, or the name that it defines;
     "" for neither.
