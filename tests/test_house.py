@@ -178,21 +178,6 @@ def test_no_module_imports_itself_through_others():
     tuple(graphlib.TopologicalSorter(inside).static_order())
 
 
-def test_every_check_raises_what_gets_the_name_of_the_public_function():
-    named = {f"{each}Error" for each in ("Type", "Value")}
-    assert [
-        f"{module}, line {node.lineno}: raise Argument{node.exc.func.id}"
-        for module, source in MODULES.items()
-        if room(module) not in {"_values", "__main__"}
-        and module != "_telemetry/_msgpack"  # `read_state` words it anew
-        for node in ast.walk(ast.parse(source))
-        if isinstance(node, ast.Raise)
-        and isinstance(node.exc, ast.Call)
-        and isinstance(node.exc.func, ast.Name)
-        and node.exc.func.id in named
-    ] == []
-
-
 def test_no_module_is_too_long_to_read_at_once():
     sizes = {module: tokens(source) for module, source in MODULES.items()}
     assert [
