@@ -24,10 +24,6 @@ MAY_USE = {
     "_adopting": {"_pipeline", "_clipping", "_schedules", "_norms", "_values"},
 }
 FRONT = {"__init__", "__main__"}
-#: What one room may know of another, where that is less than all that its door shows.
-NARROW = {
-    ("_telemetry", "_pictures"): {"matplotlib_figure"},
-}
 MOST_TOKENS, MOST_TOKENS_IN_ALL = 1700, 53_900
 
 #: Modules whose tests stand in the file of the neighbour that they are a part of.
@@ -142,7 +138,6 @@ def test_no_import_goes_through_a_wall():
         for source, name in imports(module)
         if room(source)
         not in {room(module), *(ROOMS if module in FRONT else MAY_USE[room(module)])}
-        or name not in NARROW.get((room(module), room(source)), {name})
     ] == []
 
 

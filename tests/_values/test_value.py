@@ -194,13 +194,6 @@ def test_a_new_curve_needs_its_function_and_nothing_else():
         sawtooth(height=-1)
 
 
-def test_an_argument_without_a_rule_is_refused_when_the_curve_is_written():
-    with pytest.raises(TypeError, match="no rule in the annotation"):
-
-        @makes(wc.Schedule)
-        def unruly(*, height: float) -> wc.Schedule: ...
-
-
 def test_optax_strings_ours_together():
     joined = optax.join_schedules([linear(), linear()], [4])
     assert [float(joined(count)) for count in (3, 5)] == [0.75, 0.25]
