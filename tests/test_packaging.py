@@ -17,9 +17,7 @@ import yaml
 import warmclip_jax as wc
 
 PACKAGE = pathlib.Path(wc.__file__).parent
-MODULES = sorted(PACKAGE.rglob("*.py"))
 ROOT = pathlib.Path(__file__).parent.parent
-CHANGELOG = (PACKAGE / "CHANGELOG.md").read_text(encoding="utf-8")
 
 USE = """
 import sys
@@ -72,17 +70,6 @@ def test_from_a_zip_and_with_optimization_on_it_computes_and_checks_the_same(use
 
 def test_importing_it_imports_nothing_but_jax_and_optax_and_starts_no_backend(used: dict[str, str]):
     assert (used["extra"], used["backends"]) == ("[]", "{}")
-
-
-def test_the_version_is_written_once_in_code_and_the_changelog_keeps_to_its_form():
-    written = [path.name for path in MODULES if wc.__version__ in path.read_text("utf-8")]
-    assert written == ["__init__.py"]
-    releases = re.findall(r"^## (.*)$", CHANGELOG, flags=re.MULTILINE)
-    form = r"\[\d+\.\d+\.\d+\] - (Unreleased|\d{4}-\d{2}-\d{2})"
-    assert [release for release in releases if not re.fullmatch(form, release)] == []
-    assert releases[0].startswith(f"[{wc.__version__}]")
-    sections = set(re.findall(r"^### (.*)$", CHANGELOG, flags=re.MULTILINE))
-    assert sections <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
 
 
 # How it is released.

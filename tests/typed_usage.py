@@ -25,22 +25,12 @@ Params = dict[str, jax.Array]
 def schedules(rate: jax.Array, counts: jax.Array) -> list[jax.Array]:
     built = [
         wc.constant(value=rate),
-        wc.linear_warmup(peak_value=1e-3, warmup_steps=100),
         wc.polynomial_warmup(
             peak_value=np.float32(1e-3), warmup_steps=np.int64(100), init_value=0.0, power=2.0
         ),
-        wc.exponential_warmup(peak_value=1e-3, timescale=50.0),
-        wc.polynomial_decay(
-            init_value=1e-3, decay_steps=100, end_value=1e-5, power=1.0, cycle=True
-        ),
-        wc.cosine_decay(init_value=1e-3, decay_steps=100),
-        wc.exponential_decay(init_value=1e-3, decay_steps=100, decay_rate=0.9, staircase=True),
-        wc.inverse_sqrt_decay(init_value=1e-3, timescale=100, end_value=1e-5),
-        wc.inverse_power_decay(init_value=1e-3, timescale=100, power=0.7),
         wc.warmup_polynomial_decay(
             peak_value=1e-3, total_steps=1000, warmup_fraction=0.1, decay_from="zero"
         ),
-        wc.warmup_cosine_decay(peak_value=1e-3, total_steps=1000, warmup_steps=100),
         wc.warmup_stable_decay(
             peak_value=1e-3,
             total_steps=1000,
@@ -50,9 +40,6 @@ def schedules(rate: jax.Array, counts: jax.Array) -> list[jax.Array]:
         ),
         wc.with_warmup(optax.cosine_decay_schedule(1e-3, 100), warmup_steps=10),
         wc.join([wc.constant(value=1e-3), optax.constant_schedule(1e-4)], boundaries=[100]),
-        wc.repeat(wc.cosine_decay(init_value=1e-3, decay_steps=100), period=100),
-        wc.shift(wc.cosine_decay(init_value=1e-3, decay_steps=100), by=-10),
-        wc.stretch(optax.constant_schedule(1e-4), factor=4),
         wc.piecewise_constant(values=[1e-3, 1e-4], boundaries=np.array([100])),
         wc.product(wc.constant(value=1e-3), optax.constant_schedule(0.1), rate, 2),
         wc.maximum(wc.minimum(wc.constant(value=rate), 1e-3), 1e-5),

@@ -21,7 +21,7 @@ RUN: Any = {"peak_value": PEAK, "total_steps": T, "warmup_steps": W}
 DECAY: Any = {"init_value": PEAK, "decay_steps": T}
 MEGATRON: Any = RUN | {"init_value": 1e-5, "end_value": END}
 WARMUP = wc.linear_warmup(peak_value=PEAK, warmup_steps=W)
-STABLE = {"linear": "linear", "cosine": "cosine", "minus_sqrt": "one_minus_sqrt"}
+STABLE: dict[str, Any] = {"linear": "linear", "cosine": "cosine", "minus_sqrt": "one_minus_sqrt"}
 STABLE |= {"exponential": "exponential"}
 RSQRT = wc.inverse_sqrt_decay(init_value=PEAK, timescale=50)
 #: Flat for W steps, then the inverse square root of the step.

@@ -123,27 +123,6 @@ def test_as_a_jit_argument_it_is_traced_once_for_many_values():
     assert traces == 2
 
 
-def test_as_a_static_argument_equal_ones_do_not_retrace():
-    traces = 0
-
-    def value(schedule: wc.Schedule, count: int) -> jax.Array:
-        nonlocal traces
-        traces += 1
-        return schedule(count)
-
-    compiled = jax.jit(value, static_argnums=0)
-    for schedule in (
-        linear(),
-        linear(1, 4),
-        pickle.loads(pickle.dumps(linear())),
-        linear(np.float32(1)),
-    ):
-        assert float(compiled(schedule, 3)) == 0.75
-    assert traces == 1
-    compiled(linear(2.0), 3)
-    assert traces == 2
-
-
 def test_an_eager_call_is_compiled_once_for_all_numbers_and_counts():
     traces = 0
 
@@ -195,5 +174,5 @@ def test_a_new_curve_needs_its_function_and_nothing_else():
 
 
 def test_optax_strings_ours_together():
-    joined = optax.join_schedules([linear(), linear()], [4])
+    joined: Any = optax.join_schedules([linear(), linear()], [4])
     assert [float(joined(count)) for count in (3, 5)] == [0.75, 0.25]
