@@ -1,9 +1,9 @@
 """Tests of the tests: each module with one token changed, run against the test files that bear its name.
 
-Run: `python -m tests.mutants [MODULE ...] [--workers 2] [--results FILE]`, or a sample: `--drawn 20
---seed TEXT`. Results are kept in the file, and asked for again where the module or its tests have
-changed. Each mutant runs in a copy of the checkout. One that no test notices is a survivor: a test
-is missing, or the change makes no difference. The latter stand in `equivalent_mutants.txt`: the
+Run: `python -m tests.mutants [MODULE ...] [--workers 2] [--results FILE]`. Results are kept in the
+file, and asked for again where the module or its tests have changed. Each mutant runs in a copy of
+the checkout. One that no test notices is a survivor: a test is missing, or the change makes no
+difference. The latter stand in `equivalent_mutants.txt`: the
 name of the mutant in a line, and below it, indented, why it makes none.
 """
 
@@ -11,13 +11,13 @@ import argparse
 import ast
 import collections
 import concurrent.futures
+import functools
 import hashlib
 import itertools
 import json
 import os
 import pathlib
 import queue
-import random
 import shutil
 import subprocess
 import sys
@@ -176,6 +176,7 @@ def changes(source: bytes, policies: dict[str, str]) -> Iterator[tuple[int, int,
     yield from sorted(of(ast.parse(source)))
 
 
+@functools.cache
 def owner(tree: ast.Module, line: int) -> str:
     """What a line belongs to: functions and classes, outermost first, or the name that it defines;
     "" for neither.
@@ -339,8 +340,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("modules", nargs="*", help="such as _norms/_norm; all, if there are none")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--results", type=pathlib.Path, default=ROOT / ".mutants.jsonl")
-    parser.add_argument("--drawn", type=int, help="run so many, drawn by the seed")
-    parser.add_argument("--seed", default="0")
     options = parser.parse_args(arguments)
     made = mutants(ROOT / PACKAGE)
     unchanged = equivalent((ROOT / EQUIVALENT).read_text("utf-8"), made)
@@ -349,8 +348,6 @@ def main(arguments: list[str] | None = None) -> int:
         for name in made
         if name not in unchanged and made[name].module in (options.modules or [made[name].module])
     ]
-    if options.drawn is not None:
-        names = sorted(random.Random(options.seed).sample(names, min(options.drawn, len(names))))
     tests = {module: tests_of(module) for module in {made[name].module for name in names}}
     texts = {module: [(ROOT / file).read_bytes() for file in tests[module]] for module in tests}
     stamps = {

@@ -25,22 +25,12 @@ Params = dict[str, jax.Array]
 def schedules(rate: jax.Array, counts: jax.Array) -> list[jax.Array]:
     built = [
         wc.constant(value=rate),
-        wc.linear_warmup(peak_value=1e-3, warmup_steps=100),
         wc.polynomial_warmup(
             peak_value=np.float32(1e-3), warmup_steps=np.int64(100), init_value=0.0, power=2.0
         ),
-        wc.exponential_warmup(peak_value=1e-3, timescale=50.0),
-        wc.polynomial_decay(
-            init_value=1e-3, decay_steps=100, end_value=1e-5, power=1.0, cycle=True
-        ),
-        wc.cosine_decay(init_value=1e-3, decay_steps=100),
-        wc.exponential_decay(init_value=1e-3, decay_steps=100, decay_rate=0.9, staircase=True),
-        wc.inverse_sqrt_decay(init_value=1e-3, timescale=100, end_value=1e-5),
-        wc.inverse_power_decay(init_value=1e-3, timescale=100, power=0.7),
         wc.warmup_polynomial_decay(
             peak_value=1e-3, total_steps=1000, warmup_fraction=0.1, decay_from="zero"
         ),
-        wc.warmup_cosine_decay(peak_value=1e-3, total_steps=1000, warmup_steps=100),
         wc.warmup_stable_decay(
             peak_value=1e-3,
             total_steps=1000,
@@ -50,9 +40,6 @@ def schedules(rate: jax.Array, counts: jax.Array) -> list[jax.Array]:
         ),
         wc.with_warmup(optax.cosine_decay_schedule(1e-3, 100), warmup_steps=10),
         wc.join([wc.constant(value=1e-3), optax.constant_schedule(1e-4)], boundaries=[100]),
-        wc.repeat(wc.cosine_decay(init_value=1e-3, decay_steps=100), period=100),
-        wc.shift(wc.cosine_decay(init_value=1e-3, decay_steps=100), by=-10),
-        wc.stretch(optax.constant_schedule(1e-4), factor=4),
         wc.piecewise_constant(values=[1e-3, 1e-4], boundaries=np.array([100])),
         wc.product(wc.constant(value=1e-3), optax.constant_schedule(0.1), rate, 2),
         wc.maximum(wc.minimum(wc.constant(value=rate), 1e-3), 1e-5),
@@ -146,29 +133,21 @@ def drawn(schedule: wc.Schedule) -> None:
 
 def mistakes(grads: Params, schedule: wc.Schedule) -> None:
     wc.linear_warmup(1e-3, 100)  # pyright: ignore[reportCallIssue]
-    wc.linear_warmup(peak_value=1e-3, warmup_step=100)  # pyright: ignore[reportCallIssue]
     wc.linear_warmup(peak_value="1e-3", warmup_steps=100)  # pyright: ignore[reportArgumentType]
-    wc.cosine_decay(init_value=1e-3)  # pyright: ignore[reportCallIssue]
     wc.warmup_cosine_decay(peak_value=1e-3, total_steps=9, warmup_steps=1, decay_from="start")  # pyright: ignore[reportArgumentType]
     shape: Any = {"total_steps": 9, "warmup_steps": 1, "decay_steps": 1}
     wc.warmup_stable_decay(peak_value=1, decay_shape="sqrt", **shape)  # pyright: ignore[reportArgumentType]
     wc.clip_by_global_norm("1.0")  # pyright: ignore[reportArgumentType]
     wc.clip_by_global_norm(1.0, nonfinite="skip")  # pyright: ignore[reportArgumentType]
-    wc.clip_by_global_norm(1.0, "data")  # pyright: ignore[reportCallIssue]
-    wc.clip_tree(grads)  # pyright: ignore[reportCallIssue]
     wc.clip_tree(grads, schedule)  # pyright: ignore[reportArgumentType]
     wc.pipeline(optax.adamw(1e-3), 1e-3)  # pyright: ignore[reportArgumentType]
     wc.pipeline(optax.adamw, schedule, 1.0)  # pyright: ignore[reportCallIssue]
-    wc.pipeline(optax.adamw, schedule, nonfinite="ignore")  # pyright: ignore[reportArgumentType]
     wc.skip_nonfinite(optax.adamw)  # pyright: ignore[reportArgumentType]
     wc.apply_gradients(optax.sgd(0.1), grads, grads)  # pyright: ignore[reportCallIssue]
     wc.join(schedule, boundaries=[1])  # pyright: ignore[reportArgumentType]
     wc.global_norm(grads, axis="data")  # pyright: ignore[reportCallIssue]
     wc.product(schedule, "2")  # pyright: ignore[reportArgumentType]
     schedule**2  # pyright: ignore[reportOperatorIssue, reportUnusedExpression]
-    2 / schedule  # pyright: ignore[reportOperatorIssue, reportUnusedExpression]
-    schedule / schedule  # pyright: ignore[reportOperatorIssue, reportUnusedExpression]
-    wc.cosine_decay(init_value=1e-3, transition_steps=100)  # pyright: ignore[reportCallIssue]
     schedule.kind = "constant"  # pyright: ignore[reportAttributeAccessIssue]
     wc.steps(32, 3)  # pyright: ignore[reportCallIssue]
     wc.clip_norm(grads)  # pyright: ignore[reportAttributeAccessIssue]

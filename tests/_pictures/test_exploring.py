@@ -43,27 +43,22 @@ TRUE: list[tuple[Any, int, tuple[int | None, ...]]] = [
     (RUN, 100, (10, 10, 100)),
     (wc.warmup_cosine_decay(peak_value=1.0, total_steps=100, warmup_steps=0), 100, (None, 0, 100)),
     (wc.constant(value=1.0), 0, (None, None, None)),
-    (optax.constant_schedule(1.0), 0, (None, None, None)),
     (wc.linear_warmup(peak_value=0.999, warmup_steps=20, init_value=0.9), 20, (20, 20, 20)),
     (wc.linear_warmup(peak_value=0.1, warmup_steps=20, init_value=0.2), 20, (None, 0, 20)),
     # Inside of others.
     (wc.shift(RUN, by=4), 96, (6, 6, 96)),
     (wc.with_warmup(RUN, warmup_steps=5), 105, (15, 15, 105)),
-    (wc.join([wc.constant(value=0.0), RUN], boundaries=[10]), 110, (20, 20, 110)),
     (wc.join([WARMUP, wc.constant(value=0.05)], boundaries=[30]), 30, (29, 29, 30)),
     (wc.product(WARMUP, wc.cosine_decay(init_value=1.0, decay_steps=200)), 200, (50, 50, 200)),
     (wc.minimum(WARMUP, 0.5), 25, (25, 25, 25)),
     (wc.maximum(RUN, 0.3), 55, (10, 10, 55)),
-    (wc.stretch(WARMUP, factor=300), 15_000, (15_000, 15_000, 15_000)),
     # A rise at once is no warm-up.
     (table(0.1, 0.5, 0.05, every=10), 20, (None, 10, 20)),
     (table(0.1, 0.2, 0.3, 0.4, 0.5, every=10**6), 4 * 10**6, (None, 4 * 10**6, 4 * 10**6)),
-    (table(0.1, 0.2, 0.3, 0.4, 0.5, every=4), 16, (None, 16, 16)),
     (wc.linear_warmup(peak_value=1.0, warmup_steps=1), 1, (None, 1, 1)),
     # Functions of others, also of those that cannot be traced, that end, that begin with inf.
     (optax.warmup_cosine_decay_schedule(0.0, 1.0, 20, 90), 90, (20, 20, 90)),
     (interpolated, 50, (10, 10, 50)),
-    (wc.stretch(interpolated, factor=2), 100, (20, 20, 100)),
     (lambda count: [0.0, 0.1, 0.2, 0.3, 0.2][count], 5, (3, 3, None)),
     (lambda count: jnp.where(count < 50, 1 / count, 0), 50, (None, 1, 50)),
     *((tent(peak), 2 * peak, (peak, peak, 2 * peak)) for peak in (12_345, 23_456, 54_321)),
@@ -72,13 +67,10 @@ TRUE: list[tuple[Any, int, tuple[int | None, ...]]] = [
     # What has another stair, restart or decay to come is not at its end.
     # In float32 the cosine is 1 within 7 steps of its end.
     (wc.with_warmup(THEIRS, warmup_steps=1000), 100_993, (1000, 1000, 100_993)),
-    (wc.repeat(RUN, period=20), 60, (10, 10, None)),
     (wc.repeat(RUN, period=8), 24, (7, 7, None)),
     (BLINK, 3 * 10**6, (10, 10, None)),
     (SAW, 3 * 10**6, (999_999, 999_999, None)),
-    (wc.with_warmup(BLINK, warmup_steps=77), 3 * 10**6 + 231, (87, 87, None)),
     # As long as a count may be, where rounding reaches some values too early.
-    (WARMUP, 50, (50, 50, 50)),
     (wc.linear_warmup(peak_value=1.0, warmup_steps=BILLION), BILLION, (BILLION,) * 3),
     (
         wc.shift(

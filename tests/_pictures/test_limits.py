@@ -1,7 +1,5 @@
 """Which values a picture shows."""
 
-import pytest
-
 import warmclip_jax as wc
 from warmclip_jax._pictures._limits import limits
 from warmclip_jax._pictures._sampling import sampled
@@ -34,9 +32,3 @@ def test_a_logarithmic_scale_has_room_for_what_takes_up_width():
         low, high = shown(decay, wc.constant(value=-1.0), log_scale=True, steps=steps - 1)
         assert 3e-4 < low < 4e-4
         assert high == 1
-
-
-def test_a_logarithmic_scale_of_nothing_positive_is_refused():
-    for schedules in [wc.constant(value=0.0)], [wc.constant(value=-1.0), wc.constant(value=0.0)]:
-        with pytest.raises(ValueError, match="log_scale must be False where no value is above 0"):
-            limits(sampled(schedules, 10), True)

@@ -93,9 +93,7 @@ def test_schedules_are_named_by_key_or_by_kind_with_numbers_where_a_kind_comes_t
 @pytest.mark.parametrize(
     ("schedules", "error", "words"),
     [
-        ({}, ValueError, "at least one"),
         ({"a": RUN, "b": "text"}, TypeError, r"schedules\['b'\] must be a schedule; got 'text'"),
-        (optax.sgd(0.1), TypeError, "schedules must be a schedule"),
         (wc.running_bound(), TypeError, "schedules must be a schedule"),
         (lambda count: jnp.stack([count, count]), TypeError, "one number"),
         (lambda count: jnp.nan * count, ValueError, "nothing to draw"),

@@ -24,17 +24,8 @@ def tensorflow(step: int, *, cycle: bool) -> float:
     return (PEAK - END) * (1 - min(step, length) / length) ** 2.0 + END
 
 
-def keras_cosine(step: int) -> float:
-    if step < W:
-        return 0.0 + (PEAK - 0.0) * step / W
-    share = min(step - W, D) / D
-    alpha = END / PEAK
-    return PEAK * ((1 - alpha) * 0.5 * (1 + math.cos(math.pi * share)) + alpha)
-
-
-def keras_exponential(step: int, *, staircase: bool) -> float:
-    periods = step / 30
-    return PEAK * 0.9 ** (math.floor(periods) if staircase else periods)
+def keras_stairs(step: int) -> float:
+    return PEAK * 0.9 ** math.floor(step / 30)
 
 
 def hf_warmup(step: int) -> float:
@@ -63,19 +54,6 @@ def hf_inverse_sqrt(step: int, timescale: int) -> float:
     return hf_warmup(step) if step < W else PEAK / math.sqrt((step + timescale - W) / timescale)
 
 
-def hf_stable(step: int) -> float:
-    if step < W:
-        return hf_warmup(step)
-    if step < T - 20:
-        return PEAK
-    if step < T:
-        share = (step - (T - 20)) / 20
-        return PEAK * (
-            (1 - END / PEAK) * max(0.0, 0.5 * (1 + math.cos(math.pi * share))) + END / PEAK
-        )
-    return END
-
-
 def pytorch(step: int) -> float:
     if step < W:
         return PEAK * (0.1 + (1 - 0.1) * min(step, W) / W)
@@ -96,8 +74,6 @@ def megatron(step: int, style: str) -> float:
         return 1e-5 + (PEAK - 1e-5) * step / W
     if step > T:
         return END
-    if style == "inverse-square-root":
-        return max(END, PEAK * W**0.5 / step**0.5)
     start = T - 20
     share = (step - start) / 20
     coefficient = {
@@ -112,7 +88,8 @@ def megatron(step: int, style: str) -> float:
 
 
 def torchtitan(step: int) -> float:
-    return PEAK * (step + 1) / W if step < W else PEAK * (1 - (step - W) / (T - W))
+    """Theirs goes below zero after T."""
+    return PEAK * (step + 1) / W if step < W else PEAK * max(0.0, 1 - (step - W) / (T - W))
 
 
 def nanogpt(step: int) -> float:
@@ -133,11 +110,6 @@ def big_vision_cooldown(step: int, cooldown: int) -> float:
     return big_vision(step) * min(1.0, (T - step) / cooldown)
 
 
-def big_vision_stair(step: int) -> float:
-    reached = sum(boundary < step + 1 for boundary in (30, 60))
-    return PEAK * (1.0, 0.1, 0.01)[reached] * min(1.0, step / W)
-
-
 def levanter_inverse_sqrt(step: int, timescale: int) -> float:
     if step < W:
         return PEAK * step / W
@@ -147,31 +119,11 @@ def levanter_inverse_sqrt(step: int, timescale: int) -> float:
     return max(PEAK * decay, END)
 
 
-def levanter(step: int, stable: int = 0, cooldown: int = 0) -> float:
-    """Linear after a stable phase, or constant with a cooldown."""
-    if step < W:
-        return PEAK * step / W
-    if cooldown:
-        return PEAK + (END - PEAK) * min(max(step - (T - cooldown), 0), cooldown) / cooldown
-    length = T - W - stable
-    return PEAK + (END - PEAK) * min(max(step - W - stable, 0), length) / length
-
-
 def levanter_cosine(step: int) -> float:
     if step < W:
         return PEAK * step / W
     ratio, share = END / PEAK, min(step - W, D) / D
     return PEAK * ((1 - ratio) * 0.5 * (1 + math.cos(math.pi * share)) + ratio)
-
-
-def maxtext_to_the_end(step: int) -> float:
-    """As it was until there were other shapes: over all T steps, and zeros after them."""
-    if step < W:
-        return PEAK * step / W
-    if step >= T:
-        return 0.0
-    share = 0.5 * (math.cos(math.pi * (step - W) / (T - W)) + 1)
-    return PEAK * share + END * (1 - share)
 
 
 def maxtext(step: int) -> float:
@@ -185,10 +137,6 @@ def maxtext(step: int) -> float:
 
 def easylm_rate(step: int) -> float:
     return PEAK / 0.01 / math.sqrt(max(step, W))
-
-
-def easylm_weight_decay(step: int) -> float:
-    return 1e-2 / 1e-4 * easylm_rate(step) ** 2
 
 
 def purejaxrl(step: int, minibatches: int, epochs: int, updates: int) -> float:
@@ -214,13 +162,6 @@ def flax_stepped(step: int, per_epoch: int) -> float:
         sum(boundary < step for boundary in boundaries)
     ]
     return value * min(1.0, step / 5.0 / per_epoch)
-
-
-def sgdr(step: int, first: int) -> float:
-    length, start = first, 0
-    while step >= start + length:
-        start, length = start + length, 2 * length
-    return END + 0.5 * (PEAK - END) * (1 + math.cos(math.pi * (step - start) / length))
 
 
 # Clipping, of the numbers of one gradient

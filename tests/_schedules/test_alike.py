@@ -73,19 +73,18 @@ def test_the_derivative_reaches_every_number_of_every_part():
     schedule = jax.tree.map(
         float, wc.join([*cosines(5), table(3), table(3)], boundaries=range(7, 48, 7))
     )
-    slopes = jax.grad(lambda schedule: jnp.sum(schedule(jnp.arange(49))))(schedule)
-    for index, part in enumerate(schedule.arguments["schedules"]):
-        alone = jax.grad(lambda part: jnp.sum(part(jnp.arange(7))))(part)
-        got = slopes.arguments["schedules"][index]
-        for ours, theirs in zip(*map(jax.tree.leaves, (got, alone)), strict=True):
-            assert float(ours) == pytest.approx(float(theirs), rel=1e-5, abs=1e-6)
+    parts = schedule.arguments["schedules"]
+    slopes = jax.jit(jax.grad(lambda schedule: jnp.sum(schedule(jnp.arange(49)))))(schedule)
+    alone = jax.jit(jax.grad(lambda parts: sum(jnp.sum(part(jnp.arange(7))) for part in parts)))
+    ours, theirs = map(jax.tree.leaves, (slopes.arguments["schedules"], alone(parts)))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
 def test_stacked_tables_and_parts_sweep_under_vmap():
     for build in (table, joined, in_turn):
         entries = [build(6), jax.tree.map(lambda number: 2 * number, build(6))]
         stacked = jax.tree.map(lambda *numbers: np.stack(numbers), *entries)
-        swept = jax.vmap(lambda schedule: schedule(jnp.arange(60)))(stacked)
+        swept = jax.jit(jax.vmap(lambda schedule: schedule(jnp.arange(60))))(stacked)
         for values, entry in zip(swept, entries, strict=True):
             np.testing.assert_allclose(values, entry(np.arange(60)), rtol=1e-6, atol=1e-6)
 
@@ -103,13 +102,8 @@ def test_a_foreign_part_is_called_for_itself_and_need_not_be_traceable():
 
 def test_a_stacked_schedule_called_outside_of_vmap_is_an_error_that_says_so():
     stacked = jax.tree.map(lambda *n: np.stack(n), *cosines(3))
-    for schedule in (
-        stacked,
-        wc.shift(stacked, by=1),
-        2 * stacked,
-        wc.join([stacked], boundaries=[]),
-    ):
-        for call in (schedule, jax.jit(schedule), jax.jit(lambda count, s=schedule: s(count))):
+    for schedule in (stacked, 2 * stacked, wc.join([stacked], boundaries=[])):
+        for call in (schedule, jax.jit(schedule)):
             with pytest.raises(
                 ValueError, match=r"^Schedule: .* has the shape \(3,\)\) is called under vmap"
             ):

@@ -1,5 +1,7 @@
 """The exponential that grows: exact at its ends, precise near its ceiling, over any range."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,9 +13,9 @@ from tests import reference
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
 
 
-@pytest.mark.parametrize(
-    ("init", "end", "steps", "rate"),
-    [
+GROWTH: Any = [
+    {"init_value": init, "end_value": end, "decay_steps": steps, "decay_rate": rate}
+    for init, end, steps, rate in (
         (1e-7, 10.0, 100, 2.0),
         (1e-30, 1e30, 100, 2.0),
         (1.0, 1.5, 100, 2.0),
@@ -23,32 +25,39 @@ pytestmark = pytest.mark.usefixtures("strict_dtypes")
         (1e-7, 10.0, 2_000_000_000, 3.0),
         (1e-7, 10.0, 5e9, 1e9),
         *((10.0**-n, 3.7 * 10.0**-n, 10, 1.3) for n in range(8)),
-    ],
-)
-@pytest.mark.parametrize("staircase", [False, True])
-def test_growth_is_the_formula_to_4_ulp_of_its_end_eager_and_jitted(
-    init: float, end: float, steps: float, rate: float, staircase: bool
-):
-    schedule = wc.exponential_decay(
-        init_value=init,
-        decay_steps=steps,
-        decay_rate=rate,
-        end_value=end,
-        staircase=staircase,
     )
-    length = min(steps * np.log(end / init) / np.log(rate) + 2 * steps, 2**31 - 1)
-    counts = np.append(np.linspace(0, length, 3000).astype(int), 2**31 - 1)
-    exact, ulp = reference.of(schedule, counts), np.spacing(np.float32(end))
-    for evaluate in (schedule, jax.jit(schedule)):
-        values = np.asarray(evaluate(counts), np.float64)
-        assert np.all(np.abs(values - exact) <= 4 * ulp)
-        assert np.all(np.diff(values) >= 0)
-        assert values[0] == np.float32(init)
-        if length < 2**31 - 1:
-            assert values[-1] == np.float32(end)
-        # Relative to the value, the exponent's rounding counts the more, the further below the end.
-        close = (2 + 3 * np.log(end / exact)) * np.float32(2**-23) * exact
-        assert np.all(np.abs(values - exact) <= close)
+]
+
+
+@pytest.mark.parametrize("staircase", [False, True])
+def test_growth_is_the_formula_to_4_ulp_of_its_end_eager_and_jitted(staircase: bool):
+    schedules = [wc.exponential_decay(**growth, staircase=staircase) for growth in GROWTH]
+    counts = list(map(counts_of, GROWTH))
+    jitted = jax.jit(lambda counts: [one(at) for one, at in zip(schedules, counts, strict=True)])
+    for growth, schedule, at, compiled in zip(
+        GROWTH, schedules, counts, jitted(counts), strict=True
+    ):
+        init, end = growth["init_value"], growth["end_value"]
+        exact, ulp = reference.of(schedule, at), np.spacing(np.float32(end))
+        for evaluated in (schedule(at), compiled):
+            values = np.asarray(evaluated, np.float64)
+            apart = np.abs(values - exact)
+            assert np.all(apart <= 4 * ulp), growth
+            assert np.all(np.diff(values) >= 0), growth
+            assert values[0] == np.float32(init), growth
+            assert values.max() <= np.float32(end), growth
+            if exact[-1] == end:
+                assert values[-1] == np.float32(end), growth
+            # The exponent's rounding counts the more, the further below the end.
+            assert np.all(apart <= (2 + 3 * np.log(end / exact)) * 2.0**-23 * exact), growth
+
+
+def counts_of(growth: Any) -> np.ndarray:
+    """Until two periods past the end of its growth, each around that end, and the last of all."""
+    steps, rate = growth["decay_steps"], growth["decay_rate"]
+    top = steps * np.log(growth["end_value"] / growth["init_value"]) / np.log(rate)
+    counts = [np.linspace(0, top + 2 * steps, 3000), top + np.arange(-50, 50), [2.0**31 - 1]]
+    return np.unique(np.clip(np.concatenate(counts), 0, 2**31 - 1).astype(int))
 
 
 @pytest.mark.parametrize(("init", "end"), [(1.0, 0.0), (1.0, 1.0), (0.0, 0.0), (-1.0, -2.0)])
@@ -60,8 +69,9 @@ def test_with_a_rate_of_1_it_stays_where_it_is(init: float, end: float):
 def test_its_derivative_is_finite_before_and_past_the_ceiling():
     schedule = wc.exponential_decay(init_value=1e-3, decay_steps=10, decay_rate=2.0, end_value=1.0)
     floats = jax.tree.map(float, schedule)
+    slope = jax.jit(jax.grad(lambda schedule, count: schedule(count)))
     for count in (0, 5, 99, 100, 10**6, 2**31 - 1):
-        slopes = jax.grad(lambda schedule, count=count: schedule(count))(floats)
+        slopes = slope(floats, count)
         assert all(np.isfinite(leaf) for leaf in jax.tree.leaves(slopes)), count
     assert float(slopes.arguments["end_value"]) == 1.0
 

@@ -54,6 +54,7 @@ WORDS = {
     "clip_state": clip.init(params),
     "guard_state": guard.init(params),
     "pipe_state": pipe.init(params),
+    "pipe_of": lambda schedule: wc.pipeline(optax.adam, schedule),
     "vector": lambda count: jnp.ones(2),
     "nothing": lambda count: None,
     "abstract": jax.eval_shape(clip.init, params),
@@ -71,6 +72,7 @@ NAMES = {
     "by_group": "clip_by_group_norm",
     "guard": "skip_nonfinite",
     "pipe": "pipeline",
+    "pipe_of": "Schedule",
 }
 
 #: Wrong calls, each with parts of its message: what is wrong, what came, what to do.
@@ -184,6 +186,14 @@ CALLS = {
     "product(decay, 'constant(value=3)')": "operands[1] must be | with warmclip_jax.parse",
     "shifted(optax.constant_schedule)(3)": "schedule must return one number for a count; got <function constant_schedule | Pass a schedule; a function that makes schedules is called with its arguments",
     "shifted(optax.adam)(3)": "schedule must return one number | from <function adam",
+    **dict.fromkeys(
+        ("plot(label_by_path)", "clip_by_global_norm(label_by_path)", "skip_nonfinite(adam, above=label_by_path)", "pipeline(optax.sgd, label_by_path)"),
+        "got the function label_by_path itself. Call it with its arguments: label_by_path",
+    ),
+    **dict.fromkeys(
+        ("operate(product(0.5, optax.adam), 3)", "plot(optax.adam)", "clip_by_global_norm(optax.adam).update(params, clip_state)", "skip_nonfinite(adam, above=optax.adam).update(params, guard_state)", "pipe_of(optax.adam).update(params, pipe_state)"),
+        "must return one number for a count; got | with its arguments",
+    ),
     "shifted(vector)(3)": "schedule must return one number | got Array([1., 1.]",
     "shifted(nothing)(3)": "schedule must return one number | got None from",
     "decay(optax.adamw)": "count must be a step number or an array of them; got <function adamw",
@@ -357,31 +367,6 @@ def test_every_public_function_is_among_the_wrong_calls():
     assert {
         name for name in FUNCTIONS if not any(call.startswith(f"{name}(") for call in CALLS)
     } == set()
-
-
-#: Where a schedule is expected.
-SLOTS: dict[str, Callable[[Any], Any]] = {
-    "shift": lambda schedule: wc.shift(schedule, by=1)(3),
-    "product": lambda schedule: wc.product(0.5, schedule)(3),
-    "plot": wc.plot,
-    "clip_by_global_norm": lambda bound: wc.clip_by_global_norm(bound).update(params, wc.clip_by_global_norm(1.0).init(params)),
-    "skip_nonfinite": lambda bound: wc.skip_nonfinite(adam, above=bound).update(params, guard.init(params)),
-    "pipeline": lambda schedule: wc.pipeline(optax.sgd, schedule).update(params, wc.pipeline(optax.sgd, decay).init(params)),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("slot", SLOTS)
-def test_what_makes_a_schedule_is_refused_in_the_place_of_one(slot: str):
-    for made_by in (wc.cosine_decay, wc.product, wc.label_by_path, optax.cosine_decay_schedule):
-        with pytest.raises(
-            TypeError, match=f"^{slot}: .*Call it with its arguments: {made_by.__name__}"
-        ):
-            SLOTS[slot](made_by)
-    for made_by in (optax.adam, optax.constant_schedule):
-        with pytest.raises(
-            TypeError, match=r"must return one number for a count; got .* with its arguments"
-        ):
-            SLOTS[slot](made_by)
 
 
 # Names that a function does not have.

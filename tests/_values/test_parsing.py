@@ -7,14 +7,13 @@ import sys
 import hypothesis
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 import warmclip_jax as wc
 from tests._schedules.catalogue import catalogue
 from tests._schedules.nestings import nested
 
 
-@hypothesis.settings(max_examples=300, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+@hypothesis.settings(max_examples=100, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 @hypothesis.given(nested(4))
 def test_what_a_schedule_prints_is_parsed_as_an_equal_one_also_after_its_numbers_were_arrays(
     schedule: wc.Schedule,
@@ -25,24 +24,6 @@ def test_what_a_schedule_prints_is_parsed_as_an_equal_one_also_after_its_numbers
     arrays = jax.tree.map(jnp.asarray, schedule)
     assert (repr(arrays), arrays, hash(arrays)) == (text, schedule, hash(schedule))
     assert wc.parse(repr(arrays)).arguments == schedule.arguments
-
-
-def test_a_trip_through_jit_changes_neither_text_nor_equality_nor_values():
-    schedules = [
-        entry.schedule
-        for entry in catalogue(210).values()
-        if all(
-            isinstance(number, int) or float(str(np.float32(number))) == number
-            for number in jax.tree.leaves(entry.schedule)
-        )
-    ]
-    assert {schedule.kind for schedule in schedules} == {
-        entry.schedule.kind for entry in catalogue(210).values()
-    }
-    counts = jnp.arange(0, 120, 7)
-    for there, back in zip(schedules, jax.jit(lambda schedules: schedules)(schedules), strict=True):
-        assert (back, repr(back), hash(back)) == (there, repr(there), hash(there))
-        assert back(counts).tolist() == there(counts).tolist()
 
 
 def test_pickles_and_hashes_hold_in_a_process_with_other_hash_seeds():
@@ -64,17 +45,18 @@ def test_pickles_and_hashes_hold_in_a_process_with_other_hash_seeds():
     assert list(map(hash, back)) == list(map(hash, schedules))
 
 
-def test_lists_tuples_and_nested_calls_are_read():
-    text = (
-        "wc.join([wc.constant(value=1), wc.shift(constant(value=-2e-3), by=-3)], boundaries=(5,))"
-    )
-    assert wc.parse(text) == wc.join(
-        (wc.constant(value=1.0), wc.shift(wc.constant(value=-0.002), by=-3)), boundaries=[5]
-    )
-
-
-def test_the_package_may_stand_before_the_name_and_numbers_are_written_as_in_python():
+def test_nested_calls_are_read_as_python_writes_them_with_or_without_the_package():
+    warmed = wc.with_warmup(wc.constant(value=1), warmup_steps=10, init_value=-0.002)
+    run = wc.join([warmed, wc.shift(warmed, by=-3)], boundaries=[5])
     for prefix in ("", "wc.", "warmclip_jax."):
-        text = f"{prefix}with_warmup({prefix}constant(value=+1), warmup_steps=1_0, init_value=-.5)"
-        run = wc.with_warmup(wc.constant(value=1), warmup_steps=10, init_value=-0.5)
-        assert wc.parse(text) == run
+        text = (
+            f"{prefix}with_warmup({prefix}constant(value=+1), warmup_steps=1_0, init_value=-2e-3)"
+        )
+        for opened, closed in ("[]", "()"):
+            parts = f"{opened}{text}, {prefix}shift({text}, by=-3){closed}"
+            assert wc.parse(f"{prefix}join({parts}, boundaries={opened}5,{closed})") == run
+
+
+def test_a_running_bound_is_read_too():
+    bound = wc.running_bound(ceiling=wc.linear_warmup(peak_value=1.0, warmup_steps=10))
+    assert wc.parse(repr(bound)) == bound

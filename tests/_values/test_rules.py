@@ -125,19 +125,6 @@ def test_a_number_is_the_shortest_decimal_of_its_dtype(dtype: Any):
         assert digits == 1 or dtype(float(f"{float(number):.{digits - 2}e}")) != number
 
 
-def test_a_length_past_int32_is_kept_as_a_float():
-    assert (
-        wc.linear_warmup(peak_value=1.0, warmup_steps=5_000_000_000).arguments["warmup_steps"]
-        == 5e9
-    )
-    assert isinstance(
-        wc.linear_warmup(peak_value=1.0, warmup_steps=2**31).arguments["warmup_steps"], float
-    )
-    assert isinstance(
-        wc.linear_warmup(peak_value=1.0, warmup_steps=2.0**31 - 1).arguments["warmup_steps"], int
-    )
-
-
 def test_a_traced_length_past_int32_does_not_wrap_around():
     def value(length: Any) -> jax.Array:
         return wc.linear_warmup(peak_value=1.0, warmup_steps=length)(2**30)

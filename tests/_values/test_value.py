@@ -1,9 +1,7 @@
 """A schedule is a value: its printed form, equality, hash, copies, tree and traces."""
 
 import copy
-import inspect
 import pickle
-from collections.abc import Callable
 from typing import Annotated, Any
 
 import jax
@@ -15,11 +13,10 @@ import pytest
 import warmclip_jax as wc
 from tests._schedules.catalogue import catalogue
 from warmclip_jax._schedules._schedule import as_schedule
-from warmclip_jax._values import Function, Number, Value, factories, makes
+from warmclip_jax._values import Number, makes
 from warmclip_jax._values._factories import Kind
 
 SCHEDULES = {name: entry.schedule for name, entry in catalogue(100).items()}
-NAMES = list(SCHEDULES)
 
 
 @pytest.fixture(autouse=True)
@@ -30,11 +27,6 @@ def _its_own_registry(monkeypatch: pytest.MonkeyPatch):
 
 def linear(peak_value: Any = 1.0, warmup_steps: Any = 4, init_value: Any = 0.0) -> wc.Schedule:
     return wc.linear_warmup(peak_value=peak_value, warmup_steps=warmup_steps, init_value=init_value)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_repr_is_the_call_that_rebuilds_it(name: str):
-    assert eval(repr(SCHEDULES[name]), dict(factories())) == SCHEDULES[name]
 
 
 def test_repr_shows_what_was_said_with_fractions_resolved():
@@ -48,52 +40,6 @@ def test_repr_shows_what_was_said_with_fractions_resolved():
         "shift(warmup_cosine_decay(peak_value=0.5, total_steps=25, warmup_steps=3, init_value=0.0, "
         "end_value=0.0, decay_from='warmup_end'), by=1)"
     )
-
-
-@pytest.mark.parametrize(
-    ("fraction", "total", "steps"),
-    [
-        (0.0, 25, 0),
-        (0.1, 25, 3),
-        (0.1 - 1e-9, 25, 2),
-        (0.5, 25, 13),
-        (0.3, 10, 3),
-        (0.06, 2_000_000_000, 120_000_000),
-    ],
-)
-def test_a_fraction_is_rounded_to_the_nearest_step_with_halves_up(
-    fraction: float, total: int, steps: int
-):
-    schedule = wc.warmup_polynomial_decay(
-        peak_value=1.0, total_steps=total, warmup_fraction=fraction
-    )
-    assert schedule.arguments["warmup_steps"] == steps
-
-
-def test_a_traced_fraction_is_rounded_likewise():
-    def steps(fraction: Any, total: Any) -> Any:
-        return wc.warmup_polynomial_decay(
-            peak_value=1.0, total_steps=total, warmup_fraction=fraction
-        ).arguments["warmup_steps"]
-
-    rounded = jax.jit(jax.vmap(steps))(
-        jnp.array([0.0, 0.1, 0.5, 0.25]), jnp.array([25, 25, 25, 2_000_000_000])
-    )
-    assert (rounded.dtype, rounded.tolist()) == (jnp.int32, [0, 3, 13, 500_000_000])
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_pickle_and_copies_are_equal_and_give_the_same_values(name: str):
-    schedule = SCHEDULES[name]
-    counts = jnp.arange(0, 120, 7)
-    for same in (
-        pickle.loads(pickle.dumps(schedule)),
-        copy.copy(schedule),
-        copy.deepcopy(schedule),
-    ):
-        assert same == schedule
-        assert hash(same) == hash(schedule)
-        np.testing.assert_array_equal(same(counts), schedule(counts))
 
 
 def test_equality_goes_by_kind_and_numbers_and_not_by_how_they_were_said():
@@ -143,12 +89,12 @@ def test_a_traced_number_has_no_equality_and_no_hash():
 # As a tree.
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_its_leaves_are_its_numbers_and_rebuild_it(name: str):
-    schedule = SCHEDULES[name]
-    leaves, structure = jax.tree.flatten(schedule)
-    assert all(isinstance(leaf, (int, float)) for leaf in leaves)
-    assert jax.tree.unflatten(structure, leaves) == schedule
+def test_its_leaves_are_its_numbers_which_rebuild_it_as_copies_do():
+    for schedule in SCHEDULES.values():
+        leaves, structure = jax.tree.flatten(schedule)
+        assert all(isinstance(leaf, (int, float)) for leaf in leaves)
+        assert jax.tree.unflatten(structure, leaves) == schedule
+        assert copy.copy(schedule) == copy.deepcopy(schedule) == schedule
 
 
 def test_tree_map_works_on_its_numbers_and_paths_name_them():
@@ -174,27 +120,6 @@ def test_as_a_jit_argument_it_is_traced_once_for_many_values():
         assert float(value(wc.with_warmup(wc.constant(value=peak), warmup_steps=6))) == peak / 2
     assert traces == 1
     value(wc.with_warmup(linear(), warmup_steps=6))
-    assert traces == 2
-
-
-def test_as_a_static_argument_equal_ones_do_not_retrace():
-    traces = 0
-
-    def value(schedule: wc.Schedule, count: int) -> jax.Array:
-        nonlocal traces
-        traces += 1
-        return schedule(count)
-
-    compiled = jax.jit(value, static_argnums=0)
-    for schedule in (
-        linear(),
-        linear(1, 4),
-        pickle.loads(pickle.dumps(linear())),
-        linear(np.float32(1)),
-    ):
-        assert float(compiled(schedule, 3)) == 0.75
-    assert traces == 1
-    compiled(linear(2.0), 3)
     assert traces == 2
 
 
@@ -248,83 +173,6 @@ def test_a_new_curve_needs_its_function_and_nothing_else():
         sawtooth(height=-1)
 
 
-def test_a_value_need_not_be_a_schedule():
-    class Limit(Value):
-        __slots__ = ()
-
-    number = Number("a number, a function or None", "Pass 1.", lambda number: number > 0)
-    rule = Function("a number, a function or None", "Pass 1.", number)
-
-    @makes(Limit)
-    def limit(
-        *, ceiling: Annotated[Any, rule] = None, strength: Annotated[float, number] = 2.0
-    ) -> Limit: ...
-
-    plain, scheduled, foreign = limit(), limit(ceiling=linear()), limit(ceiling=abs)
-    assert [repr(value) for value in (plain, scheduled)] == [
-        "limit(ceiling=None, strength=2.0)",
-        f"limit(ceiling={linear()!r}, strength=2.0)",
-    ]
-    for value in (plain, scheduled, foreign):
-        assert pickle.loads(pickle.dumps(value)) == value == jax.tree.map(lambda leaf: leaf, value)
-        assert not callable(value)
-    assert limit(ceiling=3) == limit(ceiling=np.float32(3.0)) != plain
-    assert wc.parse(repr(scheduled)) == scheduled
-    assert jax.tree.leaves(jax.tree.map(lambda leaf: 2 * leaf, limit(ceiling=3.0))) == [6.0, 4.0]
-    assert float(foreign._arguments["ceiling"](jnp.int32(-3))) == 3.0
-    with pytest.raises(
-        TypeError, match=r"limit: ceiling must be .* Call it with its arguments: constant"
-    ):
-        limit(ceiling=wc.constant)
-    with pytest.raises(TypeError, match="Limit: it is built by calling one of limit"):
-        Limit()
-
-
-def test_an_argument_without_a_rule_is_refused_when_the_curve_is_written():
-    with pytest.raises(TypeError, match="no rule in the annotation"):
-
-        @makes(wc.Schedule)
-        def unruly(*, height: float) -> wc.Schedule: ...
-
-
-@pytest.mark.parametrize("factory", factories().values(), ids=list(factories()))
-def test_help_shows_the_names_of_the_arguments_without_their_rules(
-    factory: Callable[..., wc.Schedule],
-):
-    signature = inspect.signature(factory)
-    assert "count" not in signature.parameters
-    assert all(
-        parameter.annotation is parameter.empty for parameter in signature.parameters.values()
-    )
-    assert issubclass(signature.return_annotation, Value)
-
-
-PUBLIC = [name for name in factories() if hasattr(wc, name)]
-
-
-@pytest.mark.parametrize("name", PUBLIC)
-def test_a_docstring_says_what_comes_in_and_out_and_runs(name: str):
-    doc = " ".join((inspect.getdoc(getattr(wc, name)) or "").split())
-    for part in ("Args:", "Returns:", "Raises:", "not checked", ">>>"):
-        assert part in doc, part
-    for argument in inspect.signature(getattr(wc, name)).parameters:
-        assert f"{argument}:" in doc, argument
-
-
-def test_ours_goes_wherever_optax_takes_a_schedule():
-    optimizer = optax.chain(
-        optax.scale_by_adam(), optax.scale_by_schedule(linear()), optax.scale(-1.0)
-    )
-    injected = optax.inject_hyperparams(optax.sgd)(learning_rate=linear())
-    updates = jnp.zeros(2)
-    for transformation in (
-        optimizer,
-        injected,
-        optax.adamw(linear()),
-        optax.sgd(optax.join_schedules([linear(), linear()], [4])),
-    ):
-        state = transformation.init(jnp.ones(2))
-        for _ in range(2):
-            updates, state = jax.jit(transformation.update)(jnp.ones(2), state, jnp.ones(2))
-        assert np.all(np.isfinite(updates))
-        assert np.all(np.asarray(updates) != 0)
+def test_optax_strings_ours_together():
+    joined: Any = optax.join_schedules([linear(), linear()], [4])
+    assert [float(joined(count)) for count in (3, 5)] == [0.75, 0.25]
