@@ -4,7 +4,7 @@ wrote.
 
 from typing import Any
 
-import jax
+import chex
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -46,7 +46,7 @@ def test_a_raw_tree_holds_the_states_that_it_was_made_of(name: str):
         assert [type(each.state) for each in got] == [type(each.state) for each in expected], kind
         assert [each.guard for each in got] == [each.guard for each in expected], kind
         for left, right in zip(got, expected, strict=True):
-            assert jax.tree.structure(left.state) == jax.tree.structure(right.state), kind
+            chex.assert_trees_all_equal(left.state, right.state)
 
 
 def test_groups_whose_labels_were_lost_are_known_by_their_numbers():
