@@ -5,6 +5,7 @@ wrote.
 from typing import Any
 
 import chex
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -35,7 +36,8 @@ def raw(state: Any) -> Any:
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_raw_tree_holds_the_states_that_it_was_made_of(name: str):
-    state = OPTIMIZERS[name].init(PARAMS)
+    optimizer = OPTIMIZERS[name]
+    state = jax.jit(optimizer.update)(PARAMS, optimizer.init(PARAMS), PARAMS)[1]
     trees = {
         "None for empty ones": raw(state),
         "msgpack": serialization.msgpack_restore(serialization.to_bytes(state)),

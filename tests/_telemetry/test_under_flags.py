@@ -16,6 +16,7 @@ PARAMS = {"a": jnp.ones(2), "b": jnp.ones(3)}
 FOLLOWING = wc.running_bound(deviations=6.0)
 RECORDED: dict[str, Any] = {"record": 4, "record_leaves": True}
 OPTIMIZERS: dict[str, Any] = {
+    "clip": optax.chain(wc.clip_by_global_norm(1.0), optax.sgd(0.1)),
     "no bound": wc.pipeline(optax.sgd, 0.1, max_norm=None, record=4),
     "running bounds": wc.pipeline(
         optax.sgd,
@@ -43,7 +44,6 @@ STREAMS: dict[str, list[tuple[float, float]]] = {
 
 
 def drawn(figure: matplotlib.figure.Figure) -> list[Any]:
-    figure.canvas.draw()
     lines = [line for ax in figure.axes for line in ax.get_lines()]
     return [(line.get_label(), np.asarray(line.get_xydata()).tolist()) for line in lines]
 
