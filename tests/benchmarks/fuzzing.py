@@ -75,7 +75,7 @@ def small_trees(seed: int) -> Iterator[Tree]:
 
 
 def asked(leaves: Any, bound: Any) -> Any:
-    clips = (
+    clips: Any = (
         wc.clip_by_global_norm(bound, record_leaves=True),
         wc.clip_by_group_norm(bound, in_two, record_leaves=True),
     )

@@ -41,7 +41,10 @@ def measured(rounds: int, progress: Progress) -> list[dict[str, Any]]:
         ),
     }
     asked = sums | {name: (jax.jit(norm), leaves) for name, norm in norms.items()}
-    turns = {name: lambda call=call: seconds_of(*call)[0] for name, call in asked.items()}
+    turns = {
+        name: lambda function=function, argument=argument: seconds_of(function, argument)[0]
+        for name, (function, argument) in asked.items()
+    }
     seconds = in_turns(turns, rounds, progress)
     fastest = min(sums, key=lambda name: statistics.median(seconds[name]))
     return [
