@@ -134,14 +134,6 @@ def test_accumulated_micro_steps_are_no_steps():
     np.testing.assert_allclose(wc.metrics(state)["learning_rate"], SCHEDULE(1), rtol=2e-7)
 
 
-def test_metrics_of_a_state_without_anything_of_ours_is_an_error():
-    with pytest.raises(
-        ValueError,
-        match="opt_state must hold a state of clip_by_global_norm, skip_nonfinite or pipeline",
-    ):
-        wc.metrics(optax.adamw(0.1).init(PARAMS))
-
-
 def test_two_clips_in_a_guard_are_told_apart_by_their_place_alone():
     clips = optax.chain(wc.clip_by_global_norm(2.0), wc.clip_by_global_norm(1.0), optax.sgd(0.1))
     known = wc.metrics(wc.skip_nonfinite(clips).init(PARAMS))
@@ -157,13 +149,12 @@ def test_what_any_guard_around_skips_is_clipped_to_zero_in_every_group():
         wc.skip_nonfinite(wc.skip_nonfinite(groups), above=9.0),
     )
     for guard in guards:
-        _, state = guard.update(params, guard.init(params))
+        update = jax.jit(guard.update)
+        _, state = update(params, guard.init(params))
         assert float(wc.metrics(state)["a/clip_coef"]) > 0
-        _, state = guard.update(jax.tree.map(lambda leaf: 100 * leaf, params), state)
+        _, state = update(jax.tree.map(lambda leaf: 100 * leaf, params), state)
         told = wc.metrics(state)
-        assert [float(told[name]) for name in ("clip_coef", "a/clip_coef", "b/clip_coef")] == [
-            0
-        ] * 3
+        assert not any(told[name] for name in ("clip_coef", "a/clip_coef", "b/clip_coef"))
 
 
 def test_the_rate_is_what_the_gradient_was_multiplied_by_also_where_a_plateau_halves_it():
@@ -188,5 +179,5 @@ def test_the_rate_is_not_known_where_another_schedule_stands_behind_the_optimize
         lambda rate: optax.chain(optax.sgd(rate), optax.scale_by_schedule(lambda count: 0.5)),
         0.1,
     )
-    _, state = optimizer.update(jnp.ones(2), optimizer.init(jnp.zeros(2)), jnp.zeros(2))
+    _, state = run(optimizer, [PARAMS])
     assert np.isnan(wc.metrics(state)["learning_rate"])

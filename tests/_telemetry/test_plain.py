@@ -1,5 +1,6 @@
 """Metrics for loggers: the norms of leaves by name, plain numbers, prefixes; rows since a call."""
 
+import functools
 import json
 from typing import Any
 
@@ -15,11 +16,19 @@ PARAMS = {"a": {"w": jnp.ones(2)}, "b": jnp.ones(3)}
 PIPELINE: Any = wc.pipeline(optax.sgd, 0.1, max_norm=None, record=4, record_leaves=True)
 
 
-def after(optimizer: Any, scales: Any, params: Any = PARAMS) -> Any:
-    state = optimizer.init(params)
+@functools.cache
+def step(optimizer: Any) -> Any:
+    def of(state: Any, scale: Any) -> Any:
+        grads = jax.tree.map(lambda leaf: scale * leaf, PARAMS)
+        return optimizer.update(grads, state, PARAMS, value=scale)[1]
+
+    return jax.jit(of)
+
+
+def after(optimizer: Any, scales: Any) -> Any:
+    state = optimizer.init(PARAMS)
     for scale in scales:
-        grads = jax.tree.map(lambda leaf, scale=scale: scale * leaf, params)
-        _, state = optimizer.update(grads, state, params, value=jnp.float32(scale))
+        state = step(optimizer)(state, jnp.float32(scale))
     return state
 
 
@@ -37,14 +46,14 @@ def test_leaves_have_their_last_and_their_usual_norm_by_path():
 
 
 def test_a_guard_with_a_record_speaks_for_the_leaves_of_the_clip_inside():
-    optimizer = wc.skip_nonfinite(
+    optimizer: Any = wc.skip_nonfinite(
         wc.clip_by_global_norm(1.0, record_leaves=True), record_leaves=True, above=10.0
     )
     told = wc.metrics(after(optimizer, [1.0, 100.0]), leaves=True)
     np.testing.assert_allclose(told["leaf/b/grad_norm"], 100 * np.sqrt(3), rtol=1e-6)
 
 
-@pytest.mark.parametrize("scales", [[], [1.0], [1.0, np.nan], [np.inf]])
+@pytest.mark.parametrize("scales", [[], [1.0, np.nan], [np.inf]])
 def test_plain_numbers_are_what_json_takes(scales: Any):
     state = after(PIPELINE, scales)
     told = wc.metrics(state, plain=True, leaves=True, prefix="train/")
@@ -60,12 +69,12 @@ def test_plain_numbers_are_what_json_takes(scales: Any):
 def test_of_vmapped_runs_plain_numbers_are_lists():
     params = jnp.ones((2, 3))
     optimizer: Any = wc.pipeline(optax.sgd, 0.1, record_leaves=True, record=4)
-    state = jax.vmap(optimizer.init)(params)
-    _, state = jax.vmap(optimizer.update)(params.at[1, 0].set(jnp.nan), state, params)
+    update, state = jax.jit(jax.vmap(optimizer.update)), jax.vmap(optimizer.init)(params)
+    _, state = update(params.at[1, 0].set(jnp.nan), state, params)
     told = wc.metrics(state, plain=True, leaves=True)
     assert told["skipped_count"] == [0, 1]
     assert told["leaf//grad_norm"] == [pytest.approx(np.sqrt(3)), None]
-    _, state = jax.vmap(optimizer.update)(params, state, params)
+    _, state = update(params, state, params)
     assert wc.records(state, since=1)["call"].tolist() == [[1], [1]]
 
 

@@ -31,28 +31,12 @@ OPTIMIZER = wc.pipeline(
     record=4,
     record_leaves=True,
 )
-#: Where each of these stands below the folder of `saved`, and how often its state is there.
-SAVED = {
-    "standard": 1,
-    "bare": 1,
-    "tuple": 1,
-    "pytree": 1,
-    "plain": 1,
-    "zarr3": 1,
-    "numpy": 1,
-    "a folder, 100 %#?": 1,
-    "manager": 1,
-    "manager/5": 1,
-    "manager/5/default": 1,
-    "prefixed": 1,
-    "composite": 2,
-    "composite/state": 1,
-    "flax": 1,
-    "flax/checkpoint_5": 1,
-    "flax_with_orbax": 1,
-    "flax_with_orbax/checkpoint_5": 1,
-    "bytes.msgpack": 1,
-}
+#: Where each of these stands below the folder of `saved`.
+SAVED = (
+    *("standard", "bare", "tuple", "pytree", "plain", "zarr3", "a folder, 100 %#?"),
+    *("manager", "manager/5", "manager/5/default", "prefixed", "composite", "composite/state"),
+    *("flax", "flax/checkpoint_5", "flax_with_orbax", "bytes.msgpack"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -84,10 +68,9 @@ def saved(state: Any, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
         checkpointer.save(folder / "tuple", (train["params"], state))
         checkpointer.save(folder / "a folder, 100 %#?", {"x/y.z": state})
         checkpointer.save(folder / "other", {"params": params, "adam": state.inner_state})
-    ocp.PyTreeCheckpointer().save(folder / "pytree", train)
+    ocp.PyTreeCheckpointer().save(folder / "pytree", jax.device_get(train))
     ocp.PyTreeCheckpointer(use_ocdbt=False).save(folder / "plain", train)
     ocp.PyTreeCheckpointer(use_zarr3=True).save(folder / "zarr3", train)
-    ocp.PyTreeCheckpointer().save(folder / "numpy", jax.device_get(train))
     with ocp.CheckpointManager(folder / "manager") as manager:
         for step in (1, 5):
             manager.save(
@@ -138,9 +121,8 @@ def test_what_any_library_saved_is_told_as_the_state_itself(
 ):
     before = contents(saved / name)
     read = wc.read_state(saved / name)
-    states = list(read.values()) if SAVED[name] > 1 else [read]
-    assert len(states) == SAVED[name]
-    assert [told(each) for each in states] == [told(state)] * len(states)
+    states = list(read.values()) if name == "composite" else [read]
+    assert [told(each) for each in states] == [told(state)] * (2 if name == "composite" else 1)
     assert {type(leaf) for leaf in jax.tree.leaves(read)} <= {np.ndarray, np.int32, np.float32}
     assert contents(saved / name) == before
 

@@ -159,46 +159,15 @@ def test_a_state_without_a_recorder_or_with_several_is_an_error_in_words():
     assert wc.records(state.inner_states["old"])["call"].size == 0
 
 
-def test_a_traced_state_is_an_error_in_words():
-    state = wc.pipeline(optax.sgd, 0.1, record=2).init(jnp.zeros(2))
-    with pytest.raises(
-        TypeError,
-        match=r"records: opt_state must hold arrays, since it is read on the host; got a traced state\.",
-    ):
-        jax.jit(wc.records)(state)
-
-
-@pytest.mark.parametrize(
-    "build",
-    [
-        lambda n: wc.pipeline(optax.sgd, 0.1, record=n),
-        lambda n: wc.skip_nonfinite(optax.sgd(0.1), record=n),
-    ],
-)
-@pytest.mark.parametrize(
-    ("record", "error"),
-    [(-1, ValueError), (2.5, ValueError), (True, TypeError), ("9", TypeError), (None, TypeError)],
-)
-def test_a_length_that_is_no_whole_number_is_an_error_that_names_it(
-    build: Any, record: Any, error: type[Exception]
-):
-    with pytest.raises(
-        error,
-        match=r"(pipeline|skip_nonfinite): record must be a whole number from 0 to 1,000,000; got",
-    ):
-        build(record)
-
-
-def test_a_record_may_have_a_million_calls():
+def test_a_record_may_have_a_million_calls_and_no_negative_number_of_them():
     state: Any = wc.skip_nonfinite(optax.sgd(0.1), record=1_000_000).init(jnp.zeros(2))
     assert wc.records(state)["call"].size == 0
+    with pytest.raises(ValueError, match=r"record must be a whole number .*; got -1"):
+        wc.skip_nonfinite(optax.sgd(0.1), record=-1)
 
 
-@pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("name", SIDE_BY_SIDE)
-def test_runs_side_by_side_that_an_explicit_mesh_has_shared_out_are_those_of_one_device(
-    name, compiled
-):
+def test_runs_side_by_side_that_an_explicit_mesh_has_shared_out_are_those_of_one_device(name):
     optimizer = SIDE_BY_SIDE[name]
     mesh = jax.make_mesh((8,), ("d",), axis_types=(AxisType.Explicit,))
     grads = {"a": jnp.arange(24.0).reshape(8, 3), "b": jnp.full((8, 2), 0.5).at[3].set(jnp.nan)}
@@ -206,7 +175,7 @@ def test_runs_side_by_side_that_an_explicit_mesh_has_shared_out_are_those_of_one
     def step(state: Any, grads: Any) -> Any:
         return optimizer.update(grads, state, grads, value=jnp.sum(grads["a"]))
 
-    update = jax.jit(jax.vmap(step)) if compiled else jax.vmap(step)
+    update = jax.jit(jax.vmap(step))
     state = jax.vmap(optimizer.init)(grads)
     expected = update(state, grads)
     with jax.set_mesh(mesh):
@@ -222,7 +191,7 @@ def test_of_skipped_calls_too_the_oldest_make_way_and_of_a_run_the_first_sixteen
 
 def test_a_loss_at_its_bound_is_no_reason_to_skip():
     guard = wc.skip_nonfinite(optax.sgd(0.1), value_above=2.0, record=2)
-    state = guard.init(jnp.zeros(2))
+    update, state = jax.jit(guard.update), guard.init(jnp.zeros(2))
     for loss in (2.0, 2.0 + 2**-22):
-        _, state = guard.update(jnp.ones(2), state, value=jnp.float32(loss))
+        _, state = update(jnp.ones(2), state, value=jnp.float32(loss))
     assert wc.records(state)["skipped"].tolist() == [False, True]

@@ -1,8 +1,6 @@
 """A state is read under `jax_debug_nans` and `jax_debug_infs` as without them, whatever it met."""
 
-import contextlib
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -40,19 +38,12 @@ OPTIMIZERS: dict[str, Any] = {
 STREAMS: dict[str, list[tuple[float, float]]] = {
     "fresh": [],
     "good": [(1.0, 2.0)] * 3,
-    "bad": [(1.0, 2.0), (math.nan, 2.0), (math.inf, math.inf), (1.0, math.nan)],
     "zero": [(0.0, 0.0)],
+    "bad": [(1.0, 2.0), (math.nan, 2.0), (math.inf, math.inf), (1.0, math.nan)],
 }
 
 
-@contextlib.contextmanager
-def flags() -> Iterator[None]:
-    with jax.debug_nans(True), jax.debug_infs(True):
-        yield
-
-
 def drawn(figure: matplotlib.figure.Figure) -> list[Any]:
-    figure.canvas.draw()
     lines = [line for ax in figure.axes for line in ax.get_lines()]
     return [(line.get_label(), np.asarray(line.get_xydata()).tolist()) for line in lines]
 
@@ -74,15 +65,16 @@ def test_reading_under_the_flags_is_reading_without_them(name: str):
             jax.tree.map(lambda leaf: scale * leaf, PARAMS), state, PARAMS, value=value
         )[1]
     )
-    for stream in STREAMS.values():
+    for kind, stream in STREAMS.items():
         state = optimizer.init(PARAMS)
         for scale, value in stream:
             state = step(state, scale, value)
         expected = read(state)
-        with flags():
+        with jax.debug_nans(True), jax.debug_infs(True):
             np.testing.assert_equal(read(state), expected)
             np.testing.assert_equal(read(jax.device_get(state)), expected)
             after = step(state, 1.0, 1.0)
             assert int(wc.metrics(after)["calls"]) == len(stream) + 1
-            eagerly = optimizer.update(PARAMS, state, PARAMS, value=1.0)[1]
-            assert wc.metrics(eagerly).keys() == wc.metrics(after).keys()
+            if kind == "bad":  # Call by call it takes as long as all else together.
+                eagerly = optimizer.update(PARAMS, state, PARAMS, value=1.0)[1]
+                assert wc.metrics(eagerly).keys() == wc.metrics(after).keys()

@@ -5,73 +5,41 @@ this file says what each number means and what bounds it.
 """
 
 import argparse
-import functools
 import json
 import pathlib
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import tqdm
 
-from tests.benchmarks import clip_alone, figure, growth, machine, reading, report, schedules, steps
-from tests.benchmarks.turns import Progress
-from tests.benchmarks.workloads import WORKLOADS, Shape, Workload, gpt2_small
+from tests.benchmarks import figure, growth, machine, reading, report, schedules, steps
+from tests.benchmarks.workloads import WORKLOADS
+
+#: What is measured beside the workloads, the last only where it is asked for.
+PIECES = {"norm": reading.measured, "schedules": schedules.measured, "growth": growth.measured}
 
 
-class Sizes(NamedTuple):
-    """How large each piece is."""
-
-    workloads: Mapping[str, Workload] = WORKLOADS
-    tree: tuple[Shape, ...] = gpt2_small()  # of the norm and the clip alone
-    schedule_calls: int = 200
-    counts: int = 1_000_000
-    growing_leaves: tuple[int, ...] = (10, 100, 1000, 5000)
-    growing_parameters: tuple[int, ...] = (10**5, 10**6, 10**7, 10**8, 3 * 10**8)
-
-
-PIECES = ("norm", "clip", "schedules")
-
-
-def measured(
-    sizes: Sizes, rounds: int, chosen: Iterable[str], growing: bool, progress: tqdm.tqdm
-) -> dict[str, Any]:
+def measured(names: list[str], rounds: int) -> dict[str, Any]:
     """The results of the chosen workloads and pieces: all that is written. Each frees its arrays
     before the next.
     """
-    doing: dict[str, Callable[[Progress], Any]] = {
-        "norm": functools.partial(reading.measured, sizes.tree, rounds),
-        "clip": functools.partial(clip_alone.measured, sizes.tree, rounds),
-        "schedules": functools.partial(
-            schedules.measured, sizes.schedule_calls, sizes.counts, rounds
-        ),
-        "growth": functools.partial(
-            growth.measured, sizes.growing_leaves, sizes.growing_parameters, rounds
-        ),
-    }
-    names = [name for name in (*sizes.workloads, *PIECES) if name in chosen] + ["growth"] * growing
-    progress.reset(len(names))
     results: dict[str, Any] = {"machine": machine.facts(), "rounds": rounds, "steps": {}}
-    for name in names:
-        say = functools.partial(_say, progress, name)
-        if name in sizes.workloads:
-            workload = sizes.workloads[name]
-            results["steps"][name] = {
-                "limit": workload.limit,
-                "rows": steps.measured(workload, rounds, say),
-            }
+    progress = tqdm.tqdm(names, bar_format="{n_fmt}/{total_fmt} in {elapsed}, {desc}")
+    for name in progress:
+
+        def say(what: str, name: str = name) -> None:
+            progress.set_description_str(f"{name}: {what}")
+
+        if name in WORKLOADS:
+            workload = WORKLOADS[name]
+            rows = steps.measured(workload, rounds, say)
+            results["steps"][name] = {"limit": workload.limit, "rows": rows}
         else:
-            results[name] = doing[name](say)
-        progress.update()
+            results[name] = PIECES[name](rounds, say)
     return results
 
 
-def _say(progress: tqdm.tqdm, name: str, what: str) -> None:
-    progress.set_description_str(f"{name}: {what}")
-
-
-def main(arguments: list[str] | None = None, sizes: Sizes | None = None) -> None:
-    sizes = sizes or Sizes()
-    names = [*sizes.workloads, *PIECES]
+def main(arguments: list[str] | None = None) -> None:
+    names = [*WORKLOADS, "norm", "schedules"]
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     parser.add_argument(
         "--only", action="append", choices=names, help="one workload or piece; may be repeated"
@@ -97,8 +65,7 @@ def main(arguments: list[str] | None = None, sizes: Sizes | None = None) -> None
     options = parser.parse_args(arguments)
     for module, why in steps.left_out().items():
         print(f"{module} is left out: {why}")
-    with tqdm.tqdm(bar_format="{n_fmt}/{total_fmt} in {elapsed}, {desc}") as progress:
-        results = measured(sizes, options.rounds, options.only or names, options.growth, progress)
+    results = measured([*(options.only or names), *["growth"] * options.growth], options.rounds)
     print(report.markdown(results))
     options.json.parent.mkdir(parents=True, exist_ok=True)
     options.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")

@@ -7,6 +7,7 @@ over seeds. Reported is the base-10 logarithm of the final loss on clean data, a
 `max_norm=1.0`, paired by seed, with the standard error of the mean: negative is better.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -51,6 +52,12 @@ OPTIMIZERS: dict[str, tuple[Callable[[Any], optax.GradientTransformation], np.nd
 }
 
 
+HEADS = (
+    *("bound", "best rate", "log10 loss", "against max_norm=1", "norms, first and last"),
+    *("ordinary acted on, %", "junk acted on, %"),
+)
+
+
 class Result(NamedTuple):
     """What one training run ends with."""
 
@@ -59,49 +66,30 @@ class Result(NamedTuple):
     acted: jax.Array  # shares of ordinary and of junk batches that were clipped or skipped
 
 
-class Data(NamedTuple):
-    """All that depends on the seed: where a student begins, its batches, and clean data to test it
-    on.
+def drawn(seed: int) -> tuple[Any, Any, Any]:
+    """Where a student begins; its batches `[steps, batch, ...]`; and clean data to test it on.
+
+    A batch has inputs, the teacher's targets, junk targets and a lot: it is junk where that is
+    below the share of junk.
     """
-
-    start: Any
-    inputs: np.ndarray  # (steps, batch, inputs)
-    targets: np.ndarray  # (steps, batch): of the teacher
-    junk_targets: np.ndarray
-    lots: (
-        np.ndarray
-    )  # (steps,), in [0, 1): a batch is junk where its lot is below the share of junk
-    test_inputs: np.ndarray
-    test_targets: np.ndarray
-
-    @classmethod
-    def of(cls, seed: int) -> "Data":
-        rng = np.random.default_rng(seed)
-        teacher, start = (
-            [part.astype(np.float32) for part in new_network(rng, width)]
-            for width in (TEACHER, STUDENT)
-        )
-        inputs, test_inputs = (
-            rng.standard_normal((*shape, INPUTS), np.float32)
-            for shape in ((STEPS, BATCH), (1_000,))
-        )
-        targets, test_targets = (
-            np.asarray(network([2 * part for part in teacher], batch))
-            for batch in (inputs, test_inputs)
-        )
-        junk_targets, lots = (
-            10 * rng.standard_normal((STEPS, BATCH), np.float32),
-            rng.random(STEPS, np.float32),
-        )
-        return cls(start, inputs, targets, junk_targets, lots, test_inputs, test_targets)
+    rng = np.random.default_rng(seed)
+    teacher, start = (new_network(rng, width) for width in (TEACHER, STUDENT))
+    inputs, test_inputs = (
+        rng.standard_normal((*shape, INPUTS), np.float32) for shape in ((STEPS, BATCH), (1_000,))
+    )
+    targets, test_targets = (
+        np.asarray(network([2 * part for part in teacher], batch))
+        for batch in (inputs, test_inputs)
+    )
+    junk_targets = 10 * rng.standard_normal((STEPS, BATCH), np.float32)
+    lots = rng.random(STEPS, np.float32)
+    return start, (inputs, targets, junk_targets, lots), (test_inputs, test_targets)
 
 
 def new_network(rng: np.random.Generator, width: int) -> list[np.ndarray]:
-    hidden, out = (
-        rng.standard_normal((INPUTS, width)) / INPUTS**0.5,
-        rng.standard_normal(width) / width**0.5,
-    )
-    return [hidden, np.zeros(width), out]
+    hidden = rng.standard_normal((INPUTS, width)) / INPUTS**0.5
+    out = rng.standard_normal(width) / width**0.5
+    return [part.astype(np.float32) for part in (hidden, np.zeros(width), out)]
 
 
 def network(params: Any, inputs: Any) -> jax.Array:
@@ -111,9 +99,10 @@ def network(params: Any, inputs: Any) -> jax.Array:
 
 
 def train(
-    make: Callable[[Any], optax.GradientTransformation], data: Data, rate: Any, setting: Setting
+    make: Callable[[Any], optax.GradientTransformation], data: Any, rate: Any, setting: Setting
 ) -> Result:
     """One run, compiled once for every seed, learning rate and setting."""
+    begin, batches, clean = data
     optimizer = make(wc.cosine_decay(init_value=rate, decay_steps=STEPS))
     clip = Rule(setting.clip_deviations, RATE, lambda count: setting.max_norm)
     skip = Rule(setting.skip_deviations, RATE, None)
@@ -122,7 +111,7 @@ def train(
         return jnp.mean((network(params, inputs) - targets) ** 2)
 
     def step(carry: Any, batch: Any) -> Any:
-        (params, state, history), (call, inputs, targets, junk_targets, lot) = carry, batch
+        (params, state, history), (call, (inputs, targets, junk_targets, lot)) = carry, batch
         is_junk = lot < setting.junk
         gradients = jax.grad(loss)(params, inputs, jnp.where(is_junk, junk_targets, targets))
         norm = scaled_norm(gradients)
@@ -137,31 +126,27 @@ def train(
         acted = skipped | (norm.value > bound)
         return (params, state, taught(history, *log_of(norm), skip)), (norm.value, acted, is_junk)
 
-    start = (data.start, optimizer.init(data.start), init_history())
-    batches = (jnp.arange(STEPS), data.inputs, data.targets, data.junk_targets, data.lots)
-    (params, _, _), (norms, acted, is_junk) = lax.scan(step, start, batches)
+    start = (begin, optimizer.init(begin), init_history())
+    (params, _, _), (norms, acted, is_junk) = lax.scan(step, start, (jnp.arange(STEPS), batches))
 
     def mean(values: jax.Array, where: jax.Array) -> jax.Array:
         return jnp.sum(jnp.where(where, values, 0)) / jnp.maximum(jnp.sum(where), 1)
 
     ends = jnp.stack([mean(norms[:30], ~is_junk[:30]), mean(norms[-300:], ~is_junk[-300:])])
     shares = jnp.stack([mean(acted, ~is_junk), mean(acted, is_junk)])
-    return Result(loss(params, data.test_inputs, data.test_targets), ends, shares)
+    return Result(loss(params, *clean), ends, shares)
 
 
 def sweep(name: str) -> Result:
     """Every run of one optimizer, as arrays of shape (settings, rates, seeds, ...)."""
     make, rates = OPTIMIZERS[name]
 
-    def one(data: Data, rate: Any, setting: Setting) -> Result:
-        return train(make, data, rate, setting)
-
-    over_settings = jax.vmap(
-        jax.vmap(jax.vmap(one, (0, None, None)), (None, 0, None)), (None, None, 0)
-    )
-    data = jax.tree.map(lambda *arrays: jnp.stack(arrays), *map(Data.of, range(SEEDS)))
+    runs = functools.partial(train, make)
+    for axes in ((0, None, None), (None, 0, None), (None, None, 0)):
+        runs = jax.vmap(runs, axes)
+    data = jax.tree.map(lambda *arrays: jnp.stack(arrays), *map(drawn, range(SEEDS)))
     settings = jax.tree.map(lambda *numbers: jnp.asarray(numbers, jnp.float32), *SETTINGS.values())
-    return jax.device_get(jax.jit(over_settings)(data, jnp.asarray(rates, jnp.float32), settings))
+    return jax.device_get(jax.jit(runs)(data, jnp.asarray(rates, jnp.float32), settings))
 
 
 def table(name: str, result: Result) -> str:
@@ -171,38 +156,19 @@ def table(name: str, result: Result) -> str:
     best = logs.mean(axis=-1).argmin(axis=-1)
     at_best = logs[np.arange(len(best)), best]
     reference = at_best[list(SETTINGS).index("max_norm=1")]
-    heads = ["bound", "best rate", "log10 loss", "against max_norm=1", "norms, first and last"]
-    lines = [
-        f"\n{name}:\n",
-        _cells([*heads, "ordinary acted on, %", "junk acted on, %"]),
-        "|---" * 7 + "|",
-    ]
+    lines = [f"\n{name}:\n", f"| {' | '.join(HEADS)} |", "|---" * len(HEADS) + "|"]
     for index, setting in enumerate(SETTINGS):
         rate, difference = best[index], at_best[index] - reference
         edge = " (edge)" if rate in (0, len(rates) - 1) else ""
-        against = (
-            f"{difference.mean():+.2f} ± {difference.std(ddof=1) / len(difference) ** 0.5:.2f}"
-        )
-        norms, acted = (
-            values[index, rate].mean(axis=0) for values in (result.norms, 100 * result.acted)
-        )
-        numbers = [f"{rates[rate]:.2g}{edge}", f"{at_best[index].mean():.2f}", against]
+        error = difference.std(ddof=1) / len(difference) ** 0.5
+        first, last = result.norms[index, rate].mean(axis=0)
+        ordinary, junk = 100 * result.acted[index, rate].mean(axis=0)
         lines.append(
-            _cells(
-                [
-                    setting,
-                    *numbers,
-                    f"{norms[0]:.2g}, {norms[1]:.2g}",
-                    f"{acted[0]:.2f}",
-                    f"{acted[1]:.0f}",
-                ]
-            )
+            f"| {setting} | {rates[rate]:.2g}{edge} | {at_best[index].mean():.2f} | "
+            f"{difference.mean():+.2f} ± {error:.2f} | {first:.2g}, {last:.2g} | {ordinary:.2f} | "
+            f"{junk:.0f} |"
         )
     return "\n".join(lines)
-
-
-def _cells(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 def main() -> None:

@@ -8,8 +8,8 @@ entries; the others matrices.
 
 import argparse
 import functools
+import statistics
 import time
-from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -26,7 +26,7 @@ from tests.benchmarks.jax_steps import (
     optimizers,
     traced_lowered_compiled,
 )
-from tests.benchmarks.turns import in_turns
+from tests.benchmarks.turns import in_turns, median_ratio
 from tests.benchmarks.workloads import Shape
 
 NAMES = (REFERENCE, OPTAX, OURS, SKIP, GROUPS, EACH, RECORDED, EVERYTHING)
@@ -34,62 +34,42 @@ NAMES = (REFERENCE, OPTAX, OURS, SKIP, GROUPS, EACH, RECORDED, EVERYTHING)
 MIXED: tuple[Shape, ...] = ((64,), (64, 192), (192,), (64, 64), (64,), (64, 256), (256,), (256, 64))
 
 
-def shapes(leaves: int) -> list[Shape]:
-    return [MIXED[index % len(MIXED)] for index in range(leaves)]
-
-
-def seconds(leaves: int, rounds: int, names: Sequence[str] = NAMES) -> dict[str, np.ndarray]:
-    """The seconds of each round, by contender."""
-
-    def turn(name: str, leaves: int = leaves) -> float:
-        params = [jax.ShapeDtypeStruct(shape, np.float32) for shape in shapes(leaves)]
-        optimizer, step = optimizers("AdamW")[name]
-        opt_state = jax.eval_shape(optimizer.init, params)
-        start = time.process_time()
-        traced_lowered_compiled(step, params, opt_state, params)
-        return time.process_time() - start
-
-    turns = {name: functools.partial(turn, name) for name in names}
-    say = functools.partial(print, f"{leaves} leaves,", flush=True)
-    # What the first compilation imports and traces, all others find.
-    for name in names:
-        turn(name, len(MIXED))
-    taken = in_turns(turns, rounds, say, uncounted=0, patience=np.inf)
-    return {name: np.array(values) for name, values in taken.items()}
-
-
-def table(taken: dict[int, dict[str, np.ndarray]]) -> str:
-    """Medians by number of leaves, each with how many times the plain pipeline's it is."""
-    lines = [
-        f"| leaves | {' | '.join(f'{leaves:,}' for leaves in taken)} |",
-        f"|---{'|---:' * len(taken)}|",
+def turn(name: str, leaves: int) -> float:
+    """The seconds of one compilation."""
+    params = [
+        jax.ShapeDtypeStruct(MIXED[place % len(MIXED)], np.float32) for place in range(leaves)
     ]
-    for name in next(iter(taken.values())):
-        cells = [_cell(of_leaves[name], of_leaves[SKIP]) for of_leaves in taken.values()]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def _cell(values: np.ndarray, plain: np.ndarray) -> str:
-    return f"{np.median(values):.1f} s ({np.median(values / plain):.2f})"
+    optimizer, step = optimizers("AdamW")[name]
+    opt_state = jax.eval_shape(optimizer.init, params)
+    start = time.process_time()
+    traced_lowered_compiled(step, params, opt_state, params)
+    return time.process_time() - start
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--leaves", type=int, nargs="+", default=[100, 300, 1000])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES, metavar="NAME")
     options = parser.parse_args(arguments)
-    print(
-        table(
-            {
-                leaves: seconds(leaves, options.rounds, [*dict.fromkeys([*options.only, SKIP])])
-                for leaves in options.leaves
-            }
-        )
-    )
+    names = dict.fromkeys([*options.only, SKIP])
+    # What the first compilation imports and traces, all others find.
+    for name in names:
+        turn(name, len(MIXED))
+    taken = {}
+    for leaves in options.leaves:
+        turns = {name: functools.partial(turn, name, leaves) for name in names}
+        say = functools.partial(print, f"{leaves} leaves,", flush=True)
+        taken[leaves] = in_turns(turns, options.rounds, say, uncounted=0)
+    print(f"| leaves | {' | '.join(f'{leaves:,}' for leaves in taken)} |")
+    print(f"|---{'|---:' * len(taken)}|")
+    # Medians, each with how many times the plain pipeline's it is.
+    for name in names:
+        pairs = [(seconds[name], seconds[SKIP]) for seconds in taken.values()]
+        cells = [
+            f"{statistics.median(own):.1f} s ({median_ratio(own, of):.2f})" for own, of in pairs
+        ]
+        print(f"| {name} | {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":

@@ -37,6 +37,7 @@ from tqdm import tqdm
 import warmclip_jax as wc
 from tests import reference, test_properties, trees
 from tests.benchmarks import robustness
+from tests.benchmarks.robustness import is_finite
 from warmclip_jax._clipping._coding import decoded
 
 OF_EACH = len(robustness.KINDS)
@@ -74,16 +75,13 @@ def small_trees(seed: int) -> Iterator[Tree]:
 
 
 def asked(leaves: Any, bound: Any) -> Any:
-    def clipped(clip: Any) -> Any:
-        got, state = clip.update(leaves, clip.init(leaves))
-        return got, state.grad_norm, state.leaves.leaf_norms
-
-    by_groups = wc.clip_by_group_norm(bound, in_two, record_leaves=True)
-    return (
-        wc.global_norm(leaves),
-        clipped(wc.clip_by_global_norm(bound, record_leaves=True)),
-        clipped(by_groups),
+    clips: Any = (
+        wc.clip_by_global_norm(bound, record_leaves=True),
+        wc.clip_by_group_norm(bound, in_two, record_leaves=True),
     )
+    results = [clip.update(leaves, clip.init(leaves)) for clip in clips]
+    clipped = [(got, state.grad_norm, state.leaves.leaf_norms) for got, state in results]
+    return wc.global_norm(leaves), *clipped
 
 
 def in_two(leaves: list[Any]) -> list[str]:
@@ -116,14 +114,9 @@ def check(tree: Tree) -> None:
             assert_clipped(two[0][start::2], group, tree.max_norm)
 
 
-def is_finite(leaves: list[np.ndarray]) -> bool:
-    return all(np.isfinite(part).all() for leaf in leaves for part in reference.real_parts(leaf))
-
-
 def assert_norm(got: Any, leaves: list[np.ndarray], dtype: Any) -> None:
-    error, largest = 6 * float(np.finfo(np.float32).eps), float(np.finfo(dtype).max)
-    if dtype is np.float64:
-        error = 6 * float(np.finfo(np.float64).eps)
+    info = np.finfo(dtype)
+    error, largest, smallest = 6 * float(info.eps), float(info.max), float(info.tiny)
     if not is_finite(leaves):
         assert not np.isfinite(got), f"norm {got} in spite of NaN or inf"
         return
@@ -131,8 +124,8 @@ def assert_norm(got: Any, leaves: list[np.ndarray], dtype: Any) -> None:
     if want >= largest * (1 - error):
         # A state keeps no number so close to the end of the range.
         assert got == math.inf or got >= largest * (1 - 2.0**-5), f"norm {got} for {want}"
-    elif want < float(np.finfo(dtype).tiny):
-        assert got <= float(np.finfo(dtype).tiny), f"norm {got} for {want}"
+    elif want < smallest:
+        assert got <= smallest, f"norm {got} for {want}"
     else:
         kept = test_properties.kept(dtype)
         assert abs(got - want) <= error * want or (want > kept and got >= kept), (
@@ -204,16 +197,13 @@ def check_large(seed: int, sizes: tuple[int, ...] = SHARD) -> None:
 def failures(first: int, seeds: int, sizes: tuple[int, ...] = SHARD) -> Iterator[str]:
     """What is wrong in the trees of some seeds; between two, an empty text for each seed done."""
     for seed in range(first, first + seeds):
-        for tree in small_trees(seed):
+        large = [None] if seed % LARGE_EVERY == 0 else []
+        for tree in (*small_trees(seed), *large):
             try:
-                check(tree)
+                check(tree) if tree else check_large(seed, sizes)
             except AssertionError as error:
-                yield f"seed {seed}, {tree.kind}, bound {tree.max_norm!r}: {error}"
-        if seed % LARGE_EVERY == 0:
-            try:
-                check_large(seed, sizes)
-            except AssertionError as error:
-                yield f"seed {seed}, large: {error}"
+                what = f"{tree.kind}, bound {tree.max_norm!r}" if tree else "large"
+                yield f"seed {seed}, {what}: {error}"
         yield ""
 
 
@@ -221,12 +211,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description="Hold norms and clips of many trees against float64."
     )
-    parser.add_argument(
-        "--trees", type=int, default=100_000, metavar="N", help="default: %(default)s"
-    )
-    parser.add_argument(
-        "--from", type=int, default=0, metavar="SEED", dest="first", help="where to go on"
-    )
+    parser.add_argument("--trees", type=int, default=100_000, help="default: %(default)s")
+    parser.add_argument("--from", type=int, default=0, dest="first", help="the seed to go on with")
     options = parser.parse_args(arguments)
     seeds = -(-options.trees // (2 * OF_EACH))
     wrong, start = 0, time.process_time()

@@ -3,6 +3,7 @@ moments as all others.
 """
 
 import functools
+import itertools
 import resource
 import statistics
 import time
@@ -11,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 import warmclip_jax as wc
@@ -26,7 +28,6 @@ GIVEN = "a number that is known x leaf"
 TOGETHER = "a plain sum of squares, 32 leaves at a time"
 MEASURED = "wc.clip_by_global_norm(None)"
 SKIP = "wc.pipeline, update"
-APPLY = "wc.pipeline, apply_gradients"
 OPTAX_SKIP = "optax.apply_if_finite around it"
 RUNNING = "wc.pipeline, running bounds"
 GROUPS = "wc.pipeline, 8 groups"
@@ -39,7 +40,7 @@ OPTIMIZERS: dict[str, Callable[[Any], optax.GradientTransformation]] = {
     "SGD": functools.partial(optax.sgd, momentum=0.9),
 }
 #: Left out of workloads that are slow to build.
-SLOW = (OPTAX_SKIP, MEASURED, APPLY, RUNNING, GROUPS, EVERYTHING)
+SLOW = (OPTAX_SKIP, MEASURED, RUNNING, GROUPS, EVERYTHING)
 #: Those that are no clip: timed only where they are asked for.
 PARTS = (GIVEN, TOGETHER)
 #: Steps in a turn of an accelerator, which go on while the host hands out the next ones: a single one
@@ -88,28 +89,14 @@ def sum_of_squares_together() -> optax.GradientTransformation:
     return optax.GradientTransformation(lambda params: jnp.float32(0), update)
 
 
-def _update_then_apply(optimizer: Any) -> Step:
-    def step(params: Any, opt_state: Any, grads: Any) -> tuple[Any, Any]:
-        updates, opt_state = optimizer.update(grads, opt_state, params)
-        return optax.apply_updates(params, updates), opt_state
-
-    return step
-
-
-def _update_with_loss(optimizer: Any) -> Step:
+def _step(optimizer: Any, *, with_loss: bool = False) -> Step:
     def step(params: Any, opt_state: Any, grads: Any) -> tuple[Any, Any]:
         # One entry of a gradient instead of a loss: a number that no compiler can know.
-        loss = jax.tree.leaves(grads)[0].ravel()[0].astype(jnp.float32)
-        updates, opt_state = optimizer.update(grads, opt_state, params, value=loss)
+        extra = {"value": grads[0].ravel()[0].astype(jnp.float32)} if with_loss else {}
+        updates, opt_state = optimizer.update(grads, opt_state, params, **extra)
         return optax.apply_updates(params, updates), opt_state
 
     return step
-
-
-def _apply_gradients(optimizer: Any) -> Step:
-    return lambda params, opt_state, grads: wc.apply_gradients(
-        optimizer, params, opt_state, grads=grads
-    )
 
 
 def optimizers(kind: str) -> dict[str, tuple[Any, Step]]:
@@ -122,11 +109,7 @@ def optimizers(kind: str) -> dict[str, tuple[Any, Step]]:
 
     # Without the ceiling, a clip that follows the norms would leave these steps alone.
     running, spikes = wc.running_bound(ceiling=MAX_NORM), wc.running_bound(deviations=6.0)
-    pipeline = built()
-    everything = built(
-        running, skip_above=spikes, skip_value_above=spikes, record=256, record_leaves=True
-    )
-    chained = {
+    found = {
         REFERENCE: plain,
         BARE: optax.chain(scaled_by_one_coefficient(MAX_NORM), plain),
         GIVEN: optax.chain(scaled_by_a_number(), plain),
@@ -135,16 +118,18 @@ def optimizers(kind: str) -> dict[str, tuple[Any, Step]]:
         OPTAX_SKIP: optax.apply_if_finite(by_optax, 5),
         OURS: optax.chain(wc.clip_by_global_norm(MAX_NORM), plain),
         MEASURED: optax.chain(wc.clip_by_global_norm(None), plain),
-        SKIP: pipeline,
+        SKIP: built(),
         RUNNING: built(running, skip_above=spikes),
         GROUPS: built(groups=_in_eight),
         EACH: built(groups=wc.label_by_path()),
         RECORDED: built(record=256, record_leaves=True),
+        EVERYTHING: built(
+            running, skip_above=spikes, skip_value_above=spikes, record=256, record_leaves=True
+        ),
     }
     return {
-        **{name: (optimizer, _update_then_apply(optimizer)) for name, optimizer in chained.items()},
-        APPLY: (pipeline, _apply_gradients(pipeline)),
-        EVERYTHING: (everything, _update_with_loss(everything)),
+        name: (optimizer, _step(optimizer, with_loss=name == EVERYTHING))
+        for name, optimizer in found.items()
     }
 
 
@@ -166,18 +151,7 @@ def traced_lowered_compiled(step: Step, *arguments: Any) -> tuple[Any, dict[str,
     compiled = lowered.compile()
     times.append(time.perf_counter())
     names = ("trace_seconds", "lower_seconds", "compile_seconds")
-    return compiled, {
-        name: end - start for name, start, end in zip(names, times[:-1], times[1:], strict=True)
-    }
-
-
-class _Lent:
-    """The arrays that contenders hand on. Copies for each would be 1.5 GB a contender, and no two
-    in the same place.
-    """
-
-    def __init__(self, arrays: list[jax.Array]):
-        self.arrays = arrays
+    return compiled, dict(zip(names, np.diff(times).tolist(), strict=True))
 
 
 def contenders(
@@ -186,12 +160,13 @@ def contenders(
     """Each of `names` (None: all), ready to take its turns."""
     params = jax_filled(workload.shapes, seed=1)
     grads = jax_filled(workload.shapes, SCALE, dtype=workload.gradient_dtype)
-    lent: _Lent | None = None
+    left_out = (*PARTS, *(SLOW if workload.slow_to_build else ()))
+    # The arrays that contenders hand on. Copies for each would be 1.5 GB a contender, and no two in
+    # the same place.
+    lent: list[jax.Array] = []
     ready: dict[str, Contender] = {}
     for name, (optimizer, step) in optimizers(workload.optimizer).items():
-        if names is not None and name not in names:
-            continue
-        if names is None and name in (*PARTS, *(SLOW if workload.slow_to_build else ())):
+        if name in left_out if names is None else name not in names:
             continue
         if name == OPTAX_SKIP and workload.gradient_dtype != "float32":
             # An error: a step it leaves out has zeros of the gradients' dtype, one it takes has the
@@ -199,15 +174,10 @@ def contenders(
             continue
         progress(f"compiling {name}")
         opt_state = optimizer.init(params)
-        leaves, structure = jax.tree.flatten((params, opt_state))
-        is_lent = jax.tree.leaves(jax.tree.map(_lent_of, (params, opt_state), is_leaf=_is_kept))
-        if lent is None:
-            lent = _Lent([leaf for leaf, which in zip(leaves, is_lent, strict=True) if which])
         compiled, facts = traced_lowered_compiled(step, params, opt_state, grads)
         facts["temporary_megabytes"] = compiled.memory_analysis().temp_size_in_bytes / 1e6
-        ready[name] = Contender(
-            REFERENCE, _turn(compiled, lent, leaves, is_lent, structure, grads, facts), facts
-        )
+        turn = _turn(compiled, lent, (params, opt_state), grads, facts)
+        ready[name] = Contender(REFERENCE, turn, facts)
     return ready
 
 
@@ -218,18 +188,8 @@ def _is_kept(node: Any) -> bool:
     return isinstance(node, wc.ClipState) or hasattr(node, "ring_counts")
 
 
-def _lent_of(node: Any) -> Any:
-    return jax.tree.map(lambda _: False, node) if _is_kept(node) else node.ndim > 0
-
-
 def _turn(
-    compiled: Any,
-    lent: _Lent,
-    leaves: list[jax.Array],
-    is_lent: list[bool],
-    structure: Any,
-    grads: Any,
-    facts: dict[str, float],
+    compiled: Any, lent: list[jax.Array], begin: Any, grads: Any, facts: dict[str, float]
 ) -> Callable[[], float]:
     """Takes a step with the lent arrays and with those of its own: counts, norms, records.
 
@@ -237,34 +197,37 @@ def _turn(
     """
     page_faults: list[int] = []
     block = BLOCK if machine.accelerator() else 1
+    leaves, structure = jax.tree.flatten(begin)
+    is_lent = jax.tree.leaves(
+        jax.tree.map(
+            lambda node: jax.tree.map(lambda leaf: leaf.ndim > 0 and not _is_kept(node), node),
+            begin,
+            is_leaf=_is_kept,
+        )
+    )
+    arrays = list(itertools.compress(leaves, is_lent))
+    lent[:] = lent or arrays
+    assert [leaf.shape for leaf in arrays] == [leaf.shape for leaf in lent]
+    own = [
+        jnp.array(leaf, copy=True) for leaf, which in zip(leaves, is_lent, strict=True) if not which
+    ]
 
     def steps(params: Any, opt_state: Any) -> tuple[Any, Any]:
         for _ in range(block):
             params, opt_state = compiled(params, opt_state, grads)
         return params, opt_state
 
-    def parted(flat: list[jax.Array]) -> tuple[list[jax.Array], list[jax.Array]]:
-        pairs = list(zip(flat, is_lent, strict=True))
-        return [leaf for leaf, which in pairs if which], [
-            leaf for leaf, which in pairs if not which
-        ]
-
-    arrays, own = parted(leaves)
-    assert [leaf.shape for leaf in arrays] == [leaf.shape for leaf in lent.arrays]
-    kept = [jnp.array(leaf, copy=True) for leaf in own]
-
     def turn() -> float:
-        nonlocal kept
-        arrays, own = iter(lent.arrays), iter(kept)
-        before = jax.tree.unflatten(
-            structure, [next(arrays if which else own) for which in is_lent]
-        )
-        lent.arrays = []  # the step may then take their place
+        arrays, others = iter(lent), iter(own)
+        before = structure.unflatten([next(arrays if which else others) for which in is_lent])
+        lent.clear()  # the step may then take their place
         faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         seconds, after = seconds_of(steps, *before)
         page_faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults)
         facts["page_faults"] = statistics.median(page_faults)
-        lent.arrays, kept = parted(jax.tree.leaves(after))
+        leaves = jax.tree.leaves(after)
+        lent[:] = itertools.compress(leaves, is_lent)
+        own[:] = [leaf for leaf, which in zip(leaves, is_lent, strict=True) if not which]
         return seconds / block
 
     return turn

@@ -53,14 +53,11 @@ def streams(seed: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 def skipped_by_formula(losses: np.ndarray) -> np.ndarray:
     """What the formula in float64 skips."""
-    bound, skipped = (
-        reference.RunningLossBound(deviations=DEVIATIONS, largest=LARGEST),
-        np.zeros(len(losses), bool),
-    )
-    for index, loss in enumerate(losses.tolist()):
-        skipped[index] = loss > bound.bound
-        bound.teach(loss)
-    return skipped
+    rule, skipped = reference.RunningLossBound(deviations=DEVIATIONS, largest=LARGEST), []
+    for loss in losses.tolist():
+        skipped.append(loss > rule.bound)
+        rule.teach(loss)
+    return np.array(skipped)
 
 
 def skipped_in_jax(losses: np.ndarray) -> np.ndarray:
@@ -74,20 +71,27 @@ def skipped_in_jax(losses: np.ndarray) -> np.ndarray:
     return np.asarray(jax.lax.scan(at_call, init_loss_history(), jnp.float32(losses))[1])
 
 
-def jump(before: float, after: float, calls: int = 4_000) -> np.ndarray:
-    noise = 1 + 0.02 * np.random.default_rng(0).standard_normal(calls)
-    return (np.where(np.arange(calls) < JUMP_AT, before, after) * noise).astype(np.float32)
+def compared(losses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What the formula skips; and the calls at which the library decides otherwise, and all calls."""
+    losses = losses.astype(np.float32)
+    skipped = skipped_by_formula(losses)
+    return skipped, np.array([np.sum(skipped_in_jax(losses) != skipped), len(losses)])
+
+
+def agreement(differ: int, calls: int) -> str:
+    return (
+        f"\nThe library in float32 decides otherwise than the formula in float64 at {differ} of "
+        f"{calls:,} calls."
+    )
 
 
 def main(seeds: int) -> None:
-    differ = calls = 0
+    found = np.zeros(2, int)
     rows: dict[str, list[tuple[float, ...]]] = {}
     for seed in range(seeds):
         for name, (losses, is_spike) in streams(seed).items():
-            losses = losses.astype(np.float32)
-            skipped = skipped_by_formula(losses)
-            differ += int((skipped_in_jax(losses) != skipped).sum())
-            calls += CALLS
+            skipped, counts = compared(losses)
+            found += counts
             shares = (skipped[is_spike].mean(), skipped[~is_spike].mean(), skipped[:100].any())
             rows.setdefault(name, []).append(tuple(map(float, shares)))
     print("\n| losses | spikes skipped | others skipped, % | streams with an alarm in 100 calls |")
@@ -96,13 +100,9 @@ def main(seeds: int) -> None:
         caught, alarms, early = np.mean(shares, axis=0)
         print(f"| {name} | {caught:.2f} | {100 * alarms:.2f} | {early:.2f} |")
     print("\n| lasting jump | calls skipped |\n|---|---|")
+    noise = 1 + 0.02 * np.random.default_rng(0).standard_normal(CALLS)
     for before, after in JUMPS:
-        losses = jump(before, after)
-        skipped = skipped_by_formula(losses)
-        differ += int((skipped_in_jax(losses) != skipped).sum())
-        calls += len(losses)
+        skipped, counts = compared(np.where(np.arange(CALLS) < JUMP_AT, before, after) * noise)
+        found += counts
         print(f"| {before:g} to {after:g} | {skipped[JUMP_AT:].sum()} |")
-    print(
-        f"\nThe library in float32 decides otherwise than the formula in float64 at {differ} of "
-        f"{calls:,} calls."
-    )
+    print(agreement(*found))

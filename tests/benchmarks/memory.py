@@ -12,27 +12,15 @@ import optax
 import warmclip_jax as wc
 
 SPIKES = wc.running_bound(deviations=6.0)
-
-
-def _with(clip: Any) -> Any:
-    return optax.chain(clip, optax.adamw(0.1))
-
-
+RECORDED: dict[str, Any] = {"record": 256, "record_leaves": True}
+BY_OPTAX = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(0.1))
+OURS = optax.chain(wc.clip_by_global_norm(1.0), optax.adamw(0.1))
 OPTIMIZERS: dict[str, Any] = {
-    "`optax.clip_by_global_norm`": _with(optax.clip_by_global_norm(1.0)),
-    "`optax.apply_if_finite` around it": optax.apply_if_finite(
-        _with(optax.clip_by_global_norm(1.0)), 5
-    ),
-    "`wc.clip_by_global_norm`": _with(wc.clip_by_global_norm(1.0)),
-    "`wc.clip_by_group_norm`, a group a leaf": _with(
-        wc.clip_by_group_norm(1.0, wc.label_by_path())
-    ),
-    "`wc.clip_by_global_norm`, record_leaves": _with(
-        wc.clip_by_global_norm(1.0, record_leaves=True)
-    ),
-    "`wc.skip_nonfinite` around optax's": wc.skip_nonfinite(optax.adamw(0.1)),
-    "`wc.skip_nonfinite` around a chain with our clip": wc.skip_nonfinite(
-        _with(wc.clip_by_global_norm(1.0)), above=SPIKES, record=256, record_leaves=True
+    "`optax.clip_by_global_norm`": BY_OPTAX,
+    "`optax.apply_if_finite` around it": optax.apply_if_finite(BY_OPTAX, 5),
+    "`wc.clip_by_global_norm`": OURS,
+    "`wc.skip_nonfinite` around it, with a record": wc.skip_nonfinite(
+        OURS, above=SPIKES, **RECORDED
     ),
     "`wc.pipeline`": wc.pipeline(optax.adamw, 0.1),
     "`wc.pipeline`, everything on": wc.pipeline(
@@ -42,8 +30,7 @@ OPTIMIZERS: dict[str, Any] = {
         skip_above=SPIKES,
         skip_value_above=SPIKES,
         groups=wc.label_by_path(),
-        record=256,
-        record_leaves=True,
+        **RECORDED,
     ),
 }
 #: Of the leaves, parameters as gradients.
@@ -58,8 +45,7 @@ def copies(optimizer: Any, dtypes: list[Any]) -> float:
     params = [jax.ShapeDtypeStruct((400, 400), dtype) for dtype in dtypes]
 
     def step(params: Any, state: Any, grads: Any) -> Any:
-        updates, state = optimizer.update(grads, state, params)
-        return optax.apply_updates(params, updates), state
+        return wc.apply_gradients(optimizer, params, state, grads=grads)
 
     state = jax.eval_shape(optimizer.init, params)
     compiled = jax.jit(step, donate_argnums=(0, 1)).lower(params, state, params).compile()
@@ -67,14 +53,13 @@ def copies(optimizer: Any, dtypes: list[Any]) -> float:
     return memory.temp_size_in_bytes / sum(leaf.size * leaf.dtype.itemsize for leaf in params)
 
 
-def table() -> str:
-    lines = [f"| | {' | '.join(DTYPES)} |", f"|---{'|---:' * len(DTYPES)}|"]
+def main() -> None:
+    print(f"| | {' | '.join(DTYPES)} |\n|---{'|---:' * len(DTYPES)}|")
     alone = {name: copies(optax.adamw(0.1), dtypes) for name, dtypes in DTYPES.items()}
     for title, optimizer in OPTIMIZERS.items():
         more = [copies(optimizer, dtypes) - alone[name] for name, dtypes in DTYPES.items()]
-        lines.append(f"| {title} | {' | '.join(f'{max(each, 0):.1f}' for each in more)} |")
-    return "\n".join(lines)
+        print(f"| {title} | {' | '.join(f'{max(each, 0):.1f}' for each in more)} |")
 
 
 if __name__ == "__main__":
-    print(table())
+    main()

@@ -1,6 +1,6 @@
 """The results as Markdown tables: what `README.md` beside this file explains and holds."""
 
-from collections.abc import Iterable
+import fractions
 from typing import Any
 
 from tests.benchmarks.jax_steps import OURS, REFERENCE
@@ -8,29 +8,40 @@ from tests.benchmarks.workloads import WORKLOADS
 
 #: In place of a number that is not known.
 NOTHING = "-"
-#: For the limit of a workload, which the results hold as a number.
-_FRACTIONS = {
-    (gradient + rest, rest): f"{gradient + rest}/{rest}"
-    for gradient, rest in ((1, 7), (1, 5), (1, 13))
-}
+STAGES = ("trace_seconds", "lower_seconds", "compile_seconds")
+#: Head, name and format of the numbers of a row.
+Column = tuple[str, str, str]
+CONTENDER: Column = ("contender", "contender", "")
+RATIO: Column = ("by no clip", "ratio", ",.2f")
+MILLISECONDS: Column = ("ms", "milliseconds", ",.1f")
+BUILDING: tuple[Column, ...] = (
+    ("trace s", "trace_seconds", ",.2f"),
+    ("lower s", "lower_seconds", ",.2f"),
+    ("compile s", "compile_seconds", ",.2f"),
+    ("temporary MB", "temporary_megabytes", ",.0f"),
+)
 
 
 def markdown(results: dict[str, Any]) -> str:
     """Every part of `results` that was measured."""
     parts = [_machine(results["machine"])]
-    if results["steps"]:
-        parts += [_summary(results["steps"]), _compiling(results["steps"])]
-        parts += [_step(name, step) for name, step in results["steps"].items()]
-    parts += [table(results[name]) for name, table in _PIECES.items() if name in results]
+    if steps := results["steps"]:
+        parts += [_summary(steps), _compiling(steps)]
+        parts += [_step(name, step) for name, step in steps.items()]
+    if rows := results.get("norm"):
+        title = "The norm alone, of GPT-2 small in float32"
+        speed = ("GB/s", "gigabytes_per_second", ",.1f")
+        share = ("of the fastest sum", "share", ".0%")
+        parts.append(_rows(title, rows, ("", *CONTENDER[1:]), speed, MILLISECONDS, share))
+    if rows := results.get("schedules"):
+        singly = ("one count, µs", "microseconds_a_call", ",.0f")
+        at_once = (f"{rows[0]['counts']:,} counts in one call, ms", "milliseconds_at_once", ",.1f")
+        title = "A schedule, called eagerly"
+        parts.append(_rows(title, rows, ("", *CONTENDER[1:]), singly, at_once))
+    for axis, rows in results.get("growth", {}).items():
+        columns = ((axis, axis, ",d"), CONTENDER, RATIO, MILLISECONDS, *BUILDING)
+        parts.append(_rows(f"Growth with {axis}", rows, *columns))
     return "\n\n".join(parts)
-
-
-def fraction(limit: float | None) -> str:
-    """A limit as it is reasoned out: 8/7."""
-    for (above, below), text in _FRACTIONS.items():
-        if limit is not None and abs(limit - above / below) < 1e-9:
-            return text
-    return NOTHING if limit is None else f"{limit:.3f}"
 
 
 def _machine(machine: dict[str, Any]) -> str:
@@ -48,23 +59,17 @@ def _summary(steps: dict[str, Any]) -> str:
     """The workloads side by side: the ratio of each contender that clips to the same step without
     clipping.
     """
-    names = list(
-        dict.fromkeys(
-            row["contender"]
-            for step in steps.values()
-            for row in step["rows"]
-            if not _is_reference(row)
-        )
-    )
-    cells = [["limit by memory traffic", *(fraction(step["limit"]) for step in steps.values())]]
-    for name in names:
-        of = ({row["contender"]: row for row in step["rows"]}.get(name) for step in steps.values())
-        cells.append([name, *(NOTHING if row is None else f"{row['ratio']:.2f}" for row in of)])
+    of_steps = [
+        {row["contender"]: row["ratio"] for row in step["rows"] if not _is_reference(row)}
+        for step in steps.values()
+    ]
+    cells = [["limit by memory traffic", *(_fraction(step["limit"]) for step in steps.values())]]
+    for name in dict.fromkeys(name for ratios in of_steps for name in ratios):
+        cells.append([name, *(_number(ratios.get(name)) for ratios in of_steps)])
     whole = "our whole step by PyTorch's with its best optimizer"
-    cells.append([whole, *_number(map(against_torch, steps.values()))])
-    return "Step with clip / the same library's step without clip:\n\n" + _table(
-        ["", *map(title, steps)], cells
-    )
+    cells.append([whole, *(_number(_against_torch(step)) for step in steps.values())])
+    title = "Step with clip / the same library's step without clip"
+    return _table(title, ["", *map(title_of, steps)], cells)
 
 
 def _compiling(steps: dict[str, Any]) -> str:
@@ -75,30 +80,22 @@ def _compiling(steps: dict[str, Any]) -> str:
         {row["contender"]: row for row in step["rows"] if row["compile_seconds"] is not None}
         for step in steps.values()
     ]
-    names = [
-        name
-        for name in dict.fromkeys(name for rows in by_name for name in rows)
-        if name != REFERENCE
-    ]
+    names = dict.fromkeys(name for rows in by_name for name in rows if name != REFERENCE)
     cells = [
         [name, *(_added(rows.get(name), rows[REFERENCE]) for rows in by_name)] for name in names
     ]
-    return "Seconds of compiling that a clip adds (with tracing and lowering):\n\n" + _table(
-        ["", *map(title, steps)], cells
-    )
+    title = "Seconds of compiling that a clip adds (with tracing and lowering)"
+    return _table(title, ["", *map(title_of, steps)], cells)
 
 
 def _added(row: dict[str, Any] | None, reference: dict[str, Any]) -> str:
     if row is None:
         return NOTHING
-    added = {
-        stage: row[stage] - reference[stage]
-        for stage in ("trace_seconds", "lower_seconds", "compile_seconds")
-    }
-    return f"{added['compile_seconds']:.1f} ({sum(added.values()):.1f})"
+    *others, compiling = (row[stage] - reference[stage] for stage in STAGES)
+    return f"{compiling:.1f} ({sum(others, compiling):.1f})"
 
 
-def against_torch(step: dict[str, Any]) -> float | None:
+def _against_torch(step: dict[str, Any]) -> float | None:
     """Our clip and optimizer by PyTorch's clip and the faster of its optimizers. None without
     PyTorch.
     """
@@ -110,126 +107,37 @@ def against_torch(step: dict[str, Any]) -> float | None:
     return 1 / min(ratios) if ratios else None
 
 
-def title(name: str) -> str:
+def title_of(name: str) -> str:
     """A workload as it is called in tables."""
     return WORKLOADS[name].title if name in WORKLOADS else name
 
 
 def _step(name: str, step: dict[str, Any]) -> str:
-    heads = [
-        "contender",
-        "by no clip",
-        f"by {OURS}",
-        "ms",
-        "trace s",
-        "lower s",
-        "compile s",
-        "temporary MB",
-        "peak MB",
-        "page faults",
-    ]
-    cells = [
-        [
-            row["contender"],
-            *_number([row["ratio"], row["ratio_to_ours"]]),
-            *_number([row["milliseconds"]], 1),
-            *_number(
-                [row[stage] for stage in ("trace_seconds", "lower_seconds", "compile_seconds")]
-            ),
-            *_number([row["temporary_megabytes"], row["peak_megabytes"], row["page_faults"]], 0),
-        ]
-        for row in step["rows"]
-    ]
-    return f"{title(name)} (limit {fraction(step['limit'])}):\n\n{_table(heads, cells)}"
-
-
-def _norm(rows: list[dict[str, Any]]) -> str:
-    cells = [
-        [
-            row["contender"],
-            *_number([row["gigabytes_per_second"], row["milliseconds"]], 1),
-            f"{row['share']:.0%}",
-        ]
-        for row in rows
-    ]
-    return "The norm alone, of GPT-2 small in float32:\n\n" + _table(
-        ["", "GB/s", "ms", "of the fastest sum"], cells
+    columns = (
+        *(CONTENDER, RATIO, (f"by {OURS}", "ratio_to_ours", ",.2f"), MILLISECONDS, *BUILDING),
+        *(("peak MB", "peak_megabytes", ",.0f"), ("page faults", "page_faults", ",.0f")),
     )
+    return _rows(f"{title_of(name)} (limit {_fraction(step['limit'])})", step["rows"], *columns)
 
 
-def _clip(rows: list[dict[str, Any]]) -> str:
-    cells = [
-        [
-            row["contender"],
-            *_number([row["ratio"]]),
-            *_number([row["gigabytes_per_second"], row["milliseconds"]], 1),
-        ]
-        for row in rows
-    ]
-    return "The clip alone, of GPT-2 small in float32, donated:\n\n" + _table(
-        ["", "ratio", "GB/s", "ms"], cells
-    )
-
-
-def _schedules(rows: list[dict[str, Any]]) -> str:
-    cells = [
-        [
-            row["contender"],
-            *_number([row["microseconds_a_call"]], 0),
-            *_number([row["milliseconds_at_once"]], 1),
-        ]
-        for row in rows
-    ]
-    heads = ["", "one count, µs", f"{rows[0]['counts']:,} counts in one call, ms"]
-    return "A schedule, called eagerly:\n\n" + _table(heads, cells)
-
-
-def _growth(growth: dict[str, list[dict[str, Any]]]) -> str:
-    return "\n\n".join(
-        f"Growth with {axis}:\n\n"
-        + _table(
-            [
-                axis,
-                "contender",
-                "by no clip",
-                "ms",
-                "trace s",
-                "lower s",
-                "compile s",
-                "temporary MB",
-            ],
-            [
-                [
-                    f"{row[axis]:,}",
-                    row["contender"],
-                    *_number([row["ratio"]]),
-                    *_number([row["milliseconds"]], 1),
-                    *_number(
-                        [
-                            row[stage]
-                            for stage in ("trace_seconds", "lower_seconds", "compile_seconds")
-                        ]
-                    ),
-                    *_number([row["temporary_megabytes"]], 0),
-                ]
-                for row in rows
-            ],
-        )
-        for axis, rows in growth.items()
-    )
-
-
-_PIECES = {"norm": _norm, "clip": _clip, "schedules": _schedules, "growth": _growth}
+def _fraction(limit: float | None) -> str:
+    """A limit as it is reasoned out: 8/7."""
+    return NOTHING if limit is None else str(fractions.Fraction(limit).limit_denominator(20))
 
 
 def _is_reference(row: dict[str, Any]) -> bool:
     return row["contender"] == row["reference"]
 
 
-def _number(values: Iterable[float | None], digits: int = 2) -> list[str]:
-    return [NOTHING if value is None else f"{value:,.{digits}f}" for value in values]
+def _number(value: Any, form: str = ",.2f") -> str:
+    return NOTHING if value is None else format(value, form)
 
 
-def _table(heads: list[str], cells: list[list[str]]) -> str:
+def _rows(title: str, rows: list[dict[str, Any]], *columns: Column) -> str:
+    cells = [[_number(row[name], form) for _, name, form in columns] for row in rows]
+    return _table(title, [head for head, *_ in columns], cells)
+
+
+def _table(title: str, heads: list[str], cells: list[list[str]]) -> str:
     lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *cells]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return f"{title}:\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)

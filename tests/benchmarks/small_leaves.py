@@ -9,50 +9,25 @@ import argparse
 
 import numpy as np
 
-from tests.benchmarks import jax_steps
+from tests.benchmarks import steps
 from tests.benchmarks.jax_steps import BARE, GIVEN, MEASURED, OPTAX, OURS, REFERENCE, SKIP, TOGETHER
-from tests.benchmarks.turns import in_turns
 from tests.benchmarks.workloads import WORKLOADS, Workload
 
 NAMES = (REFERENCE, GIVEN, TOGETHER, MEASURED, OURS, SKIP, BARE, OPTAX)
 
 
-def ratios(workload: Workload, rounds: int) -> dict[str, np.ndarray]:
-    """Of each round, the seconds of each contender's step by those of the step without a clip."""
-
-    def say(what: str) -> None:
-        print(what, flush=True)
-
-    contenders = jax_steps.contenders(workload, say, NAMES)
-    taken = in_turns(
-        {name: contender.turn for name, contender in contenders.items()},
-        rounds,
-        say,
-        patience=np.inf,
-    )
-    return {name: np.array(taken[name]) / np.array(taken[REFERENCE]) for name in NAMES}
-
-
-def table(title: str, found: dict[str, np.ndarray]) -> str:
-    """Medians with quartiles."""
-
-    def cell(values: np.ndarray) -> str:
-        return "{1:.3f} ({0:.3f} to {2:.3f})".format(*np.quantile(values, [0.25, 0.5, 0.75]))
-
-    rows = [f"| {name} | {cell(values)} |" for name, values in found.items()]
-    return "\n".join(
-        [f"{title}: step by the step without a clip\n", "| | ratio |", "|---|---:|", *rows]
-    )
-
-
 def main(
     arguments: list[str] | None = None, workload: Workload = WORKLOADS["small_leaves"]
 ) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=60)
-    print(table(workload.title, ratios(workload, parser.parse_args(arguments).rounds)))
+    rows = steps.measured(workload, parser.parse_args(arguments).rounds, print, NAMES)
+    seconds = {row["contender"]: np.array(row["seconds"]) for row in rows}
+    print(f"{workload.title}: step by the step without a clip, medians with quartiles\n")
+    print("| | ratio |\n|---|---:|")
+    for name in NAMES:
+        low, middle, high = np.quantile(seconds[name] / seconds[REFERENCE], [0.25, 0.5, 0.75])
+        print(f"| {name} | {middle:.3f} ({low:.3f} to {high:.3f}) |")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Which learning rates train: `python -m tests.benchmarks.stability [--quick] [--json FILE] [--plot FILE]`.
+"""Which learning rates train: `python -m tests.benchmarks.stability [--json FILE] [--plot FILE]`.
 
 Two models, each at two depths, are trained with every recipe made of warm-up, clip and decay, at
 learning rates over three decades, with several seeds. All recipes of a model see the same start and
 the same batches, and all of a model's runs are one compiled program: schedules and bounds are data
-to it. Only the running bound, which keeps a history, is a program of its own.
+to it.
 
 - A recipe is measured by the loss on held-out data after the last step, by the peak of its learning
 rate.
@@ -11,10 +11,6 @@ rate.
   all recipes, seed by seed: the mean, and the standard error of the mean. The first alone says how
   carefully a rate has to be chosen (the learning-rate sensitivity of Wortsman et al. 2023, arXiv
   2309.14322, section 2), the second also how good the result is.
-- The norms are those of the gradients of the first and of the last layer, with and without warm-up:
-  Gilmer et al. 2021 (arXiv 2110.04369) say of warm-up that it keeps early steps small where the
-  curvature is large; Zhang et al. 2020 (arXiv 1905.11881) of clipping that it allows larger rates
-  where the curvature grows with the gradient.
 """
 
 import argparse
@@ -34,7 +30,7 @@ from tests.benchmarks import machine, stability_figure
 from tests.benchmarks.stability_models import TASKS, Task
 
 WARMUP, MAX_NORM, WITHIN = 0.1, 1.0, 1.05
-FULL, QUICK = {"steps": 500, "seeds": 3, "every": 1}, {"steps": 40, "seeds": 2, "every": 4}
+SIZE = {"steps": 500, "seeds": 3}
 
 
 class Recipe(NamedTuple):
@@ -55,12 +51,6 @@ RECIPES = {
     "clip, decay": Recipe(end=0.0, max_norm=MAX_NORM),
     "all": Recipe(WARMUP, 0.0, MAX_NORM),
 }
-RUNNING = "all, running bound"
-
-
-class Result(NamedTuple):
-    loss: Any  # on held-out data
-    norms: Any  # (2, steps): of the gradients of the first and of the last layer
 
 
 def schedule(peak: Any, recipe: Recipe, steps: int) -> wc.Schedule:
@@ -72,50 +62,40 @@ def schedule(peak: Any, recipe: Recipe, steps: int) -> wc.Schedule:
     return peak * rise * wc.cosine_decay(init_value=1.0, decay_steps=steps, end_value=recipe.end)
 
 
-def trained(
-    task: Task, depth: int, data: Any, peak: Any, recipe: Recipe, steps: int, *, running: bool
-) -> Result:
-    bound = wc.running_bound(ceiling=recipe.max_norm) if running else recipe.max_norm
+def trained(task: Task, depth: int, data: Any, peak: Any, recipe: Recipe, steps: int) -> jax.Array:
+    """The loss on held-out data."""
     optimizer = optax.chain(
-        wc.clip_by_global_norm(bound), task.optimizer(schedule(peak, recipe, steps))
+        wc.clip_by_global_norm(recipe.max_norm), task.optimizer(schedule(peak, recipe, steps))
     )
 
     def step(carry: Any, batch: Any) -> Any:
         params, state = carry
         grads = jax.grad(task.loss)(params, batch, depth)
         updates, state = optimizer.update(grads, state, params)
-        blocks = grads["blocks"]
-        norms = jnp.stack([wc.global_norm(blocks[place]) for place in (min(blocks), max(blocks))])
-        return (optax.apply_updates(params, updates), state), norms
+        return (optax.apply_updates(params, updates), state), None
 
-    (params, _), norms = lax.scan(step, (data.start, optimizer.init(data.start)), data.batches)
-    return Result(task.loss(params, data.held_out, depth), norms.T)
+    (params, _), _ = lax.scan(step, (data.start, optimizer.init(data.start)), data.batches)
+    return task.loss(params, data.held_out, depth)
 
 
-def sweep(task: Task, depth: int, *, steps: int, seeds: int, every: int) -> Result:
-    """Arrays (recipes, peaks, seeds, ...) of one model, the running bound as the last recipe."""
-    peaks = jnp.asarray(task.peaks[::every], jnp.float32)
+def sweep(task: Task, depth: int, *, steps: int, seeds: int) -> np.ndarray:
+    """The losses `[recipes, peaks, seeds]` of one model."""
+    peaks = jnp.asarray(task.peaks, jnp.float32)
     recipes = jax.tree.map(lambda *numbers: jnp.asarray(numbers, jnp.float32), *RECIPES.values())
-    everything = jax.tree.map(lambda number: number[-1:], recipes)
+    pairs = (
+        jax.tree.map(lambda number: jnp.repeat(number, len(peaks)), recipes),
+        jnp.tile(peaks, len(RECIPES)),
+    )
 
-    def runs(data: Any, recipes: Recipe, running: bool) -> Result:
-        pairs = (
-            jax.tree.map(lambda number: jnp.repeat(number, len(peaks)), recipes),
-            jnp.tile(peaks, len(recipes.end)),
-        )
+    @jax.jit
+    def losses(data: Any) -> jax.Array:
         # One after the other: these matrices are faster alone than in a batch of runs.
-        results = lax.map(
-            lambda pair: trained(task, depth, data, pair[1], pair[0], steps, running=running), pairs
-        )
-        return jax.tree.map(lambda leaf: leaf.reshape(-1, len(peaks), *leaf.shape[1:]), results)
+        return lax.map(lambda pair: trained(task, depth, data, pair[1], pair[0], steps), pairs)
 
-    compiled = jax.jit(runs, static_argnums=2)
-    of_seeds = []
-    for seed in range(seeds):
-        data = jax.tree.map(jnp.asarray, task.data(depth, seed, steps))
-        parts = jax.device_get([compiled(data, recipes, False), compiled(data, everything, True)])
-        of_seeds.append(jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts))
-    return jax.tree.map(lambda *leaves: np.stack(leaves, axis=2), *of_seeds)
+    of_seeds = [
+        losses(jax.tree.map(jnp.asarray, task.data(depth, seed, steps))) for seed in range(seeds)
+    ]
+    return np.stack(of_seeds, axis=-1).reshape(len(RECIPES), len(peaks), seeds)
 
 
 def widths(losses: np.ndarray, peaks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -139,7 +119,7 @@ def table(name: str, losses: np.ndarray, peaks: np.ndarray) -> str:
     def cell(width: np.ndarray) -> str:
         return f"{width.mean():.2f} ± {width.std(ddof=1) / len(width) ** 0.5:.2f}"
 
-    for index, recipe in enumerate([*RECIPES, RUNNING]):
+    for index, recipe in enumerate(RECIPES):
         best, cells = mean[index].argmin(), [cell(width[index]) for width in decades]
         lines.append(
             f"| {recipe} | {mean[index, best]:.3g} | {peaks[best]:.2g} | {' | '.join(cells)} |"
@@ -147,61 +127,28 @@ def table(name: str, losses: np.ndarray, peaks: np.ndarray) -> str:
     return "\n".join(lines)
 
 
-def norms_table(name: str, norms: np.ndarray, peaks: np.ndarray) -> str:
-    """Norms `[recipes, peaks, seeds, layers, steps]` of the first tenth of the steps at the middle
-    peak, by recipe.
-    """
-    middle, early = len(peaks) // 2, slice(max(norms.shape[-1] // 10, 1))
-    lines = [
-        f"\n{name}, norms of gradients in the first tenth of the steps, peak {peaks[middle]:.2g}:\n"
-    ]
-    lines += [
-        "| recipe | first layer: median, largest | last layer: median, largest |",
-        "|---|---|---|",
-    ]
-    for recipe in ("none", "warm-up", "clip", "all"):
-        of_layers = np.moveaxis(
-            norms[list(RECIPES).index(recipe), middle][..., early], 1, 0
-        ).reshape(2, -1)
-        lines.append(
-            f"| {recipe} | "
-            + " | ".join(f"{np.median(of):.2g}, {of.max():.2g}" for of in of_layers)
-            + " |"
-        )
-    return "\n".join(lines)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--quick",
-        action="store_true",
-        help="fewer steps, peaks and seeds: two minutes, to see that it runs",
-    )
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=pathlib.Path, default=pathlib.Path("runs/stability.json"))
     parser.add_argument("--plot", type=pathlib.Path, default=pathlib.Path("runs/stability.png"))
-    arguments = parser.parse_args()
-    size = QUICK if arguments.quick else FULL
+    options = parser.parse_args(arguments)
     began, models = time.monotonic(), {}
     for task in TASKS:
         for depth in task.depths:
-            name, peaks = f"{task.name}, {depth} layers", task.peaks[:: size["every"]]
-            result = sweep(task, depth, **size)
-            print(table(name, result.loss, peaks), flush=True)
-            print(norms_table(name, result.norms, peaks), flush=True)
+            name = f"{task.name}, {depth} layers"
+            losses = sweep(task, depth, **SIZE)
+            print(table(name, losses, task.peaks), flush=True)
             models[name] = {
-                "peaks": peaks.tolist(),
-                "recipes": [*RECIPES, RUNNING],
-                "losses": result.loss.tolist(),
+                "peaks": task.peaks.tolist(),
+                "recipes": [*RECIPES],
+                "losses": losses.tolist(),
             }
     print(f"\n{time.monotonic() - began:.0f} seconds")
-    arguments.json.parent.mkdir(parents=True, exist_ok=True)
-    arguments.json.write_text(
-        json.dumps({"size": size, "machine": machine.facts(), "models": models})
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    options.json.write_text(
+        json.dumps({"size": SIZE, "machine": machine.facts(), "models": models})
     )
-    stability_figure.draw(models, arguments.plot)
+    stability_figure.draw(models, options.plot)
 
 
 if __name__ == "__main__":

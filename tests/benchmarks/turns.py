@@ -6,11 +6,10 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import jax
 
-T = TypeVar("T")
 Progress = Callable[[str], None]
 
 #: Seconds before each turn: threads of another library stop spinning for work within them.
@@ -32,25 +31,20 @@ class Contender(NamedTuple):
 
 
 def in_turns(
-    turns: Mapping[str, Callable[[], T]],
-    rounds: int,
-    progress: Progress,
-    uncounted: int = 1,
-    patience: float = _PATIENCE,
-) -> dict[str, list[T]]:
+    turns: Mapping[str, Callable[[], float]], rounds: int, progress: Progress, uncounted: int = 1
+) -> dict[str, list[float]]:
     """What each turn returned in each round, the first `uncounted` left out. Every round has an order of its own.
 
-    A contender that takes more than `patience` seconds a round takes part in the first rounds
-    alone.
+    A contender that is slow takes part in the first rounds alone.
     """
     rng = random.Random(0)
-    taken: dict[str, list[T]] = {name: [] for name in turns}
+    taken: dict[str, list[float]] = {name: [] for name in turns}
     spent = dict.fromkeys(turns, 0.0)
     for index in range(rounds + uncounted):
         progress(f"round {index + 1} of {rounds + uncounted}")
         # Shuffled, not rotated: a rotation would leave each contender behind the same other one.
         for name in rng.sample(list(turns), len(turns)):
-            if index >= uncounted + _LEAST and spent[name] > rounds * patience:
+            if index >= uncounted + _LEAST and spent[name] > rounds * _PATIENCE:
                 continue
             time.sleep(_PAUSE)
             start = time.perf_counter()
