@@ -4,6 +4,7 @@ curves, its pictures.
 
 import base64
 import io
+import os
 import pathlib
 from typing import Any
 
@@ -123,7 +124,7 @@ def test_a_notebook_runs_and_shows_what_is_committed(name: str, pairs: dict[str,
 
 # test_framework_recipes.py runs the other one with devices of its own.
 def test_the_notebook_of_many_devices_prints_what_is_committed(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("XLA_FLAGS", "")  # It is set there.
+    monkeypatch.setenv("XLA_FLAGS", os.environ["XLA_FLAGS"])  # Which is set there.
     names: dict[str, Any] = {}
     with jax.numpy_rank_promotion("allow"):
         for cell in codes(read(notebooks.COLABS / "scaling.ipynb")):
