@@ -157,7 +157,3 @@ def test_a_run_that_was_saved_and_restored_goes_on_to_the_same_bits(
             got = run(step, jax.tree.map(jnp.asarray, restored), range(4, 6))
             jax.tree.map(np.testing.assert_array_equal, got, wanted)
             assert wc.report(restored[1]) == told
-
-
-def test_the_table_has_all_its_cells():
-    assert len(STATES) * len(LIBRARIES) == 77
