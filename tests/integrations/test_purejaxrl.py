@@ -22,8 +22,8 @@ from flax.training.train_state import TrainState
 
 import warmclip_jax as wc
 
-UPDATES, EPOCHS, MINIBATCHES, STEPS, ENVS = 4, 2, 2, 4, 3
-MAX_NORM, GAMMA, LAMBDA, CLIP = 0.5, 0.9, 0.95, 0.2
+UPDATES, EPOCHS, MINIBATCHES, STEPS = 4, 2, 2, 12
+MAX_NORM, CLIP = 0.5, 0.2
 RATES = jnp.array([3e-3, 2e-2, 5e-2])
 #: The batch in which the second seed alone meets a NaN.
 BAD_SEED, BAD_UPDATE = 1, 2
@@ -66,31 +66,18 @@ def drawn() -> dict[str, np.ndarray]:
     """
     rng = np.random.default_rng(0)
     each = len(RATES), UPDATES
-    orders = rng.permuted(
-        np.broadcast_to(np.arange(STEPS * ENVS), (*each, EPOCHS, STEPS * ENVS)), axis=-1
-    )
-    observed = rng.standard_normal((*each, STEPS, ENVS, 3)).astype(np.float32)
-    observed[BAD_SEED, BAD_UPDATE, 0, 0, 0] = np.nan
-    return {"x": observed, "action": rng.integers(0, 2, (*each, STEPS, ENVS)), "order": orders}
+    orders = rng.permuted(np.broadcast_to(np.arange(STEPS), (*each, EPOCHS, STEPS)), axis=-1)
+    observed = rng.standard_normal((*each, STEPS, 3)).astype(np.float32)
+    observed[BAD_SEED, BAD_UPDATE, 0, 0] = np.nan
+    return {"x": observed, "action": rng.integers(0, 2, (*each, STEPS)), "order": orders}
 
 
 def rollout(params: Any, x: Any, action: Any) -> dict[str, Any]:
-    """A batch of a game in which the action has to be the sign of the first number."""
-    rewards = 1.0 * (action == (x[..., 0] > 0))
+    """A batch of a game of one step, in which the action has to be the sign of the first number."""
     logits, values = NETWORK.apply(params, x)
-
-    def backwards(carry: Any, step: Any) -> Any:
-        advantage, following = carry
-        reward, value = step
-        advantage = reward + GAMMA * following - value + GAMMA * LAMBDA * advantage
-        return (advantage, value), advantage
-
-    _, advantages = jax.lax.scan(
-        backwards, (jnp.zeros(ENVS), jnp.zeros(ENVS)), (rewards, values), reverse=True
-    )
-    batch = {"x": x, "action": action, "log_prob": log_prob(logits, action), "value": values}
-    batch |= {"advantage": advantages, "target": advantages + values}
-    return jax.tree.map(lambda leaf: leaf.reshape(STEPS * ENVS, *leaf.shape[2:]), batch)
+    rewards = 1.0 * (action == (x[:, 0] > 0))
+    made = {"x": x, "action": action, "log_prob": log_prob(logits, action), "value": values}
+    return made | {"advantage": rewards - values, "target": rewards}
 
 
 def loss_of(params: Any, batch: dict[str, Any]) -> Any:
