@@ -92,25 +92,6 @@ def test_it_trains_as_with_optax_alone_clips_at_first_and_a_nan_step_never_came(
     assert float(wc.metrics(changed)["grad_norm"]) == 7.0
 
 
-@pytest.mark.parametrize("name", ["sgd", "adafactor"])
-def test_a_scan_over_parameters_of_two_dtypes_keeps_each_and_trains(name: str):
-    optimizer = pipeline(name)
-    params = {"w": PARAMS["w"].astype(jnp.bfloat16), "b": PARAMS["b"]}
-
-    @jax.jit
-    def scanned(params: Any, state: Any) -> Any:
-        def step(carry: Any, _: Any) -> Any:
-            value, grads = jax.value_and_grad(loss_of)(carry[0])
-            return wc.apply_gradients(optimizer, carry[0], carry[1], grads=grads), value
-
-        return jax.lax.scan(step, (params, state), length=10)
-
-    (trained, state), losses = scanned(params, optimizer.init(params))
-    chex.assert_trees_all_equal_shapes_and_dtypes(trained, params)
-    assert losses[-1] < losses[0]
-    assert int(wc.metrics(state)["step"]) == 10
-
-
 def test_multi_steps_of_half_batches_are_steps_of_whole_ones():
     halves = [(FEATURES[:16], TARGETS[:16]), (FEATURES[16:], TARGETS[16:])] * 3
     optimizer: Any = wc.skip_nonfinite(optax.MultiSteps(pipeline("adamw"), 2))

@@ -13,17 +13,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
-from matplotlib.figure import Figure
 
 import warmclip_jax as wc
 
 # As python does for a script: what lies beside it can be imported.
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "colabs"))
-from colabs import byte_lm_report as report
 from colabs import byte_lm_text
 from colabs import train_byte_lm as script
 
@@ -291,53 +288,6 @@ def test_a_byte_changes_no_earlier_prediction_and_every_later_one():
     now, then = np.asarray(model(text)), np.asarray(model(other))
     np.testing.assert_array_equal(now[:, :10], then[:, :10])
     assert (now[:, 10:] != then[:, 10:]).any(axis=-1).all()
-
-
-def test_the_figure_shows_loss_rate_and_norm_of_each_run_and_what_was_done_at_each_call(
-    monkeypatch, tmp_path
-):
-    # Two made-up runs: one clipped at calls 1 and 3, the other skipped at call 2.
-    history = {
-        "bits_per_byte": np.array([8.0, 6.0, 5.0, 4.0]),
-        "learning_rate": np.array([0.0, 0.05, 0.1, 0.05]),
-    }
-    runs = {}
-    for name, max_norm, norms in (
-        ("first", 2.0, [1.0, 3.0, 2.0, 5.0]),
-        ("second", np.inf, [1.0, 3.0, np.nan, 9.0]),
-    ):
-        optimizer = wc.pipeline(optax.sgd, 0.1, max_norm=max_norm, record=4)
-        runs[name] = report.Run(opt_state_after(optimizer, norms), history, 4.0, 4.25, 10.0)
-    figures = []
-    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
-    report.draw(runs, 4.5, tmp_path / "figure.png")
-    loss, rate, first, second = map(lines_of, figures[0].axes)
-    calls = [0, 1, 2, 3]
-    for name in ("first", "second"):
-        assert loss[f"{name}: training batch"] == (calls, [8.0, 6.0, 5.0, 4.0])
-        assert rate[name] == (calls, [0.0, 0.05, 0.1, 0.05])
-    assert loss["first: held out, at the end"] == ([3], [4.25])
-    assert loss["unigram entropy"][1] == [4.5, 4.5]
-    assert first["norm"] == (calls, [1.0, 3.0, 2.0, 5.0])
-    np.testing.assert_equal(second["norm"], (calls, [1.0, 3.0, np.nan, 9.0]))
-    assert first["clipped: 2"] == ([1, 3], [3.0, 5.0])
-    assert first["bound of the clip"][1] == [2.0] * 4
-    assert second["NaN or inf: 1"][0] == [2, 2]
-    assert "bound of the clip" not in second
-
-
-def opt_state_after(optimizer, norms):
-    update, state = jax.jit(optimizer.update), optimizer.init(jnp.zeros(1))
-    for norm in norms:
-        _, state = update(jnp.full(1, norm), state)
-    return state
-
-
-def lines_of(axes):
-    return {
-        line.get_label(): (list(line.get_xdata()), list(line.get_ydata()))
-        for line in axes.get_lines()
-    }
 
 
 BAD = {
