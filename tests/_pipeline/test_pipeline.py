@@ -86,6 +86,7 @@ PARTS: dict[str, tuple[Any, Any, Any, float]] = {
     ),
     "one is set": (lambda rate: (injected(rate), optax.sgd(rate)), 0.5, 0.25, np.nan),
     "one is another": (lambda rate: (injected(0.25), optax.sgd(rate)), 0.5, None, np.nan),
+    "both are set apart": (lambda rate: (injected(rate), injected(10 * rate)), 0.5, None, np.nan),
     "a schedule beside another": (
         lambda rate: (injected(0.25), optax.adam(rate)),
         optax.constant_schedule(0.5),
