@@ -44,7 +44,8 @@ def test_nothing_is_recorded_unless_it_is_asked_for():
 
 def test_propagate_makes_every_parameter_nan_and_zero_makes_a_step_of_zeros():
     bad = [{**gradients(0), "b": NAN["b"]}]
-    for nonfinite, expected in (("propagate", NAN), ("zero", PARAMS)):
+    expected_of: dict[Any, Any] = {"propagate": NAN, "zero": PARAMS}
+    for nonfinite, expected in expected_of.items():
         params, state = run(wc.pipeline(optax.sgd, 0.1, nonfinite=nonfinite), bad)
         chex.assert_trees_all_equal(params, expected)
         assert counts(state) == dict(zip(COUNTS, (1, 0, 1, 0), strict=True))

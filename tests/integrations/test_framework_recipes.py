@@ -156,7 +156,7 @@ def decaying_kernels(rate: Any) -> Any:
 
 
 def two_rates(rate: Any) -> Any:
-    parts = {"a": optax.sgd(rate), "b": optax.sgd(lambda count: 0.1 * rate(count))}
+    parts: Any = {"a": optax.sgd(rate), "b": optax.sgd(lambda count: 0.1 * rate(count))}
     return optax.partition(parts, {"head": "a", "backbone": "b"})
 
 
