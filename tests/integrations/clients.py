@@ -209,9 +209,6 @@ CLIENTS = {
     ),
     "skip_nonfinite": Client(wc.skip_nonfinite(optax.adam(0.1)), rate=None, max_norm=None),
     "pipeline": Client(wc.pipeline(optax.adamw, SCHEDULE)),
-    "pipeline, a function": Client(
-        wc.pipeline(momentum, lambda count: PEAK * (count + 1) / WARMUP)
-    ),
     "apply_gradients": Client(RECORDED, host=Ours()),
     "MultiSteps": Client(wc.skip_nonfinite(optax.MultiSteps(PIPELINE, 2)), calls_per_update=2),
     "inject_hyperparams inside": Client(wc.pipeline(injected, SCHEDULE)),
@@ -230,9 +227,6 @@ CLIENTS = {
     "flax linen": Client(RECORDED, host=Linen()),
     "flax nnx": Client(PIPELINE, host=Nnx()),
     "equinox": Client(PIPELINE, host=Equinox()),
-    "equinox, guard": Client(
-        wc.skip_nonfinite(optax.adamw(0.1)), host=Equinox(), rate=None, max_norm=None
-    ),
     "haiku": Client(RECORDED, host=Haiku()),
 }
 

@@ -10,7 +10,9 @@ metadata, some points of every line in them, in fractions of the axes: these hol
 
 import argparse
 import base64
+import contextlib
 import copy
+import io
 import json
 import os
 import pathlib
@@ -27,10 +29,10 @@ NOTEBOOKS = sorted(COLABS.glob("*.ipynb"))
 #: The figure of the quickstart that the guide shows, in the cell with the tag "picture".
 PICTURE = COLABS / "quickstart.png"
 
-# Runs in the kernel, before the notebook: whenever a figure is rendered, notes where its lines are.
+# Runs in the kernel, before the notebooks: whenever a figure is rendered, notes where its lines are.
 _RECORD = """
 import functools as _functools, json as _json
-import numpy as _np
+import matplotlib as _matplotlib, numpy as _np
 from matplotlib.backend_bases import FigureCanvasBase as _Canvas
 
 _recorded, _render = [], _Canvas.print_figure
@@ -49,8 +51,16 @@ def _noted(canvas, *args, **kwargs):
     return done
 
 _Canvas.print_figure = _noted
+_kept = {*globals(), "_kept"}
 """
-_TELL = "print(_json.dumps(_recorded))"
+# Runs after each: the next one finds nothing of it.
+_TELL = """
+print(_json.dumps(_recorded))
+_recorded.clear()
+_matplotlib.rcdefaults()
+for _name in {*globals()} - _kept:
+    del globals()[_name]
+"""
 
 
 def read(path: pathlib.Path) -> Any:
@@ -113,35 +123,50 @@ def curves(cell: Any) -> Any:
     return json.loads(cell.metadata.get("curves", "[]"))
 
 
-def executed(notebook: Any) -> Any:
-    """The notebook run from top to bottom in a fresh kernel, each cell with the curves of its
-    figures in its metadata.
+def has_devices_of_its_own(notebook: Any) -> bool:
+    """Whether it says, before jax is imported, how many devices there are."""
+    return "XLA_FLAGS" in codes(notebook)[0].source
+
+
+def printed(cell: Any, names: dict[str, Any]) -> str:
+    """What a cell without figures prints in this process, which has the package and no %pip."""
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        exec(cell.source.replace("%pip", "# %pip"), names)
+    return out.getvalue()
+
+
+def executed(*notebooks: Any) -> list[Any]:
+    """The notebooks run from top to bottom in one fresh kernel, one after the other, each cell with
+    the curves of its figures in its metadata.
     """
-    fresh = copy.deepcopy(notebook)
-    for cell in codes(fresh):
-        cell.outputs, cell.execution_count = [], None
-        cell.metadata.pop("curves", None)
-    first, last = nbformat.v4.new_code_cell(_RECORD), nbformat.v4.new_code_cell(_TELL)
-    fresh.cells = [first, *fresh.cells, last]
+    fresh = [copy.deepcopy(notebook) for notebook in notebooks]
+    run = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(_RECORD)])
+    for notebook in fresh:
+        for cell in codes(notebook):
+            cell.outputs, cell.execution_count = [], None
+            cell.metadata.pop("curves", None)
+        run.cells += [*notebook.cells, nbformat.v4.new_code_cell(_TELL)]
+        notebook.told = run.cells[-1]
     client = nbclient.NotebookClient(
-        fresh, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(COLABS)}}
+        run, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(COLABS)}}
     )
-    # As a reader's: the eight devices of the tests would change roundings. And with the package of
-    # this checkout.
-    env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    client.execute(env=env | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(COLABS.parent)})
-    fresh.cells = fresh.cells[1:-1]
-    recorded = json.loads(last.outputs[0]["text"])
-    for number, cell in enumerate(codes(fresh), start=1):
-        cell.execution_count = number
-        cell.metadata.pop("execution", None)
-        shown = len(pictures(cell))
-        if shown:
-            cell.metadata["curves"] = json.dumps(
-                recorded[:shown]
-            )  # one line of the file, not thousands
-        recorded = recorded[shown:]
-    assert not recorded, "a figure was rendered that no cell shows"
+    # With one device, as a reader: the eight of the tests would change roundings. And with the
+    # package of this checkout.
+    flags = re.sub(
+        r"--xla_force_host_platform_device_count=\d+", "", os.environ.get("XLA_FLAGS", "")
+    )
+    env = {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(COLABS.parent)}
+    client.execute(env=os.environ | env)
+    for notebook in fresh:
+        recorded = json.loads(notebook.pop("told").outputs[0]["text"])
+        for number, cell in enumerate(codes(notebook), start=1):
+            cell.execution_count = number
+            cell.metadata.pop("execution", None)
+            shown = len(pictures(cell))
+            if shown:  # one line of the file, not thousands
+                cell.metadata["curves"] = json.dumps(recorded[:shown])
+            recorded = recorded[shown:]
+        assert not recorded, "a figure was rendered that no cell shows"
     return fresh
 
 
@@ -169,11 +194,13 @@ def main(arguments: list[str] | None = None) -> None:
         "--repository", metavar="OWNER/NAME", help="give each notebook its badge, and run none"
     )
     repository = parser.parse_args(arguments).repository
-    for path in sorted(COLABS.glob("*.ipynb")):
-        notebook = read(path)
-        nbformat.write(
-            with_badge(notebook, path.name, repository) if repository else executed(notebook), path
-        )
+    notebooks = {path: read(path) for path in sorted(COLABS.glob("*.ipynb"))}
+    if repository:
+        new = [with_badge(each, path.name, repository) for path, each in notebooks.items()]
+    else:
+        new = [executed(each)[0] for each in notebooks.values()]
+    for path, notebook in zip(notebooks, new, strict=True):
+        nbformat.write(notebook, path)
         print("wrote", path.name)
     if not repository:
         PICTURE.write_bytes(picture())

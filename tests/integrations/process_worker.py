@@ -1,10 +1,10 @@
-"""One of several processes that train together in shards, with everything switched on.
+"""One of several processes that train together, in shards and with everything switched on.
 
 Run: `python -m tests.integrations.process_worker ADDRESS PROCESS FOLDER WHAT` for PROCESS, "0/2" or
-"1/2", of two. WHAT is "die": the last process does, by SIGKILL, within a step some calls after its
-checkpoint. Or it is "live": they go on from that checkpoint, then train once more from the start,
-and leave what they know after each in FOLDER. `train` is also what the test runs in its own, single
-process.
+"1/2", of two. They go on from the checkpoints in FOLDER/run by the program of `layouts.py`. WHAT is
+"die": the last process does, by SIGKILL, when it writes a file of their first checkpoint. Or it is
+"live": they go on to the end, then train by the program of this module, and leave what they know of
+it in FOLDER. `train` is also what the test runs in its own, single process.
 """
 
 import functools
@@ -23,12 +23,13 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import warmclip_jax as wc
+from tests.integrations import layouts
 from tests.integrations.real_processes import DEVICES, join
 
-CALLS, HALF = 12, 6
+CALLS = 12
 #: The calls at which something is wrong, and the one device that has it in its part of the batch.
 NAN, SPIKE, LOSS = (4, DEVICES - 1), (7, 0), (10, 3)
-DIES = HALF + 3
+DIES = layouts.CALLS // 2 + layouts.EVERY
 SPECS = {
     "embed": P("data"),
     "kernel": P(None, ("data", "model")),
@@ -78,9 +79,12 @@ def batch_of(call: int) -> Any:
     return {"inputs": inputs.reshape(-1, 8), "added_loss": added}
 
 
-def die(call: Any) -> None:
-    if call == DIES and jax.process_index() == jax.process_count() - 1:
-        os.kill(os.getpid(), signal.SIGKILL)
+def die_in_checkpoint(number: int) -> None:
+    def hear(event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "open" and f"/{number}.orbax-checkpoint-tmp" in str(arguments[0]):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hear)
 
 
 # What is everywhere alike: parameters and state before the first call, and how they lie. The moments
@@ -105,37 +109,33 @@ def mesh() -> jax.sharding.Mesh:
     return jax.make_mesh((4, 2), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
 
 
-@functools.cache
-def step_of(dies: bool) -> Any:
-    def step(now: Any, batch: Any) -> Any:
-        params, opt_state = now
-        value, grads = jax.value_and_grad(loss)(params, batch)
-        if dies:
-            jax.debug.callback(die, opt_state.clip_state.clip_calls)
-        now = wc.apply_gradients(OPTIMIZER, params, opt_state, grads=grads, value=value)
-        return now, wc.metrics(now[1])
+def spread(tree: Any, specs: Any) -> Any:
+    """The same arrays over all devices."""
 
-    in_map = jax.shard_map(step, mesh=mesh(), in_specs=(specs(), BATCH), out_specs=(specs(), P()))
-    return jax.jit(in_map, donate_argnums=0)
+    def spread_leaf(leaf: Any, spec: P) -> jax.Array:
+        leaf = np.asarray(leaf, np.float32 if leaf.dtype == np.float64 else None)
+        sharding = NamedSharding(mesh(), spec)
+        return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
+
+    return jax.tree.map(spread_leaf, tree, specs)
 
 
-def train(folder: pathlib.Path, *, first: int = 0, dies: bool = False) -> dict[str, Any]:
+def train() -> dict[str, Any]:
     """What this process knows at the end: metrics of each call, records, report, and its shards of
     parameters and state.
     """
-    checkpoint = folder / f"checkpoint {jax.process_index()}.npz"
-    if first:
-        with np.load(checkpoint) as saved:
-            now = spread(start(), specs(), lambda name, _: saved[name])
-    else:
-        now = spread(start(), specs(), lambda _, shard: shard)
-    history = []
-    for call in range(first, CALLS):
-        batch = spread(batch_of(call), BATCH, lambda _, shard: shard.astype(np.float32))
-        now, known = step_of(dies)(now, batch)
+
+    def step(now: Any, batch: Any) -> Any:
+        value, grads = jax.value_and_grad(loss)(now[0], batch)
+        now = wc.apply_gradients(OPTIMIZER, *now, grads=grads, value=value)
+        return now, wc.metrics(now[1])
+
+    in_map = jax.shard_map(step, mesh=mesh(), in_specs=(specs(), BATCH), out_specs=(specs(), P()))
+    jitted = jax.jit(in_map, donate_argnums=0)
+    now, history = spread(start(), specs()), []
+    for call in range(CALLS):
+        now, known = jitted(now, spread(batch_of(call), BATCH))
         history.append({name: np.asarray(value) for name, value in known.items()})
-        if call + 1 == HALF:
-            np.savez(checkpoint, **shards(now))
     return {
         **{f"metrics {name}": np.stack([each[name] for each in history]) for name in history[0]},
         **{f"records {name}": column for name, column in wc.records(now[1]).items()},
@@ -144,30 +144,13 @@ def train(folder: pathlib.Path, *, first: int = 0, dies: bool = False) -> dict[s
     }
 
 
-def named(path: Any, index: Any) -> str:
-    return f"shard {jax.tree_util.keystr(path)} {[part.start or 0 for part in index]}"
-
-
-def spread(tree: Any, specs: Any, shard_of: Any) -> Any:
-    """Arrays over all devices, of what `shard_of` makes of the name and the content of each shard."""
-
-    def spread_leaf(path: Any, leaf: Any, spec: P) -> jax.Array:
-        leaf = np.asarray(leaf)
-        return jax.make_array_from_callback(
-            leaf.shape,
-            NamedSharding(mesh(), spec),
-            lambda index: shard_of(named(path, index), leaf[index]),
-        )
-
-    return jax.tree_util.tree_map_with_path(spread_leaf, tree, specs)
-
-
 def shards(tree: Any) -> dict[str, Any]:
     """The shards that lie in this process, by name. Those that should be copies of each other are."""
     found: dict[str, Any] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         for shard in leaf.addressable_shards:
-            data, name = np.asarray(shard.data), named(path, shard.index)
+            place = [part.start or 0 for part in shard.index]
+            data, name = np.asarray(shard.data), f"shard {jax.tree_util.keystr(path)} {place}"
             assert found.setdefault(name, data).tobytes() == data.tobytes(), name
     return found
 
@@ -175,9 +158,10 @@ def shards(tree: Any) -> dict[str, Any]:
 def main(address: str, process: str, out: str, what: str) -> None:
     folder, dies = pathlib.Path(out), what == "die"
     join(address, process, **({"patience": 8} if dies else {}))
-    for name, first in (("continued", HALF), ("whole", 0)) if not dies else (("dead", 0),):
-        known = train(folder, first=first, dies=dies)
-        np.savez(folder / f"{name} {jax.process_index()}.npz", **known)
+    if dies and jax.process_index() == jax.process_count() - 1:
+        die_in_checkpoint(DIES)
+    layouts.trained(layouts.mesh_of(4, 2), folder / "run")
+    np.savez(folder / f"{jax.process_index()}.npz", **train())
     jax.distributed.shutdown()
 
 

@@ -7,6 +7,7 @@ own, NumPy's float64 and the schedule's formula.
 
 import dataclasses
 import functools
+import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -21,7 +22,6 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import warmclip_jax as wc
-from tests.cases import case
 from tests.integrations.clients import CLIENTS, STREAM, Client, gradients
 from tests.problem import float64_norm
 
@@ -145,31 +145,27 @@ class Situation:
         return (STREAM[0], None, STREAM[-1]) if self.donate is None else STREAM
 
 
+#: Outside of jit, on a mesh and under x64, the rest does as one of these does.
+SOME = ("chain", "pipeline", "MultiSteps", "partition", "inject_hyperparams outside")
+SOME += ("flax nnx", "equinox")
+#: Each with the clients that are in it.
 SITUATIONS = {
-    "eager": Situation(None),
-    "jit with donation": Situation(donate=True),
-    "explicit mesh, eager": Situation(None, AxisType.Explicit),
-    "explicit mesh, jit": Situation(donate=False, mesh=AxisType.Explicit),
-    "automatic mesh, jit with donation": Situation(donate=True, mesh=AxisType.Auto),
+    "jit with donation": (Situation(donate=True), tuple(CLIENTS)),
+    "eager": (Situation(None), SOME),
+    "explicit mesh, eager": (Situation(None, AxisType.Explicit), ("chain", "pipeline", "equinox")),
+    "explicit mesh, jit": (Situation(donate=False, mesh=AxisType.Explicit), SOME),
+    "automatic mesh, jit with donation": (Situation(donate=True, mesh=AxisType.Auto), SOME),
 }
-#: On a mesh, and under x64, the rest does as one of these does.
-ON_A_MESH = ("chain", "skip_nonfinite", "pipeline", "MultiSteps", "partition")
-ON_A_MESH += ("inject_hyperparams outside", "flax nnx", "equinox")
 
 
 @pytest.mark.parametrize(
     ("name", "situation"),
-    [
-        (name, situation)
-        for name in CLIENTS
-        for situation, each in SITUATIONS.items()
-        if each.mesh is None or name in ON_A_MESH
-    ],
+    [(name, situation) for situation, (_, names) in SITUATIONS.items() for name in names],
 )
 def test_a_bad_step_never_came_looks_like_a_good_one_and_is_told(name: str, situation: str):
-    client, donate, mesh = CLIENTS[name], SITUATIONS[situation].donate, SITUATIONS[situation].mesh
-    sizes = SITUATIONS[situation].sizes
-    sharding = None if mesh is None else on_mesh(mesh)
+    client, (where, _) = CLIENTS[name], SITUATIONS[situation]
+    donate, sizes = where.donate, where.sizes
+    sharding = None if where.mesh is None else on_mesh(where.mesh)
 
     start = client.host.start(spread(client.host.make_params(), sharding), client.optimizer)
     if donate is not None:
@@ -232,7 +228,7 @@ def assert_params(name: str, carry: Any, rtol: float, atol: float) -> None:
     chex.assert_trees_all_close(params, as_jitted(name)[2], rtol=rtol, atol=atol)
 
 
-@pytest.mark.parametrize("name", ON_A_MESH)
+@pytest.mark.parametrize("name", SOME)
 def test_a_float32_run_goes_on_under_x64_in_a_scan(name: str):
     start, stream, _ = as_jitted(name)
     before = halfway(name)
@@ -273,95 +269,45 @@ def test_a_scan_gives_the_numbers_of_single_steps_also_when_the_scalars_of_our_s
         assert_metrics(CLIENTS[name], known, stream[: call + 1], rtol=2**-8)
 
 
-@pytest.fixture(scope="module")
-def restored_by_orbax(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The arrays of every client's carry, which went through one checkpoint."""
-    path = tmp_path_factory.mktemp("orbax") / "state"
-    arrays = {
-        str(place): eqx.filter(halfway(name), eqx.is_array) for place, name in enumerate(CLIENTS)
-    }
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(path, arrays)
-        checkpointer.wait_until_finished()
-        restored = checkpointer.restore(path, jax.tree.map(jnp.zeros_like, arrays))
-    return dict(zip(CLIENTS, (restored[str(place)] for place in range(len(CLIENTS))), strict=True))
-
-
-def assert_goes_on(name: str, restored: Any) -> None:
-    """A run restored after the first bad call ends as one that saw none, and is told as one that
-    never stopped.
-    """
-    _, stream, expected = as_jitted(name)
-    carry, told, _ = train(name, as_made_here(restored), stream[2:], donate=True)
-    chex.assert_trees_all_equal(
-        eqx.filter(CLIENTS[name].host.params(carry), eqx.is_array), expected
-    )
-    for call, known in enumerate(told):
-        assert_metrics(CLIENTS[name], known, stream[: call + 3])
-
-
-@every_client
-def test_a_run_that_was_saved_by_flax_after_a_bad_step_goes_on(name: str):
-    assert_goes_on(name, CLIENTS[name].host.on_flax_disk_and_back(halfway(name)))
-
-
-@every_client
-def test_a_run_that_was_saved_by_orbax_after_a_bad_step_goes_on(
-    name: str, restored_by_orbax: dict[str, Any]
+#: test_disks.py has those whose parameters and state are plain trees.
+@pytest.mark.parametrize("name", ["flax linen", "flax nnx", "equinox"])
+def test_a_run_that_was_saved_after_a_bad_step_goes_on_as_one_that_saw_none(
+    name: str, tmp_path: pathlib.Path
 ):
-    _, rest = eqx.partition(halfway(name), eqx.is_array)
-    assert_goes_on(name, eqx.combine(restored_by_orbax[name], rest))
+    arrays, rest = eqx.partition(halfway(name), eqx.is_array)
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "state", arrays)
+        checkpointer.wait_until_finished()
+        by_orbax = checkpointer.restore(tmp_path / "state", jax.tree.map(jnp.zeros_like, arrays))
+    by_flax = CLIENTS[name].host.on_flax_disk_and_back(halfway(name))
+    _, stream, expected = as_jitted(name)
+    for restored in (eqx.combine(by_orbax, rest), by_flax):
+        carry, told, _ = train(name, as_made_here(restored), stream[2:], donate=True)
+        chex.assert_trees_all_equal(
+            eqx.filter(CLIENTS[name].host.params(carry), eqx.is_array), expected
+        )
+        for call, known in enumerate(told):
+            assert_metrics(CLIENTS[name], known, stream[: call + 3])
 
 
-#: The clients whose state keeps no record of calls: theirs is refused, in one sentence.
-WITHOUT_RECORD = {
-    *("chain", "skip_nonfinite", "pipeline", "pipeline, a function", "equinox, guard"),
-    *("inject_hyperparams inside", "inject_hyperparams outside", "partition"),
-    *("MultiSteps", "flax nnx", "equinox"),
-}
-#: The calls of the streams under the flags, compiled and not. A cell is a moment in one of them.
-UNDER_FLAGS: list[tuple[bool | None, Any]] = [(True, STREAM[:4]), (None, STREAM[:2])]
-MOMENTS = sum(len(sizes) + 1 for _, sizes in UNDER_FLAGS)
-
-
-def read(state: Any, *, picture: bool) -> dict[str, Any]:
-    """All that can be read of a state, the picture if it is asked for."""
+def read(state: Any) -> dict[str, Any]:
+    """All that can be read of a state."""
     told: dict[str, Any] = {"report": wc.report(state)}
     told["metrics"] = {name: value.tolist() for name, value in wc.metrics(state).items()}
-    try:
+    if "Record" in told["report"]:
         told["records"] = {name: column.tolist() for name, column in wc.records(state).items()}
-    except ValueError as refused:
-        told["refused"] = str(refused)
-    if picture and "records" in told:
-        figure = wc.plot_records(state)
-        figure.canvas.draw()
-        told["picture"] = [line.get_xydata().tolist() for line in figure.axes[0].get_lines()]
     return told
 
 
+#: test_under_flags.py has streams of other calls, steps outside of jit and pictures.
 @every_client
 def test_each_client_is_read_and_goes_on_under_the_debug_flags_as_without_them(name: str):
     host, good = CLIENTS[name].host, as_jitted(name)[1][0]
-    refused = cells = 0
-    for donate, sizes in UNDER_FLAGS:
-        step, carry = stepper(name, donate), copied(as_jitted(name)[0])
-        for moment in range(len(sizes) + 1):
-            look = functools.partial(read, picture=moment == len(STREAM[:4]))
-            expected, after = look(host.state(carry)), step(copied(carry), good)[0]
-            with case(donate=donate, moment=moment), jax.debug_nans(True), jax.debug_infs(True):
-                np.testing.assert_equal(look(host.state(carry)), expected)
-                under = step(copied(carry), good)[0]
-                told = look(host.state(under))
-            chex.assert_trees_all_equal(
-                *(eqx.filter(each, eqx.is_array) for each in (under, after))
-            )
-            np.testing.assert_equal(told, look(host.state(after)))
-            cells, refused = cells + 1, refused + ("refused" in told)
-            if moment < len(sizes):
-                carry = step(carry, as_jitted(name)[1][moment])[0]
-    assert (cells, refused) == (MOMENTS, MOMENTS if name in WITHOUT_RECORD else 0)
-
-
-def test_the_table_of_clients_under_the_debug_flags_has_all_its_cells():
-    assert CLIENTS.keys() >= WITHOUT_RECORD
-    assert (len(CLIENTS) * MOMENTS, len(WITHOUT_RECORD) * MOMENTS) == (128, 88)
+    step, before = stepper(name, True), halfway(name)
+    expected, (after, _) = read(host.state(before)), step(copied(before), good)
+    with jax.debug_nans(True), jax.debug_infs(True):
+        np.testing.assert_equal(read(host.state(before)), expected)
+        under, _ = step(copied(before), good)
+        told = read(host.state(under))
+    chex.assert_trees_all_equal(*(eqx.filter(each, eqx.is_array) for each in (under, after)))
+    np.testing.assert_equal(told, read(host.state(after)))

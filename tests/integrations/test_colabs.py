@@ -4,9 +4,11 @@ curves, its pictures.
 
 import base64
 import io
+import os
 import pathlib
 from typing import Any
 
+import jax
 import matplotlib.image
 import numpy as np
 import pytest
@@ -19,8 +21,10 @@ from tests.integrations.notebooks import (
     codes,
     curves,
     executed,
+    has_devices_of_its_own,
     picture,
     pictures,
+    printed,
     read,
     says_the_same,
     texts,
@@ -28,10 +32,17 @@ from tests.integrations.notebooks import (
 
 # The kernel's own machinery warns about sockets and event loops.
 pytestmark = pytest.mark.filterwarnings("ignore")
-#: test_framework_recipes.py runs this one, cell by cell.
-ELSEWHERE = "frameworks"
 every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
-HERE = [path for path in NOTEBOOKS if path.stem != ELSEWHERE]
+
+
+@pytest.fixture(scope="module")
+def pairs() -> dict[str, Any]:
+    """Notebooks as they are committed and as they are run anew, but those with devices of their own."""
+    committed = {path.stem: read(path) for path in NOTEBOOKS}
+    before = {stem: each for stem, each in committed.items() if not has_devices_of_its_own(each)}
+    return dict(
+        zip(before, zip(before.values(), executed(*before.values()), strict=True), strict=True)
+    )
 
 
 def distances(before: Any, after: Any) -> list[float]:
@@ -93,16 +104,10 @@ def repainted(before: np.ndarray, after: np.ndarray, reach: int = 2) -> float:
     return float(np.mean(strangers(before, after) | strangers(after, before)))
 
 
-def test_there_are_notebooks():
-    assert {"diagnosis", "frameworks", "quickstart", "scaling", "schedules"} <= {
-        path.stem for path in NOTEBOOKS
-    }
-
-
-@pytest.mark.parametrize("path", HERE, ids=[path.stem for path in HERE])
-def test_a_notebook_runs_and_shows_what_is_committed(path: pathlib.Path):
-    committed = read(path)
-    for before, after in zip(codes(committed), codes(executed(committed)), strict=True):
+@pytest.mark.parametrize("name", ["diagnosis", "quickstart", "schedules"])
+def test_a_notebook_runs_and_shows_what_is_committed(name: str, pairs: dict[str, Any]):
+    assert len(pairs) == 3
+    for before, after in zip(*map(codes, pairs[name]), strict=True):
         assert says_the_same(texts(before), texts(after)), before.source
         assert len(pictures(after)) == len(pictures(before)), before.source
         assert moved(curves(before), curves(after)) <= (0.25 if is_chaotic(before) else 0), (
@@ -115,6 +120,15 @@ def test_a_notebook_runs_and_shows_what_is_committed(path: pathlib.Path):
                 assert repainted(pixels(old), pixels(new)) < (
                     0.1 if is_chaotic(before) else 0.002
                 ), before.source
+
+
+# test_framework_recipes.py runs the other one with devices of its own.
+def test_the_notebook_of_many_devices_prints_what_is_committed(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("XLA_FLAGS", os.environ["XLA_FLAGS"])  # Which is set there.
+    names: dict[str, Any] = {}
+    with jax.numpy_rank_promotion("allow"):
+        for cell in codes(read(notebooks.COLABS / "scaling.ipynb")):
+            assert says_the_same(texts(cell), printed(cell, names)), cell.source
 
 
 def drawn(power: float) -> np.ndarray:

@@ -151,6 +151,11 @@ class Account:
         self.is_finite: Any = np.isfinite(grads).all(axis=1)
         self.margin = math.inf
         self._follow()
+        self.taken: Any = self.is_finite & ~self.spiked
+        self.skipped: Any = ~self.taken
+        self.clipped = self.over & self.taken[:, None]  # each group of each call
+        # A spike is clipped or skipped, finite, and has a leaf that stands out.
+        self.is_spike = self.is_finite & self.stands_out & (self.skipped | self.clipped.any(axis=1))
 
     def _follow(self) -> None:
         calls = len(self.norms)
@@ -198,24 +203,6 @@ class Account:
             self.margin, abs(log - bound) / error if math.isfinite(bound) else math.inf
         )
         return log > bound
-
-    @functools.cached_property
-    def taken(self) -> np.ndarray:
-        return self.is_finite & ~self.spiked
-
-    @functools.cached_property
-    def skipped(self) -> np.ndarray:
-        return ~self.taken
-
-    @functools.cached_property
-    def clipped(self) -> np.ndarray:
-        """Whether each group of each call is clipped."""
-        return self.over & self.taken[:, None]
-
-    @functools.cached_property
-    def is_spike(self) -> np.ndarray:
-        """Whether a call is clipped or skipped, finite, and has a leaf that stands out."""
-        return self.is_finite & self.stands_out & (self.skipped | self.clipped.any(axis=1))
 
     def coefs(self, calls: slice) -> np.ndarray:
         with np.errstate(divide="ignore"):

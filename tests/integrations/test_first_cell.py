@@ -8,9 +8,6 @@ import pathlib
 import subprocess
 import sys
 import zipfile
-from typing import Any
-
-import pytest
 
 from tests.integrations.notebooks import COLABS, NOTEBOOKS, codes, read
 
@@ -20,23 +17,21 @@ from tests.integrations.notebooks import COLABS, NOTEBOOKS, codes, read
     for cell in codes(read(path))
     if "import pathlib" in cell.source
 }
-WHEEL = "warmclip_jax-0.1.0-py3-none-any.whl"
 
-# In a shell of IPython whose pip installs by putting the thing upon the path, and where the package
-# is not there before.
+# In shells of IPython whose pip installs by putting the thing upon the path, and where the package
+# is not there before, but in the first folder.
 RUN = """
-import json, re, sys
+import json, os, re, sys
 from IPython.core.interactiveshell import InteractiveShell
 
 class Hidden:
-    hides = sys.argv[2] == "hidden"
+    hides = False
     def find_spec(self, name, path=None, target=None):
         if name == "warmclip_jax" and self.hides:
             raise ModuleNotFoundError("No module named 'warmclip_jax'", name=name)
 
-hidden, asked = Hidden(), []
+hidden, shell, path = Hidden(), InteractiveShell(), list(sys.path)
 sys.meta_path.insert(0, hidden)
-shell = InteractiveShell()
 
 def pip(line):
     asked.append(line)
@@ -44,22 +39,16 @@ def pip(line):
     hidden.hides = False
 
 shell.register_magic_function(pip, "line", "pip")
-done = shell.run_cell(sys.argv[1], silent=True)
-error = done.error_before_exec or done.error_in_exec
-print("\\n" + json.dumps({"asked": asked, "error": str(error or ""), "from": getattr(shell.user_ns.get("wc"), "__file__", "")}))
+for folder in sys.argv[2:]:
+    os.chdir(folder)
+    asked, sys.path[:] = [], path
+    done = shell.run_cell(sys.argv[1], silent=True)
+    error = done.error_before_exec or done.error_in_exec
+    wc = shell.user_ns.pop("wc", None)
+    print("\\n" + json.dumps({"asked": asked, "error": str(error or ""), "from": getattr(wc, "__file__", "")}))
+    sys.modules.pop("warmclip_jax", None)
+    hidden.hides = True
 """
-
-
-def run(folder: pathlib.Path, *, hidden: bool = True) -> dict[str, Any]:
-    """What the cell asked of pip, which package it then imported, and its error, when run in a
-    folder.
-    """
-    arguments = [sys.executable, "-c", RUN, FINDING, "hidden" if hidden else "installed"]
-    env = os.environ | {"IPYTHONDIR": str(folder / ".ipython"), "PYTHONPATH": str(COLABS.parent)}
-    ran = subprocess.run(arguments, cwd=folder, env=env, capture_output=True, text=True)
-    assert ran.returncode == 0, ran.stderr
-    *printed, known = ran.stdout.splitlines()
-    return json.loads(known) | {"printed": "\n".join(printed)}
 
 
 def checkout(folder: pathlib.Path) -> pathlib.Path:
@@ -75,35 +64,36 @@ def wheel(path: pathlib.Path, age: int = 0) -> pathlib.Path:
     return path
 
 
-def test_an_installed_package_is_taken_and_nothing_asked_of_pip(tmp_path: pathlib.Path):
-    wheel(tmp_path / WHEEL)
-    ran = run(tmp_path, hidden=False)
-    assert (ran["asked"], ran["error"]) == ([], "")
-    assert ran["from"] == str(COLABS.parent / "warmclip_jax" / "__init__.py")
-
-
-@pytest.mark.parametrize("place", ["around", "itself", "below"])
-def test_a_checkout_is_installed_from(tmp_path: pathlib.Path, place: str):
-    source = checkout(tmp_path / "clone with spaces")
-    (source / "colabs").mkdir()
-    ran = run({"around": source / "colabs", "itself": source, "below": tmp_path}[place])
-    assert (ran["error"], ran["from"]) == ("", str(source / "warmclip_jax" / "__init__.py"))
-
-
-def test_of_several_wheels_the_newest_goes_before_older_ones_and_before_a_checkout(
+def test_it_takes_what_is_installed_else_the_newest_wheel_else_a_checkout_and_else_asks_pypi(
     tmp_path: pathlib.Path,
 ):
-    source = checkout(tmp_path / "checkout")
-    wheel(source / "warmclip_jax-0.9.0-py3-none-any.whl", age=100)
-    newest = wheel(source / "warmclip_jax-0.10.0-py3-none-any.whl")
-    ran = run(source)
-    assert ran["error"] == ""
-    assert ran["from"].startswith(str(newest))
-    assert len(ran["asked"]) == 1
-
-
-def test_without_any_it_asks_pypi_and_says_what_to_do_should_that_fail(tmp_path: pathlib.Path):
-    ran = run(tmp_path)
-    assert ran["asked"] == ['install -q "warmclip-jax[examples]"']
-    advice = f"put a warmclip_jax-*.whl or a checkout into {tmp_path}, then run this cell again."
-    assert advice in ran["printed"]
+    installed, below, wheels, nowhere = (
+        tmp_path / name for name in ("installed", "below", "wheels", "nowhere")
+    )
+    source = checkout(below / "clone with spaces")
+    for folder in (installed, source / "colabs", nowhere):
+        folder.mkdir()
+    wheel(installed / "warmclip_jax-0.1.0-py3-none-any.whl")
+    checkout(wheels)
+    wheel(wheels / "warmclip_jax-0.9.0-py3-none-any.whl", age=100)
+    newest = wheel(wheels / "warmclip_jax-0.10.0-py3-none-any.whl")
+    found = {
+        installed: COLABS.parent,
+        source / "colabs": source,
+        source: source,
+        below: source,
+        wheels: newest,
+        nowhere: COLABS.parent,
+    }
+    env = os.environ | {"IPYTHONDIR": str(tmp_path / ".ipython"), "PYTHONPATH": str(COLABS.parent)}
+    arguments = [sys.executable, "-c", RUN, FINDING, *map(str, found)]
+    ran = subprocess.run(arguments, env=env, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    told = [json.loads(line) for line in ran.stdout.splitlines() if line.startswith("{")]
+    for (folder, place), known in zip(found.items(), told, strict=True):
+        assert (known["error"], known["from"]) == ("", str(place / "warmclip_jax/__init__.py"))
+        assert len(known["asked"]) == (folder != installed)
+    assert told[-1]["asked"] == ['install -q "warmclip-jax[examples]"']
+    advice = f"put a warmclip_jax-*.whl or a checkout into {nowhere}, then run this cell again."
+    assert ran.stdout.count("Should PyPI not have it") == 1
+    assert advice in ran.stdout

@@ -18,12 +18,11 @@ import pytest
 from flax import nnx
 
 import warmclip_jax as wc
-from tests.integrations.notebooks import COLABS, codes, read, says_the_same, texts
+from tests.integrations.notebooks import COLABS, codes, printed, read, says_the_same, texts
 from tests.problem import float64_norm
 
-NOTEBOOK = codes(read(COLABS / "frameworks.ipynb"))
-CELLS = {cell.id: cell.source for cell in NOTEBOOK}
-SHOWN = {cell.id: texts(cell) for cell in NOTEBOOK}
+CELLS = {cell.id: cell for cell in codes(read(COLABS / "frameworks.ipynb"))}
+Names = dict[str, Any]
 #: What other cells build upon.
 SHARED = ("first", "package", "imports", "problem", "tree")
 
@@ -35,22 +34,19 @@ def _their_layers_promote_ranks():
 
 
 @functools.cache
-def shared() -> dict[str, Any]:
-    names: dict[str, Any] = {"told": []}
-    names["print"] = lambda *words: names["told"].append(" ".join(map(str, words)))
+def shared() -> Names:
+    names: Names = {}
     for name in SHARED:
-        # Outside of a notebook there is no %pip, and the package is there.
-        exec(CELLS[name].replace("%pip", "# %pip"), names)
+        printed(CELLS[name], names)
     return names
 
 
 @pytest.fixture
-def after(request: pytest.FixtureRequest) -> dict[str, Any]:
+def after(request: pytest.FixtureRequest) -> Names:
     """The names that an entry's cell leaves behind, and what it printed."""
-    names = shared().copy()
-    names["told"].clear()
-    exec(CELLS[request.param], names)
-    assert says_the_same(SHOWN[request.param], "".join(f"{line}\n" for line in names["told"]))
+    cell, names = CELLS[request.param], shared().copy()
+    names |= {"entry": request.param, "told": printed(cell, names)}
+    assert says_the_same(texts(cell), names["told"])
     return names
 
 
@@ -95,62 +91,97 @@ def assert_two_updates_and_one_skip(ours: Any, theirs: Any, grads: Any, state: A
 
 def test_every_entry_has_a_test_here_and_says_something():
     tested = {
-        mark.args[1][0]
+        name
         for test in list(globals().values())
         for mark in getattr(test, "pytestmark", [])
         if "after" in mark.args
+        for name in mark.args[1]
     }
     assert tested == set(CELLS) - set(SHARED)
 
 
-@entry("linen")
-def test_linen_trains_as_plain_optax_without_the_bad_batch(after: dict[str, Any]):
-    x, y, model = after["x"], after["y"], after["model"]
-    params, grads = trained(
-        model.init(jax.random.key(0), x), lambda params: jnp.mean((model.apply(params, x) - y) ** 2)
-    )
-    assert_two_updates_and_one_skip(after["state"].params, params, grads, after["state"])
-    assert int(after["state"].step) == 3
+def in_linen(after: Names) -> Any:
+    model, state, x = after["model"], after["state"], after["x"]
+    assert int(state.step) == 3
+    start = model.init(jax.random.key(0), x)
+    return start, lambda params: after["mse"](model.apply(params, x)), state.params, state
 
 
-@entry("nnx")
-def test_nnx_trains_as_plain_optax_without_the_bad_batch(after: dict[str, Any]):
-    x, y = after["x"], after["y"]
-    start = nnx.Linear(4, 1, rngs=nnx.Rngs(0))
-    params, grads = trained(
-        {"kernel": start.kernel[...], "bias": start.bias[...]},  # pyright: ignore[reportOptionalSubscript]
-        lambda params: jnp.mean((x @ params["kernel"] + params["bias"] - y) ** 2),
-    )
-    model = after["model"]
-    assert_two_updates_and_one_skip(
-        {"kernel": model.kernel[...], "bias": model.bias[...]}, params, grads, after["trainer"]
-    )
+def in_nnx(after: Names) -> Any:
+    def kernel_and_bias(model: Any) -> Any:
+        return {"kernel": model.kernel[...], "bias": model.bias[...]}
+
+    start = kernel_and_bias(nnx.Linear(4, 1, rngs=nnx.Rngs(0)))
+    ours = kernel_and_bias(after["model"])
+    return start, functools.partial(linear_loss, after), ours, after["trainer"]
 
 
-@entry("equinox")
-def test_equinox_trains_as_plain_optax_without_the_bad_batch(after: dict[str, Any]):
-    x, y = after["x"], after["y"]
-    arrays, rest = eqx.partition(
-        eqx.nn.MLP(4, 1, 8, 1, key=jax.random.key(0)), eqx.is_inexact_array
-    )
-    params, grads = trained(
-        arrays, lambda arrays: jnp.mean((jax.vmap(eqx.combine(arrays, rest))(x) - y) ** 2)
-    )
-    ours = eqx.filter(after["model"], eqx.is_inexact_array)
-    assert_two_updates_and_one_skip(ours, params, grads, after["opt_state"])
+def in_equinox(after: Names) -> Any:
+    model = eqx.nn.MLP(4, 1, 8, 1, key=jax.random.key(0))
+    start, rest = eqx.partition(model, eqx.is_inexact_array)
     assert after["model"].activation is not None
 
+    def loss(arrays: Any) -> Any:
+        return after["mse"](jax.vmap(eqx.combine(arrays, rest))(after["x"]))
 
-@entry("haiku")
-def test_haiku_trains_as_plain_optax_without_the_bad_batch(after: dict[str, Any]):
-    x, y, network = after["x"], after["y"], after["network"]
+    return start, loss, eqx.filter(after["model"], eqx.is_inexact_array), after["opt_state"]
+
+
+def in_haiku(after: Names) -> Any:
+    network, x = after["network"], after["x"]
     start = network.init(jax.random.key(0), x)
-    params, grads = trained(start, lambda params: jnp.mean((network.apply(params, x) - y) ** 2))
-    assert_two_updates_and_one_skip(after["params"], params, grads, after["opt_state"])
+    params, state = after["params"], after["opt_state"]
+    return start, lambda params: after["mse"](network.apply(params, x)), params, state
+
+
+def in_shard_map(after: Names) -> Any:
+    ours = after["params"]
+    assert ours["kernel"].addressable_shards[0].data.shape == (2, 1)
+    start = {"kernel": jnp.zeros((4, 1)), "bias": jnp.zeros(1)}
+    return start, functools.partial(linear_loss, after), ours, after["opt_state"]
+
+
+def in_a_tree(after: Names) -> Any:
+    loss = functools.partial(after["loss_of"], x=after["x"])
+    return after["start"], loss, after["params"], after["opt_state"]
+
+
+def linear_loss(after: Names, params: Any) -> Any:
+    return after["mse"](after["x"] @ params["kernel"] + params["bias"])
+
+
+def decaying_kernels(rate: Any) -> Any:
+    mask = {name: {"kernel": True, "bias": False} for name in ("backbone", "head")}
+    return optax.adamw(rate, weight_decay=0.5, mask=mask)
+
+
+def two_rates(rate: Any) -> Any:
+    parts: Any = {"a": optax.sgd(rate), "b": optax.sgd(lambda count: 0.1 * rate(count))}
+    return optax.partition(parts, {"head": "a", "backbone": "b"})
+
+
+#: What an entry trains: start, loss, what it ended at and its state; and by which optimizer.
+TRAINED: dict[str, tuple[Any, Any]] = {
+    "linen": (in_linen, optax.adamw),
+    "nnx": (in_nnx, optax.adamw),
+    "equinox": (in_equinox, optax.adamw),
+    "haiku": (in_haiku, optax.adamw),
+    "shard_map": (in_shard_map, optax.adamw),
+    "mask": (in_a_tree, decaying_kernels),
+    "rates": (in_a_tree, two_rates),
+}
+
+
+@pytest.mark.parametrize("after", TRAINED, indirect=True)
+def test_an_entry_trains_as_plain_optax_on_one_device_without_the_bad_batch(after: Names):
+    of_entry, optimizer = TRAINED[after["entry"]]
+    start, loss, ours, state = of_entry(after)
+    params, grads = trained(start, loss, plain(optimizer))
+    assert_two_updates_and_one_skip(ours, params, grads, state)
 
 
 @entry("pmap")
-def test_pmap_trains_as_one_device_does_on_the_whole_batch(after: dict[str, Any]):
+def test_pmap_trains_as_one_device_does_on_the_whole_batch(after: Names):
     x, y = after["x"], after["y"]
     params, grads = trained(jnp.zeros((4, 1)), lambda params: jnp.mean((x @ params - y) ** 2))
     assert jax.device_count() > 1
@@ -161,32 +192,8 @@ def test_pmap_trains_as_one_device_does_on_the_whole_batch(after: dict[str, Any]
         assert_two_updates_and_one_skip(ours, params, grads, state)
 
 
-@entry("shard_map")
-def test_shard_map_trains_as_one_device_does_with_a_kernel_in_shards(after: dict[str, Any]):
-    x, y = after["x"], after["y"]
-    start = {"kernel": jnp.zeros((4, 1)), "bias": jnp.zeros(1)}
-    params, grads = trained(
-        start, lambda params: jnp.mean((x @ params["kernel"] + params["bias"] - y) ** 2)
-    )
-    assert_two_updates_and_one_skip(after["params"], params, grads, after["opt_state"])
-    assert after["params"]["kernel"].addressable_shards[0].data.shape == (2, 1)
-
-
-@entry("mask")
-def test_weights_of_kernels_decay_and_those_of_biases_do_not(after: dict[str, Any]):
-    start, x = after["start"], after["x"]
-
-    def with_decay(rate: Any) -> Any:
-        return optax.adamw(
-            rate, weight_decay=0.5, mask={name: {"kernel": True, "bias": False} for name in start}
-        )
-
-    params, grads = trained(start, lambda params: after["loss_of"](params, x), plain(with_decay))
-    assert_two_updates_and_one_skip(after["params"], params, grads, after["opt_state"])
-
-
 @entry("frozen")
-def test_frozen_parameters_stay_and_do_not_count_in_the_norm(after: dict[str, Any]):
+def test_frozen_parameters_stay_and_do_not_count_in_the_norm(after: Names):
     start, x = after["start"], after["x"]
     head, grads = trained(
         start["head"],
@@ -199,7 +206,7 @@ def test_frozen_parameters_stay_and_do_not_count_in_the_norm(after: dict[str, An
     np.testing.assert_allclose(known["grad_norm"], float64_norm(grads), rtol=1e-6)
     # With the others' gradients among them the norm would be another one.
     assert float(known["grad_norm"]) < 0.95 * float64_norm(after["grads"])
-    assert f"{float64_norm(after['grads']):.2f}" in after["told"][0]
+    assert f"{float64_norm(after['grads']):.2f}" in after["told"]
     # Stopped gradients are zeros: the norm is right, and weights decay all the same.
     stopped = after["grads"] | {"backbone": jax.tree.map(jnp.zeros_like, start["backbone"])}
     step = jax.jit(functools.partial(wc.apply_gradients, after["optimizer"]))
@@ -208,22 +215,8 @@ def test_frozen_parameters_stay_and_do_not_count_in_the_norm(after: dict[str, An
     assert not np.array_equal(moved["backbone"]["kernel"], start["backbone"]["kernel"])
 
 
-@entry("rates")
-def test_each_group_has_its_rate_under_one_norm_and_one_decision(after: dict[str, Any]):
-    start, x, schedule = after["start"], after["x"], after["schedule"]
-    by_hand = optax.chain(
-        optax.clip_by_global_norm(1.0),
-        optax.partition(
-            {"a": optax.sgd(schedule), "b": optax.sgd(lambda count: 0.1 * schedule(count))},
-            {"head": "a", "backbone": "b"},
-        ),
-    )
-    params, grads = trained(start, lambda params: after["loss_of"](params, x), by_hand)
-    assert_two_updates_and_one_skip(after["params"], params, grads, after["opt_state"])
-
-
 @entry("accumulation")
-def test_a_bad_micro_batch_is_left_out_of_the_accumulated_update(after: dict[str, Any]):
+def test_a_bad_micro_batch_is_left_out_of_the_accumulated_update(after: Names):
     start, x = after["start"], after["x"]
     # The mean of two equal gradients is that gradient.
     params, grads = trained(start, lambda params: after["loss_of"](params, x), updates=1)
@@ -235,7 +228,7 @@ def test_a_bad_micro_batch_is_left_out_of_the_accumulated_update(after: dict[str
 
 @entry("scaling")
 def test_an_overflow_halves_the_scale_is_skipped_once_and_the_norm_is_the_unscaled_one(
-    after: dict[str, Any],
+    after: Names,
 ):
     scale, known = float(after["scale"].scale), wc.metrics(after["opt_state"])
     skipped = int(known["skipped_count"])
@@ -251,7 +244,7 @@ def test_an_overflow_halves_the_scale_is_skipped_once_and_the_norm_is_the_unscal
 
 
 @entry("norms")
-def test_norms_of_updates_and_parameters_are_those_of_float64(after: dict[str, Any]):
+def test_norms_of_updates_and_parameters_are_those_of_float64(after: Names):
     start, known = after["start"], after["known"]
     grads = jax.grad(after["loss_of"])(start, after["x"])
     moved = jax.tree.map(
@@ -266,7 +259,7 @@ def test_norms_of_updates_and_parameters_are_those_of_float64(after: dict[str, A
 
 
 @entry("logging")
-def test_a_line_of_the_log_is_strict_json_with_every_metric(after: dict[str, Any]):
+def test_a_line_of_the_log_is_strict_json_with_every_metric(after: Names):
     def never(constant: str) -> Any:
         raise AssertionError(f"{constant} is no JSON")
 
@@ -278,7 +271,7 @@ def test_a_line_of_the_log_is_strict_json_with_every_metric(after: dict[str, Any
 
 
 @entry("stopping")
-def test_the_run_stops_at_the_fifth_bad_step_in_a_row(after: dict[str, Any]):
+def test_the_run_stops_at_the_fifth_bad_step_in_a_row(after: Names):
     assert after["call"] == 3 + 5 - 1
     known = wc.metrics(after["opt_state"])
     assert [int(known[name]) for name in ("step", "consecutive_skips", "last_skipped_call")] == [
@@ -290,7 +283,7 @@ def test_the_run_stops_at_the_fifth_bad_step_in_a_row(after: dict[str, Any]):
 
 
 @entry("statistics")
-def test_averages_and_batch_statistics_are_those_of_two_good_batches(after: dict[str, Any]):
+def test_averages_and_batch_statistics_are_those_of_two_good_batches(after: Names):
     x, state = after["x"], after["state"]
     # flax: a tenth of nothing, twice, and momentum 0.99.
     mean = np.mean(np.asarray(x, np.float64), axis=0)

@@ -46,18 +46,10 @@ REPORTS = {
         {"kernel": P("model"), "norm": P()},
         math.sqrt(16.0 + 2 * 9.0),
     ),
-    # NVIDIA/Megatron-LM, issue 7452, finding 8: the sinks of the heads of one rank alone.
-    "attention sinks": Report(
-        {"qkv": ones(8, 4.0), "sink": np.array([1.0, 2.0])},
-        {"qkv": P("model"), "sink": P("model")},
-        math.sqrt(4.0 + 1.0),
-    ),
     # pytorch/torchtitan, issue 596: each pipeline stage clipped by the norm of its own layers.
     "pipeline stages": Report(
         {"layers": np.array([[3.0, 0.0], [0.0, 4.0]])}, {"layers": P("data")}, 3.0
     ),
-    # NVIDIA/Megatron-LM, pull request 7227: an embedding that the last stage has too, twice.
-    "embedding on two stages": Report({"embed": ones(800, 800.0)}, {"embed": P()}, 40.0),
     # NVIDIA-NeMo/Automodel, issue 3816: experts of the own rank alone; 4.019950 on the other.
     "experts beside sharded dense": Report(
         {"experts": np.array([[10.0] * 16, [0.1] * 16]), "dense": ones(16, 16.0)},

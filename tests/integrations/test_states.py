@@ -231,60 +231,29 @@ def test_a_schedule_that_works_outside_of_jit_only_works_in_bad_steps_too(optimi
         np.testing.assert_allclose(known["learning_rate"], 0.1 * 9 / 10, rtol=1e-6)
 
 
-# Leaves that are no arrays.
-
-
-class Odd:
-    """An optimizer with all sorts of things in its updates and in its state."""
-
-    def init(self, params: Any) -> Any:
-        del params
-        return {
-            "calls": 0,
-            "half": 0.5,
-            "function": len,
-            "nothing": None,
-            "text": "kept",
-            "moment": jnp.zeros(2),
-            "flag": True,
-        }
-
-    def update(self, updates: Any, state: Any, params: Any = None) -> Any:
-        del params
-        state = {
-            **state,
-            "calls": state["calls"] + 1,
-            "moment": state["moment"] + updates["a"],
-            "half": state["half"] / 2,
-        }
-        return {"a": updates["a"] * 2, "n": None, "x": 1.5, "i": 3, "s": "text", "f": len}, state
+# Leaves that are no arrays: others of a state are in test_selecting.py.
 
 
 @pytest.mark.parametrize(
     "jit", [eqx.filter_jit, lambda function: function], ids=["filter_jit", "eager"]
 )
 def test_numbers_are_chosen_and_what_is_none_passes_through(jit: Any):
-    odd = Odd()
-    optimizer = wc.skip_nonfinite(optax.GradientTransformation(odd.init, odd.update))
-    update, state = jit(optimizer.update), optimizer.init(jnp.zeros(2))
-    good, bad = (
-        {"a": jnp.ones(2) / 4, "s": "text", "n": None},
-        {"a": jnp.array([1.0, jnp.nan]), "s": "text", "n": None},
-    )
-    for call, (grads, factor, made) in enumerate([(good, 1, 1), (bad, 0, 1), (good, 1, 2)]):
-        updates, state = update(grads, state)
+    def update(updates: Any, state: Any, params: Any = None) -> Any:
+        new = {**state, "calls": state["calls"] + 1, "half": state["half"] / 2}
+        return {"a": updates["a"] * 2, "n": None, "x": 1.5, "i": 3, "f": len}, new
+
+    start = {"calls": 0, "half": 0.5, "function": len, "nothing": None, "text": "kept"}
+    guard = wc.skip_nonfinite(optax.GradientTransformation(lambda params: start, update))
+    step, state = jit(guard.update), guard.init(jnp.zeros(2))
+    for entry, factor, made in ((0.25, 1, 1), (jnp.nan, 0, 1), (0.25, 1, 2)):
+        grads = {"a": jnp.array([0.25, entry]), "s": "text", "n": None}
+        updates, state = step(grads, state)
         np.testing.assert_array_equal(updates["a"], factor * np.full(2, 0.5, np.float32))
         assert [float(updates["x"]), int(updates["i"])] == [1.5 * factor, 3 * factor]
-        assert (updates["n"], updates["s"], updates["f"]) == (None, "text", len)
+        assert (updates["n"], updates["f"]) == (None, len)
         kept: Any = state.inner_state
         assert (kept["function"], kept["nothing"], kept["text"]) == (len, None, "kept")
-        assert [int(kept["calls"]), float(kept["half"]), bool(kept["flag"])] == [
-            made,
-            0.5**made / 2,
-            True,
-        ]
-        np.testing.assert_array_equal(kept["moment"], np.full(2, made / 4, np.float32))
-        assert int(wc.metrics(state)["calls"]) == call + 1
+        assert [int(kept["calls"]), float(kept["half"])] == [made, 0.5**made / 2]
 
 
 # Nodes that look at what they are built from.
@@ -360,11 +329,7 @@ def clipped(tree: Any) -> Any:
 
 
 #: The rest is a part of these.
-SYMBOLIC: Any = [
-    measured,
-    clipped,
-    *(LINKS[name] for name in LINKS if "all" in name or "by" in name),
-]
+SYMBOLIC: Any = [measured, clipped, LINKS["clip, all options"], LINKS["pipeline, all options"]]
 
 
 @pytest.mark.parametrize("program", SYMBOLIC)

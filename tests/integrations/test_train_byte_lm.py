@@ -13,17 +13,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
-from matplotlib.figure import Figure
 
 import warmclip_jax as wc
 
 # As python does for a script: what lies beside it can be imported.
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "colabs"))
-from colabs import byte_lm_report as report
 from colabs import byte_lm_text
 from colabs import train_byte_lm as script
 
@@ -64,10 +61,11 @@ def run_script(*arguments):
         return error.code
 
 
-def command(folder, *arguments):
-    """Starts the script as a person does."""
-    started = [sys.executable, "-W", "error", script.__file__, *TINY, *map(str, arguments)]
-    return subprocess.run(started, cwd=folder, capture_output=True, text=True, check=False)
+def assert_one_clear_line(started, said):
+    status, out, err = started
+    assert (status, out) == (2, "")
+    assert re.fullmatch(r".+: error: .+\n", err)
+    assert said in err
 
 
 @pytest.fixture(scope="module")
@@ -174,46 +172,24 @@ def test_a_checkpoint_of_other_settings_or_another_text_is_one_clear_line(
     start, text, whole, arguments, said
 ):
     other = arguments or ["--text", text / "expressions.py"]
-    status, out, err = start("--checkpoint", whole, *other)
-    assert (status, out, err.count("\n")) == (2, "", 1)
-    assert said in err
+    assert_one_clear_line(start("--checkpoint", whole, *other), said)
 
 
 def test_a_checkpoint_that_cannot_be_read_is_one_clear_line(start, tmp_path):
     broken = tmp_path / "runs" / script.RECIPE.replace(" ", "-") / "5" / "state"
     broken.mkdir(parents=True)
-    status, out, err = start("--checkpoint", tmp_path / "runs")
-    assert (status, out, err.count("\n")) == (2, "", 1)
-    assert f"cannot read the checkpoint of step 5 in {tmp_path / 'runs'}" in err
+    said = f"cannot read the checkpoint of step 5 in {tmp_path / 'runs'}"
+    assert_one_clear_line(start("--checkpoint", tmp_path / "runs"), said)
 
 
-def test_the_table_compares_both_runs_and_the_report_finds_what_was_injected(
-    start, tmp_path, monkeypatch
-):
-    made, make_step = [], script.make_step
-
-    def noted(*arguments):
-        made.append(make_step(*arguments))
-        return made[-1]
-
-    monkeypatch.setattr(script, "make_step", noted)
+def test_the_table_compares_both_runs_and_the_report_finds_what_was_injected(start, tmp_path):
     status, out, err = start("--compare", "--inject", "--steps", 150, "--peak", "0.01")
     assert status == 0
-    assert [step._cache_size() for step in made] == [1, 1]  # one trace makes a whole run
     assert "Traceback" not in err
     lines = out.splitlines()
     rows = {line[:32].strip(): [float(cell) for cell in line[32:].split()] for line in lines[1:8]}
     assert lines[0].split() == [*script.RECIPE.split(), *script.BARE.split()]
     assert lines[-1] == f"figure: {tmp_path / 'figure.png'}"
-    assert list(rows) == [
-        "train loss, bits per byte",
-        "held-out loss, bits per byte",
-        "unigram entropy, bits per byte",
-        "steps",
-        "steps clipped",
-        "steps skipped",
-        "steps per second",
-    ]
     assert all(len(cells) == 2 for cells in rows.values())
     assert rows["held-out loss, bits per byte"][0] < rows["unigram entropy, bits per byte"][0] - 0.2
     assert rows["train loss, bits per byte"][0] < rows["unigram entropy, bits per byte"][0] - 0.2
@@ -224,8 +200,6 @@ def test_the_table_compares_both_runs_and_the_report_finds_what_was_injected(
     assert rows["steps skipped"] == [2, 2]
     assert min(rows["steps per second"]) > 0
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
-    for shown in ("bits/byte=", "rate=", "norm=", "clipped="):
-        assert shown in err
     found = "call 50, step 50, skipped.\n  Leaves with NaN, 1 of 15: unembed/kernel\n"
     assert out.count(f"Last call with NaN or inf: {found}") == 2
     ranked = out.partition("Last spike: call 100, step 99,")[2].splitlines()
@@ -315,62 +289,11 @@ def test_a_byte_changes_no_earlier_prediction_and_every_later_one():
     assert (now[:, 10:] != then[:, 10:]).any(axis=-1).all()
 
 
-def test_the_figure_shows_loss_rate_and_norm_of_each_run_and_what_was_done_at_each_call(
-    monkeypatch, tmp_path
-):
-    # Two made-up runs: one clipped at calls 1 and 3, the other skipped at call 2.
-    history = {
-        "bits_per_byte": np.array([8.0, 6.0, 5.0, 4.0]),
-        "learning_rate": np.array([0.0, 0.05, 0.1, 0.05]),
-    }
-    runs = {}
-    for name, max_norm, norms in (
-        ("first", 2.0, [1.0, 3.0, 2.0, 5.0]),
-        ("second", np.inf, [1.0, 3.0, np.nan, 9.0]),
-    ):
-        optimizer = wc.pipeline(optax.sgd, 0.1, max_norm=max_norm, record=4)
-        runs[name] = report.Run(opt_state_after(optimizer, norms), history, 4.0, 4.25, 10.0)
-    figures = []
-    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
-    report.draw(runs, 4.5, tmp_path / "figure.png")
-    loss, rate, first, second = map(lines_of, figures[0].axes)
-    calls = [0, 1, 2, 3]
-    for name in ("first", "second"):
-        assert loss[f"{name}: training batch"] == (calls, [8.0, 6.0, 5.0, 4.0])
-        assert rate[name] == (calls, [0.0, 0.05, 0.1, 0.05])
-    assert loss["first: held out, at the end"] == ([3], [4.25])
-    assert loss["unigram entropy"][1] == [4.5, 4.5]
-    assert first["norm"] == (calls, [1.0, 3.0, 2.0, 5.0])
-    np.testing.assert_equal(second["norm"], (calls, [1.0, 3.0, np.nan, 9.0]))
-    assert first["clipped: 2"] == ([1, 3], [3.0, 5.0])
-    assert first["bound of the clip"][1] == [2.0] * 4
-    assert second["NaN or inf: 1"][0] == [2, 2]
-    assert "bound of the clip" not in second
-
-
-def opt_state_after(optimizer, norms):
-    update, state = jax.jit(optimizer.update), optimizer.init(jnp.zeros(1))
-    for norm in norms:
-        _, state = update(jnp.full(1, norm), state)
-    return state
-
-
-def lines_of(axes):
-    return {
-        line.get_label(): (list(line.get_xdata()), list(line.get_ydata()))
-        for line in axes.get_lines()
-    }
-
-
 BAD = {
     "no such path": (["--text", "{tmp}/nothing"], "neither a file nor a folder"),
     "a text too short": (
         ["--length", "100000"],
         "--length 100000 needs a text of 1000010 bytes or more",
-    ),
-    "a batch of nothing": (
-        ["--batch", "0"],
-        "argument --batch: must be a whole number from 1 to 2147483647; got '0'",
     ),
     "a batch larger than the text": (
         ["--batch", "1000000"],
@@ -414,10 +337,8 @@ def test_bad_input_is_one_clear_line_and_exit_status_2(
 ):
     monkeypatch.setenv("PATH", "")  # Here is no LaTeX.
     (tmp_path / "folder.png").mkdir()
-    status, out, err = start(*(argument.format(tmp=tmp_path, text=text) for argument in arguments))
-    assert (status, out) == (2, "")
-    assert re.fullmatch(r".+: error: .+\n", err)
-    assert said.format(tmp=tmp_path, text=text) in err
+    started = start(*(argument.format(tmp=tmp_path, text=text) for argument in arguments))
+    assert_one_clear_line(started, said.format(tmp=tmp_path, text=text))
 
 
 def test_an_unreadable_file_is_one_clear_line_and_exit_status_2(start, text, monkeypatch):
@@ -427,9 +348,8 @@ def test_an_unreadable_file_is_one_clear_line_and_exit_status_2(start, text, mon
     monkeypatch.setattr(
         pathlib.Path, "read_bytes", refuse
     )  # Permissions do not stop the superuser, who may run this.
-    status, out, err = start()
-    assert (status, out, err.count("\n")) == (2, "", 1)
-    assert f"cannot read {text / 'below' / 'parser.py'}: Permission denied" in err
+    said = f"cannot read {text / 'below' / 'parser.py'}: Permission denied"
+    assert_one_clear_line(start(), said)
 
 
 def test_a_batch_that_fills_the_memory_is_one_clear_line_and_exit_status_2(start, monkeypatch):
@@ -459,10 +379,9 @@ def test_a_folder_too_full_for_the_checkpoints_is_one_clear_line_before_the_trai
 ):
     monkeypatch.setattr(script, "train", lambda *_: pytest.fail("trained"))
     nearly_full(100_000)
-    status, out, err = start("--checkpoint", tmp_path / "runs")
-    assert (status, out, err.count("\n")) == (2, "", 1)
     folder = tmp_path / "runs" / "warm-up-and-clipping"
-    assert f"error: cannot keep checkpoints in {folder}: File too large" in err
+    said = f"error: cannot keep checkpoints in {folder}: File too large"
+    assert_one_clear_line(start("--checkpoint", tmp_path / "runs"), said)
 
 
 def test_both_folders_of_a_comparison_are_looked_at_before_the_training(
@@ -471,9 +390,8 @@ def test_both_folders_of_a_comparison_are_looked_at_before_the_training(
     monkeypatch.setattr(script, "train", lambda *_: pytest.fail("trained"))
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "neither").write_text("a file")
-    status, out, err = start("--compare", "--checkpoint", tmp_path / "runs")
-    assert (status, out, err.count("\n")) == (2, "", 1)
-    assert f"cannot keep checkpoints in {tmp_path / 'runs' / 'neither'}" in err
+    said = f"cannot keep checkpoints in {tmp_path / 'runs' / 'neither'}"
+    assert_one_clear_line(start("--compare", "--checkpoint", tmp_path / "runs"), said)
 
 
 def test_a_disk_that_fills_during_the_training_is_one_clear_line_that_says_what_is_left(
@@ -504,6 +422,7 @@ def test_a_figure_that_fails_after_the_training_costs_neither_the_table_nor_the_
 
 
 def test_the_command_refuses_bad_input_without_a_warning_or_a_traceback(text, tmp_path):
-    bad = command(tmp_path, "--text", text, "--batch", "0")
-    assert (bad.returncode, bad.stdout) == (2, "")
-    assert re.fullmatch(r"train_byte_lm\.py: error: .+\n", bad.stderr)
+    command = [sys.executable, "-W", "error", script.__file__, "--text", text, "--batch", "0"]
+    bad = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    said = "argument --batch: must be a whole number from 1 to 2147483647; got '0'"
+    assert_one_clear_line((bad.returncode, bad.stdout, bad.stderr), said)

@@ -1,8 +1,8 @@
 """A language model in the manner of flax's example lm1b changes over in the middle of its run.
 
 As there: parameters with logical axes laid over a mesh, weights of padding zero, AdamW behind a
-warm-up and a reverse square root, nothing clipped, `flax.training.checkpoints`. Dropout, the
-data set and evaluation are left out.
+warm-up and a reverse square root, nothing clipped, `flax.training.checkpoints`. Attention,
+dropout, the data set and evaluation are left out.
 """
 
 import functools
@@ -40,19 +40,11 @@ class Block(nn.Module):
         dense = functools.partial(nn.Dense, use_bias=False)
         one = partitioned(nn.initializers.ones, "embed")
         h = nn.LayerNorm(use_bias=False, scale_init=one)(x)
-        q, k, v = (
-            dense(WIDTH, kernel_init=partitioned(kernel, "embed", "embed_out"), name=name)(h)
-            for name in ("query", "key", "value")
-        )
-        scores = jnp.einsum("bqd,bkd->bqk", q, k) / np.float32(np.sqrt(WIDTH))
-        seen = jnp.tril(jnp.ones((LENGTH, LENGTH), bool))[None]
-        x = x + jnp.einsum("bqk,bkd->bqd", nn.softmax(jnp.where(seen, scores, -1e9)), v)
-        h = nn.LayerNorm(use_bias=False, scale_init=one)(x)
         h = nn.relu(dense(HIDDEN, kernel_init=partitioned(kernel, "embed", "mlp"), name="wi")(h))
         return x + dense(WIDTH, kernel_init=partitioned(kernel, "mlp", "embed"), name="wo")(h)
 
 
-class TransformerLM(nn.Module):
+class LanguageModel(nn.Module):
     @nn.compact
     def __call__(self, tokens: jax.Array) -> jax.Array:
         init = partitioned(nn.initializers.normal(1.0), "vocab", "embed")
@@ -61,7 +53,7 @@ class TransformerLM(nn.Module):
         return table.attend(Block()(table(shifted))) / np.float32(np.sqrt(WIDTH))
 
 
-MODEL = TransformerLM()
+MODEL = LanguageModel()
 
 
 def batch_of(step: int) -> np.ndarray:

@@ -1,13 +1,6 @@
-"""A run whose devices change while it goes on from its checkpoints.
+"""A run that goes on from its checkpoints, on whatever devices there are then."""
 
-Run: `python -m tests.integrations.layout_worker ADDRESS PROCESS FOLDER MOMENT` for PROCESS, "0/2" or
-"1/2", of two; it dies by SIGKILL when it writes a file of the checkpoint after MOMENT calls.
-"""
-
-import os
 import pathlib
-import signal
-import sys
 from typing import Any
 
 import jax
@@ -19,7 +12,6 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import warmclip_jax as wc
-from tests.integrations.real_processes import join
 
 CALLS, EVERY = 16, 4
 NAN, SPIKE = 5, 13
@@ -84,20 +76,3 @@ def trained(mesh: jax.sharding.Mesh, folder: pathlib.Path, calls: int = CALLS) -
                     manager.save(call + 1, args=ocp.args.StandardSave(now))
                     manager.wait_until_finished()
     return now
-
-
-def die_in_checkpoint(number: int) -> None:
-    def hear(event: str, arguments: tuple[Any, ...]) -> None:
-        if event == "open" and f"/{number}.orbax-checkpoint-tmp" in str(arguments[0]):
-            print("dies at", arguments[0], flush=True)
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    sys.addaudithook(hear)
-
-
-if __name__ == "__main__":
-    _, address, process, folder, moment = sys.argv
-    join(address, process)
-    die_in_checkpoint(int(moment))
-    trained(mesh_of(4, 2), pathlib.Path(folder))
-    jax.distributed.shutdown()
