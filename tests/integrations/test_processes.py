@@ -22,7 +22,6 @@ from tests.integrations.layouts import mesh_of, trained
 from tests.integrations.process_worker import CALLS, LOSS, NAN, SPIKE
 from tests.integrations.real_processes import processes
 
-
 HALF, PATIENCE = layouts.CALLS // 2, 240
 Known = list[dict[str, np.ndarray]]  # of each process
 
