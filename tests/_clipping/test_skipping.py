@@ -72,12 +72,12 @@ def test_apply_gradients_takes_any_optax_optimizer(optimizer, start):
     chex.assert_trees_all_equal(state, expected_state)
 
 
-def test_apply_gradients_leaves_a_parameter_without_an_update_as_it_is():
-    params = {"w": jnp.ones(2), "activation": jax.nn.relu}
+def test_apply_gradients_keeps_dtypes_and_leaves_a_parameter_without_an_update_as_it_is():
+    params = {"w": jnp.ones(2, jnp.bfloat16), "activation": jax.nn.relu}
     grads: Any = {"w": jnp.ones(2), "activation": None}
     new, _ = wc.apply_gradients(optax.sgd(0.5), params, (optax.EmptyState(),) * 2, grads=grads)
     assert new["activation"] is jax.nn.relu
-    np.testing.assert_array_equal(new["w"], [0.5, 0.5])
+    chex.assert_trees_all_equal(new["w"], jnp.full(2, 0.5, jnp.bfloat16), strict=True)
 
 
 @pytest.mark.parametrize(
