@@ -11,11 +11,16 @@ from typing import Any
 
 import tqdm
 
-from tests.benchmarks import figure, growth, machine, reading, report, schedules, steps
+from tests.benchmarks import clip_alone, figure, growth, machine, reading, report, schedules, steps
 from tests.benchmarks.workloads import WORKLOADS
 
 #: What is measured beside the workloads, the last only where it is asked for.
-PIECES = {"norm": reading.measured, "schedules": schedules.measured, "growth": growth.measured}
+PIECES = {
+    "norm": reading.measured,
+    "clip": clip_alone.measured,
+    "schedules": schedules.measured,
+    "growth": growth.measured,
+}
 
 
 def measured(names: list[str], rounds: int) -> dict[str, Any]:
@@ -39,7 +44,7 @@ def measured(names: list[str], rounds: int) -> dict[str, Any]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    names = [*WORKLOADS, "norm", "schedules"]
+    names = [*WORKLOADS, "norm", "clip", "schedules"]
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     parser.add_argument(
         "--only", action="append", choices=names, help="one workload or piece; may be repeated"

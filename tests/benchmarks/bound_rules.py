@@ -5,6 +5,7 @@ skip 0. Written from what each project's source does, with that project's defaul
 needs besides the norm (a loss, tensors) is left out.
 """
 
+import bisect
 from collections.abc import Callable
 
 import numpy as np
@@ -18,6 +19,24 @@ BoundRule = Callable[[np.ndarray], np.ndarray]
 def fixed(norms: np.ndarray) -> np.ndarray:
     """`max_norm=1.0`."""
     return _clipped(norms, 1.0)
+
+
+def autoclip(norms: np.ndarray) -> np.ndarray:
+    """Clip at the 10th percentile of all norms, this one included (Seetharaman et al. 2020;
+    pseeth/autoclip).
+
+    A percentile of anything with a NaN is NaN, and so is every later gradient.
+    """
+    bounds = np.empty_like(norms)
+    for stream, of_stream in enumerate(norms.T):
+        seen: list[float] = []
+        for call, norm in enumerate(of_stream):
+            bisect.insort(seen, norm)
+            low = call // 10
+            above = seen[min(low + 1, call)]
+            bounds[call, stream] = seen[low] + call % 10 / 10 * (above - seen[low])
+    is_poisoned = np.logical_or.accumulate(np.isnan(norms))
+    return np.where(is_poisoned, np.nan, _clipped(norms, bounds))
 
 
 def zclip(norms: np.ndarray) -> np.ndarray:
@@ -61,6 +80,21 @@ def levanter(norms: np.ndarray) -> np.ndarray:
         passed[call] = _clipped(
             norms[call], window.mean(axis=0) + 3 * np.maximum(window.std(axis=0), 1e-6)
         )
+    return passed
+
+
+def axlearn(norms: np.ndarray) -> np.ndarray:
+    """Skip from 20 times the moving mean on; what was skipped teaches nothing (axlearn's
+    `skip_and_clip_by_global_norm`).
+    """
+    passed = np.empty_like(norms)
+    mean, taught = np.ones(norms.shape[1]), np.zeros(norms.shape[1])
+    for call, norm in enumerate(norms):
+        is_kept = norm < 20 * mean
+        decay = 0.99 * (1 - 0.99**taught) / (1 - 0.99 ** (taught + 1))
+        mean = np.where(is_kept, decay * mean + (1 - decay) * norm, mean)
+        taught += is_kept
+        passed[call] = np.where(is_kept, norm, 0)
     return passed
 
 
@@ -109,9 +143,11 @@ def _clipped(norms: np.ndarray, bounds: np.ndarray | float) -> np.ndarray:
 #: The rules by what they are called in the table, with the bytes of their state.
 RULES: dict[str, tuple[BoundRule, str]] = {
     "fixed 1.0": (fixed, "0"),
+    "AutoClip: clip at the 10th percentile": (autoclip, "grows"),
     "ZClip": (zclip, "8"),
     "OLMo-core, MaxText: skip at mean + 6 sd of 128": (maxtext, "520"),
     "Levanter: clip at mean + 3 sd of 128": (levanter, "520"),
+    "axlearn: skip at 20 x mean": (axlearn, "12"),
     "AdaGC": (adagc, "8"),
     "running bound, clip at 3": (running_clip, "12"),
     "running bound, skip at 6": (running_skip, "12"),

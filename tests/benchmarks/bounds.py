@@ -11,7 +11,8 @@ deviations of the logarithm.
   % and more are acted on before it too.
 - cold start, %: of the spikes at call 2, 3, 5, 10, 20, 50, 100 and 200, each the first of a stream
 of its own, those acted on.
-- after NaN: both of the first numbers, after a NaN at call 1,000 (deviation 0.2).
+- after NaN: both of the first numbers, after a NaN at call 1,000 (deviation 0.2); "poisoned": every
+later gradient is NaN.
 - equal, %: of calls acted on where all norms are equal and, from the middle on, 0.1 % larger.
 - zeros, %: of the norms that are not 0, those acted on where every second one is 0, the first too
 (an idle expert).
@@ -103,13 +104,14 @@ def row(streams: Streams, passed: dict[str, np.ndarray]) -> list[str]:
         return _number((passed[name] / streams.level[name])[start:][where].mean())
 
     names = [f"sd {deviation}" for deviation in DEVIATIONS]
+    is_poisoned = np.isnan(passed["NaN"][1_000:]).any()
     cold = np.concatenate([acted(f"cold {call}")[call - 1] for call in COLD_CALLS])
     return [
         " / ".join(map(ordinary, names)),
         " / ".join(map(spike, names)),
         " / ".join(_to_follow(acted(f"x {rise}")) for rise in RISES),
         _percent(cold),
-        f"{ordinary('NaN', 1_000)}, {spike('NaN', 1_000)}",
+        "poisoned" if is_poisoned else f"{ordinary('NaN', 1_000)}, {spike('NaN', 1_000)}",
         _percent(acted("equal")),
         _percent(acted("zeros")[1::2]),
         f"{ordinary('falling')}, {spike('falling')}",

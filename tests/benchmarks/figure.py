@@ -20,6 +20,8 @@ COLORS = {
     "PyTorch, foreach, clip_grad_norm_": "#525252",
     "Keras, tf.clip_by_global_norm": "#74a870",
 }
+#: Behind a number, so that no line goes through it.
+BOX = {"color": "white", "pad": 0.5}
 _WIDTH = 0.8  # of all bars of a workload, whose places are 1 apart
 
 
@@ -62,7 +64,7 @@ def _bars(ax: Any, steps: dict[str, Any]) -> None:
         style: dict[str, Any] = {"align": "edge", "color": color, "label": contender}
         bars = ax.bar(list(ratios), added, 0.92 * width, bottom=1, **style)
         texts = [f"{ratio:.2f}" for ratio in ratios.values()]
-        ax.bar_label(bars, texts, rotation=90, fontsize=7.5, padding=3)
+        ax.bar_label(bars, texts, rotation=90, fontsize=7.5, padding=3, bbox=BOX)
     for place, step in enumerate(steps.values()):
         if step["limit"]:
             ax.hlines(

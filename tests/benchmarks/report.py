@@ -14,6 +14,7 @@ Column = tuple[str, str, str]
 CONTENDER: Column = ("contender", "contender", "")
 RATIO: Column = ("by no clip", "ratio", ",.2f")
 MILLISECONDS: Column = ("ms", "milliseconds", ",.1f")
+SPEED: Column = ("GB/s", "gigabytes_per_second", ",.1f")
 BUILDING: tuple[Column, ...] = (
     ("trace s", "trace_seconds", ",.2f"),
     ("lower s", "lower_seconds", ",.2f"),
@@ -30,9 +31,12 @@ def markdown(results: dict[str, Any]) -> str:
         parts += [_step(name, step) for name, step in steps.items()]
     if rows := results.get("norm"):
         title = "The norm alone, of GPT-2 small in float32"
-        speed = ("GB/s", "gigabytes_per_second", ",.1f")
         share = ("of the fastest sum", "share", ".0%")
-        parts.append(_rows(title, rows, ("", *CONTENDER[1:]), speed, MILLISECONDS, share))
+        parts.append(_rows(title, rows, ("", *CONTENDER[1:]), SPEED, MILLISECONDS, share))
+    if rows := results.get("clip"):
+        title = "The clip alone, of GPT-2 small in float32, donated"
+        ratio = ("ratio", *RATIO[1:])
+        parts.append(_rows(title, rows, ("", *CONTENDER[1:]), ratio, SPEED, MILLISECONDS))
     if rows := results.get("schedules"):
         singly = ("one count, µs", "microseconds_a_call", ",.0f")
         at_once = (f"{rows[0]['counts']:,} counts in one call, ms", "milliseconds_at_once", ",.1f")
