@@ -45,6 +45,7 @@ ALSO = {
         "_clipping/test_clip_meshes.py",
     ],
     "_norms/_frame": [
+        "_clipping/test_clip_cost.py",
         "_norms/test_leaf_norms.py",
         "_norms/test_norm.py",
         "_norms/test_axes.py",

@@ -39,6 +39,17 @@ def test_a_gradient_is_read_once_for_all_norms_and_once_to_be_scaled_in_place(as
     assert temporaries(compiled, tree.values()) < min(leaf.nbytes for leaf in tree.values()) / 4
 
 
+def test_norms_by_leaf_add_one_sum_to_that_of_all_and_no_second_range(as_on):
+    as_on("cpu", devices=1)
+    tree = {"leaf": jnp.ones((1000, 100)), "flat": jnp.ones(10**5)}
+
+    def work(clip: Any) -> float:
+        compiled = jax.jit(clip.update).lower(tree, clip.init(tree)).compile()
+        return compiled.cost_analysis()["flops"]
+
+    assert max(work(CLIPS[name]) for name in ("leaves", "all")) < 1.5 * work(CLIPS["plain"])
+
+
 def test_a_step_with_all_of_it_keeps_no_copy_of_a_gradient(as_on):
     as_on("cpu", devices=1)
     params = {"brain": jnp.ones((1000, 1000)), "single": jnp.ones((1000, 1000))}

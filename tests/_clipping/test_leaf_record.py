@@ -89,7 +89,8 @@ def test_runs_side_by_side_have_the_names_of_one():
 
 def test_before_a_bad_call_and_a_spike_the_record_holds_none():
     for leaves in (CLIP.init(PARAMS).leaves, after([(1.0, 2.0), (1e3, 2.0)][:1]).leaves):
-        assert (int(leaves.bad_call), int(leaves.spike_call)) == (-1, -1)
+        calls = leaves.bad_call, leaves.last_bad_call, leaves.spike_call
+        assert [*map(int, calls)] == [-1, -1, -1]
         assert float(leaves.spike_deviations) == 0.0
         assert is_unknown(leaves.bad_leaf_norms).all()
         assert is_unknown(leaves.spike_leaf_norms).all()
