@@ -46,7 +46,9 @@ def test_propagate_makes_every_parameter_nan_and_zero_makes_a_step_of_zeros():
     bad = [{**gradients(0), "b": NAN["b"]}]
     expected_of: dict[Any, Any] = {"propagate": NAN, "zero": PARAMS}
     for nonfinite, expected in expected_of.items():
-        params, state = run(wc.pipeline(optax.sgd, 0.1, nonfinite=nonfinite), bad)
+        optimizer: Any = wc.pipeline(optax.sgd, 0.1, nonfinite=nonfinite)
+        params, state = run(optimizer, bad)
+        chex.assert_trees_all_equal_shapes_and_dtypes(state, optimizer.init(PARAMS))
         chex.assert_trees_all_equal(params, expected)
         assert counts(state) == dict(zip(COUNTS, (1, 0, 1, 0), strict=True))
 

@@ -166,8 +166,12 @@ def test_a_record_may_have_a_million_calls_and_no_negative_number_of_them():
         wc.skip_nonfinite(optax.sgd(0.1), record=-1)
 
 
-@pytest.mark.parametrize("name", SIDE_BY_SIDE)
-def test_runs_side_by_side_that_an_explicit_mesh_has_shared_out_are_those_of_one_device(name):
+@pytest.mark.parametrize(
+    ("name", "jit"), [*((name, jax.jit) for name in SIDE_BY_SIDE), ("guard", lambda step: step)]
+)
+def test_runs_side_by_side_that_an_explicit_mesh_has_shared_out_are_those_of_one_device(
+    name: str, jit: Any
+):
     optimizer = SIDE_BY_SIDE[name]
     mesh = jax.make_mesh((8,), ("d",), axis_types=(AxisType.Explicit,))
     grads = {"a": jnp.arange(24.0).reshape(8, 3), "b": jnp.full((8, 2), 0.5).at[3].set(jnp.nan)}
@@ -175,7 +179,7 @@ def test_runs_side_by_side_that_an_explicit_mesh_has_shared_out_are_those_of_one
     def step(state: Any, grads: Any) -> Any:
         return optimizer.update(grads, state, grads, value=jnp.sum(grads["a"]))
 
-    update = jax.jit(jax.vmap(step))
+    update = jit(jax.vmap(step))
     state = jax.vmap(optimizer.init)(grads)
     expected = update(state, grads)
     with jax.set_mesh(mesh):

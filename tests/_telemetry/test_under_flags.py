@@ -75,6 +75,7 @@ def test_reading_under_the_flags_is_reading_without_them(name: str):
             np.testing.assert_equal(read(jax.device_get(state)), expected)
             after = step(state, 1.0, 1.0)
             assert int(wc.metrics(after)["calls"]) == len(stream) + 1
-            if kind == "bad":  # Call by call it takes as long as all else together.
+            # Primitive by primitive it takes long: here the others do as one of them does.
+            if kind == "bad" or name == "running bounds":
                 eagerly = optimizer.update(PARAMS, state, PARAMS, value=1.0)[1]
                 assert wc.metrics(eagerly).keys() == wc.metrics(after).keys()

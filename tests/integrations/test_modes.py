@@ -125,21 +125,32 @@ def test_under_x64_each_dtype_stays_and_the_norm_is_as_exact_as_the_widest_leaf(
     assert known["step"].dtype == jnp.int32
 
 
-def test_our_code_alone_trains_under_strict_promotion_of_dtypes_and_ranks():
-    params = {"w": PARAMS["w"].astype(jnp.bfloat16), "b": PARAMS["b"]}
-    grads = {"w": GRADS["w"].astype(jnp.bfloat16), "b": GRADS["b"]}
+def test_our_code_alone_trains_three_dtypes_under_strict_promotion_and_leaves_a_nan_out():
+    def mixed(tree: Any) -> Any:
+        half = tree["w"].astype(jnp.float16)
+        return {"w": tree["w"].astype(jnp.bfloat16), "half": half, "b": tree["b"]}
+
+    params, grads, bad = mixed(PARAMS), mixed(GRADS), mixed(BAD)
     plain = optax.chain(wc.clip_by_global_norm(0.5), scale_by_rate(SCHEDULE))
+    ours: Any = {
+        policy: wc.pipeline(
+            lambda rate: scale_by_rate(rate), SCHEDULE, max_norm=0.5, nonfinite=policy
+        )
+        for policy in ("skip", "zero")
+    }
     with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
         for jit in (True, False):
             expected, _ = train(plain, [grads] * 3, params, jit=jit)
-            for policy in ("skip", "zero"):
-                optimizer: Any = wc.pipeline(
-                    lambda rate: scale_by_rate(rate), SCHEDULE, max_norm=0.5, nonfinite=policy
-                )
-                trained, state = train(optimizer, [grads] * 3, params, jit=jit)
+            for optimizer, stream in (
+                (ours["zero"], [grads] * 3),
+                (ours["skip"], [grads, bad, grads, grads]),
+                (wc.skip_nonfinite(plain), [grads, bad, grads, grads]),
+            ):
+                trained, state = train(optimizer, stream, params, jit=jit)
+                chex.assert_trees_all_equal_dtypes(trained, params)
                 # One rounding of the product apart, which each program fuses in its own way.
-                chex.assert_trees_all_close(trained["b"], expected["b"], rtol=2e-6)
-                chex.assert_trees_all_close(trained["w"], expected["w"], rtol=2**-7)
+                for name, rtol in {"b": 2e-6, "half": 2**-10, "w": 2**-7}.items():
+                    chex.assert_trees_all_close(trained[name], expected[name], rtol=rtol)
                 assert int(wc.metrics(state)["clipped_count"]) == 3
 
 
