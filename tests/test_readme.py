@@ -222,7 +222,7 @@ def test_each_group_has_its_factor_times_one_schedule():
     optimizer: Any = wc.pipeline(
         lambda rate: optax.partition(
             {label: optax.sgd(factor * rate) for label, factor in factors.items()},
-            {"w": "old", "b": "new"},
+            wc.label_by_path({"old": "w", "new": "b"}),
         ),
         NAMES["schedule"],
         max_norm=None,

@@ -115,23 +115,28 @@ def test_a_state_may_hold_arrays_of_numpy_names_and_python_numbers(traced, taken
         "was_seen": np.array([False, False]),
         "half": np.array([1, 2], jnp.bfloat16),
         "repeats": 2,
+        "mark": "before",
     }
+    marked: list[Any] = []
 
     def repeated(x, state):
+        marked.append(object())
         for _ in range(state["repeats"]):  # which a tracer could not be given to
             x = 2 * x
         new = {"was_seen": state["was_seen"] | True, "half": 2 * state["half"]}
-        return {"update": x}, state | new
+        # No number can be taken back: one that changes is handed on from a dropped call too.
+        return {"update": x, "mark": marked[-1]}, state | new | {"mark": marked[-1]}
 
     kept: list[Any] = []
 
     def run(taken):
         updates, new = choose(taken, repeated, (X, state), before=(state,))
-        kept.append(new.pop("names"))
+        kept.extend((new.pop("names"), new.pop("mark"), updates.pop("mark")))
         return updates, new
 
     updates, new = (jax.jit(run) if traced else run)(jnp.bool_(taken))
     assert kept[0] is state["names"]
+    assert kept[1] is kept[2] is marked[-1]
     np.testing.assert_array_equal(updates["update"], 4 * X if taken else 0 * X)
     assert (new["was_seen"].tolist(), new["half"].tolist()) == (
         ([True, True], [2, 4]) if taken else ([False, False], [1, 2])

@@ -17,6 +17,35 @@ BAD = [{**GOOD, "w": GOOD["w"].at[2].set(value)} for value in (np.nan, np.inf, -
 PARAMS = jax.tree.map(jnp.ones_like, GOOD)
 
 
+def by_update(optimizer: Any, params: Any, state: Any, *, grads: Any) -> Any:
+    updates, state = optimizer.update(grads, state, params)
+    return optax.apply_updates(params, updates), state
+
+
+def trained(step: Any, optimizer: Any, stream: Any) -> Any:
+    params, state = PARAMS, optimizer.init(PARAMS)
+    for grads in stream:
+        params, state = step(params, state, grads=grads)
+    return params, state
+
+
+@pytest.mark.parametrize("by", [by_update, wc.apply_gradients])
+@pytest.mark.parametrize(
+    "optimizer",
+    [wc.skip_nonfinite(optax.adam(0.1)), wc.pipeline(optax.adam, 0.1, max_norm=0.5)],
+    ids=["guard", "pipeline"],
+)
+def test_bad_steps_leave_no_trace_in_the_parameters(by, optimizer):
+    eager = functools.partial(by, optimizer)
+    for step in (jax.jit(eager), eager):
+        with_bad, after = trained(step, optimizer, [GOOD, BAD[0], GOOD, BAD[1], BAD[2], GOOD])
+        without, before = trained(step, optimizer, [GOOD] * 3)
+        chex.assert_trees_all_equal(with_bad, without)
+        chex.assert_trees_all_equal(after.inner_state, before.inner_state)
+        assert not np.array_equal(without["w"], PARAMS["w"])
+        assert (int(before.skipped_count), int(after.skipped_count)) == (0, 3)
+
+
 def test_a_finite_gradient_whose_norm_is_not_representable_is_no_bad_step():
     optimizer: Any = wc.skip_nonfinite(optax.sgd(1e-37))
     huge = jnp.full(64, 3e38)
@@ -115,14 +144,12 @@ def with_rate(rate: Any) -> tuple[Any, ...]:
     ("derivative", "which"), [*((jax.jacrev, which) for which in range(1, 4)), (jax.jacfwd, 1)]
 )
 def test_a_derivative_goes_past_a_step_left_out(derivative, which):
-    def trained(rate, stream):
-        optimizer, params = with_rate(rate)[which], PARAMS
-        state = optimizer.init(params)
-        for grads in stream:
-            params, state = wc.apply_gradients(optimizer, params, state, grads=grads)
-        return params["w"]
+    def after(rate, stream):
+        optimizer = with_rate(rate)[which]
+        step = functools.partial(wc.apply_gradients, optimizer)
+        return trained(step, optimizer, stream)[0]["w"]
 
-    at = functools.partial(jax.jit(derivative(trained)), jnp.float32(0.3))
+    at = functools.partial(jax.jit(derivative(after)), jnp.float32(0.3))
     expected = at([GOOD, GOOD])
     assert np.abs(expected).max() > 0.1
     np.testing.assert_allclose(at([GOOD, BAD[0], GOOD]), expected, rtol=1e-6)
@@ -137,7 +164,7 @@ def test_a_derivative_by_what_a_bad_gradient_was_made_of_is_that_of_the_good_ste
 ):
     optimizer = build(optax.sgd(0.1)) if build else wc.pipeline(optax.sgd, 0.1, max_norm=3.0)
 
-    def trained(scale, offsets, count):
+    def after(scale, offsets, count):
         params = {**PARAMS, "count": count}
         state = optimizer.init(params)
         for offset in offsets:
@@ -149,7 +176,7 @@ def test_a_derivative_by_what_a_bad_gradient_was_made_of_is_that_of_the_good_ste
 
     zeros = jax.tree.map(jnp.zeros_like, GOOD)
     bad = jax.tree.map(lambda zero: zero.at[-1].set(jnp.nan), zeros)
-    at = functools.partial(jax.jit(derivative(trained)), jnp.float32(0.3))
+    at = functools.partial(jax.jit(derivative(after)), jnp.float32(0.3))
     expected = at([zeros, zeros], jnp.int32(0))
     assert np.abs(expected).max() > 0.1
     np.testing.assert_allclose(at([zeros, bad, zeros], jnp.int32(0)), expected, rtol=1e-6)

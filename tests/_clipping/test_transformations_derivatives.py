@@ -26,6 +26,7 @@ def updated(transformation: Any) -> Any:
 #: Every clip as a function of a bound, and which of the leaves of a tree of three it clips together.
 CLIPS = {
     "clip_tree": (lambda bound: lambda tree: wc.clip_tree(tree, bound)[0], [[0, 1, 2]]),
+    "plain": (lambda bound: updated(wc.clip_by_global_norm(bound)), [[0, 1, 2]]),
     "recorded": (
         lambda bound: updated(wc.clip_by_global_norm(bound, record_leaves=True)),
         [[0, 1, 2]],
@@ -95,7 +96,7 @@ def test_jvp_and_vjp_are_those_of_the_formula_at_every_size_of_gradients_and_dir
     assert_derivatives_are_the_formula(clip, times(TREE, 1e30), 1e-12, times(ALONG, 1e30))
 
 
-@pytest.mark.parametrize("clip", ["clip_tree", "two groups"])
+@EVERY_CLIP
 def test_forward_over_reverse_is_right_at_every_size(clip):
     """It is as large as the cotangent, where bound and tangent have the size of the gradient."""
 
@@ -133,7 +134,7 @@ def test_the_formula_agrees_with_the_differences_of_the_reference(max_norm):
     np.testing.assert_allclose(rate, (ahead - behind) / (2 * step), rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("clip", ["clip_tree", "two groups"])
+@EVERY_CLIP
 def test_derivatives_agree_with_finite_differences_to_second_order(clip, x64):
     tree = [normal(0, (3,), np.float64), normal(1, (), np.float64)]
     tree.append(normal(2, (2,), np.complex128))
@@ -231,3 +232,19 @@ def test_the_gradient_through_short_leaves_keeps_their_dtype(dtype):
     np.testing.assert_allclose(
         np.asarray(gradient).astype(np.float64), expected, atol=4 * rounding(tree) * 0.2
     )
+
+
+def test_a_derivative_passes_through_a_training_that_clips(x64):
+    optimizer: Any = optax.chain(wc.clip_by_global_norm(0.5), optax.sgd(0.1))
+    target = normal(0, (4,), np.float64)
+
+    @jax.jit
+    def loss_after(params):
+        state = optimizer.init(params)
+        for _ in range(3):
+            updates, state = optimizer.update(params - target, state)
+            params = optax.apply_updates(params, updates)
+        return jnp.sum((params - target) ** 2)
+
+    check_grads(loss_after, (3 * normal(1, (4,), np.float64),), order=1, modes=("rev",))
+    assert np.all(np.isfinite(jax.grad(loss_after)(target)))

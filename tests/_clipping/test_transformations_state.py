@@ -141,12 +141,23 @@ def types(tree: Any) -> Any:
     )
 
 
-def test_the_state_keeps_its_structure_and_types():
+HEAVY = functools.partial(optax.sgd, momentum=0.9)
+#: What keeps arrays with an entry for each call, leaf or group.
+WITH_ARRAYS: dict[str, Any] = {
+    "skip_nonfinite": lambda: wc.skip_nonfinite(HEAVY(0.1), record=8),
+    "clip_by_global_norm": lambda: wc.clip_by_global_norm(1.0, record_leaves=True),
+    "clip_by_group_norm": lambda: wc.clip_by_group_norm(1.0, wc.label_by_path()),
+    "pipeline": lambda: wc.pipeline(HEAVY, 0.1, max_norm=wc.running_bound(), record=8),
+}
+
+
+def test_the_state_keeps_its_structure_and_types_so_that_a_step_is_traced_once():
     tree = {"a": jnp.ones(3, jnp.bfloat16), "b": jnp.ones(2, jnp.float16)}
-    for max_norm in (0, None, wc.linear_warmup(peak_value=1.0, warmup_steps=3), lambda count: 1):
-        transformation = clipping(max_norm, nonfinite="zero")
+    bounds = (0, None, wc.linear_warmup(peak_value=1.0, warmup_steps=3), lambda count: 1)
+    clips = [clipping(max_norm, nonfinite="zero") for max_norm in bounds]
+    for transformation in (*clips, *(build() for build in WITH_ARRAYS.values())):
         before = transformation.init(tree)
-        assert types(transformation.update(tree, before)[1]) == types(before)
+        assert types(transformation.update(tree, before, tree)[1]) == types(before)
 
 
 def test_the_state_is_carried_through_scan():
@@ -175,14 +186,14 @@ def test_params_and_extra_arguments_are_accepted_and_not_needed():
     )
 
 
-HEAVY = functools.partial(optax.sgd, momentum=0.9)
-#: What keeps arrays with an entry for each call, leaf or group.
-WITH_ARRAYS: dict[str, Any] = {
-    "skip_nonfinite": lambda: wc.skip_nonfinite(HEAVY(0.1), record=8),
-    "clip_by_global_norm": lambda: wc.clip_by_global_norm(1.0, record_leaves=True),
-    "clip_by_group_norm": lambda: wc.clip_by_group_norm(1.0, wc.label_by_path()),
-    "pipeline": lambda: wc.pipeline(HEAVY, 0.1, max_norm=wc.running_bound(), record=8),
-}
+def test_an_injected_bound_can_be_set_between_updates():
+    injected: Any = optax.inject_hyperparams(wc.clip_by_global_norm)(max_norm=0.5)
+    grads = jnp.float32([3, 4])
+    state, update = injected.init(grads), jax.jit(injected.update)
+    for bound in (0.5, 0.25):
+        state.hyperparams["max_norm"] = jnp.float32(bound)
+        clipped, state = update(grads, state)
+        np.testing.assert_allclose(clipped, bound * grads / 5, rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", WITH_ARRAYS)

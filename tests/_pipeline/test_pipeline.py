@@ -154,3 +154,22 @@ def test_a_function_whose_signature_hides_what_it_takes_is_a_schedule():
 
     assert float(wc.shift(rate, by=1)(2)) == 6.0
     assert float(wc.shift([1.0, 2.0, 4.0].__getitem__, by=1)(1)) == 4.0
+
+
+def test_stacked_schedules_are_runs_side_by_side_by_vmap():
+    rates = np.array([0.01, 0.1, 1.0, 3.0], np.float32)
+    schedules = [wc.constant(value=rate) for rate in rates]
+    stacked = jax.tree.map(lambda *numbers: jnp.stack(numbers), *schedules)
+
+    def last_params(schedule: wc.Schedule) -> Any:
+        optimizer = wc.pipeline(optax.sgd, schedule, max_norm=None)
+
+        def step(carry: Any, _: Any) -> Any:
+            return wc.apply_gradients(optimizer, *carry, grads=carry[0]), None
+
+        start = jnp.float32(1)
+        return jax.lax.scan(step, (start, optimizer.init(start)), length=8)[0][0]
+
+    # Of SGD on a parabola each step multiplies the parameters by 1 - rate.
+    found = jax.jit(jax.vmap(last_params))(stacked)
+    np.testing.assert_allclose(found, (1 - rates) ** 8, rtol=1e-5)

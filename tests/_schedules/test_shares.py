@@ -102,6 +102,11 @@ def test_a_traced_share_of_a_length_is_rounded_as_a_concrete_one(fraction: float
         assert (int(traced), traced.dtype) == (steps, jnp.int32)
 
 
+def test_a_traced_share_of_two_billion_steps_is_an_int32():
+    share = jax.jit(_shares.share_of)(0.25, 2_000_000_000)
+    assert (int(share), share.dtype) == (500_000_000, jnp.int32)
+
+
 @pytest.mark.parametrize(("x64", "largest"), [(False, 2**31 - 128), (True, 2**31 - 1)])
 def test_the_largest_count_is_the_largest_float_that_is_not_more(x64: bool, largest: int):
     with jax.enable_x64(x64):
