@@ -37,6 +37,7 @@ PATIENCE = 300
 PARTS = ("_norms/", "_clipping/", "_schedules/", "_pipeline/")
 #: Test files that a module is tested by beside those of its name.
 ALSO = {
+    "_clipping/_bounds": ["_clipping/test_loss.py"],
     "_clipping/_transformations": ["_clipping/test_clip_groups.py"],
     "_clipping/_coefficient": ["_clipping/test_clip_groups.py", "integrations/test_modes.py"],
     "_norms/_adding": [

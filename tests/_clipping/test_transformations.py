@@ -173,7 +173,7 @@ def test_bare_numbers_are_clipped_as_scalars(clip):
     assert [leaf.shape for leaf in clipped] == [(), (), (0, 2), ()]
 
 
-# Eager, jitted, traced once, mapped.
+# Eager, jitted, mapped.
 
 
 @pytest.mark.parametrize("nonfinite", ["propagate", "zero"])
@@ -205,6 +205,3 @@ def test_vmap_takes_a_bound_for_each_tree():
     for got, tree, bound in zip(clipped, trees, bounds, strict=True):
         assert_clipped([got], [tree], float(bound))
     assert_same_bits(clipped[1], trees[1])
-
-
-# A NaN or inf entry.
