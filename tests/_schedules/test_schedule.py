@@ -74,3 +74,21 @@ def test_multi_steps_takes_an_integer_made_of_a_schedule():
             updates, state = optimizer.update(jnp.ones(()), state, jnp.zeros(()))
         moved.append(float(jnp.asarray(updates)))
     assert moved == [-1, -1, 0, 0, -1, 0, 0, -1]
+
+
+def test_a_schedule_called_in_float32_before_is_float64_under_x64_and_float32_again():
+    rate = wc.piecewise_constant(values=[0.1, 0.2], boundaries=[10])
+    assert float(rate(0)) == np.float32(0.1)
+    with jax.enable_x64(True):
+        assert float(rate(0)) == 0.1
+    assert float(rate(0)) == np.float32(0.1)
+
+
+def test_a_schedule_of_some_traced_numbers_is_called_in_a_loop_and_after_it():
+    @jax.jit
+    def run(peak: jax.Array) -> Any:
+        decay = wc.exponential_decay(init_value=peak, decay_steps=10, decay_rate=0.5)
+        _, inside = jax.lax.scan(lambda count, _: (count + 10, decay(count)), 0, length=2)
+        return *inside, decay(20)
+
+    np.testing.assert_allclose(run(1.0), [1, 0.5, 0.25], rtol=1e-6)
