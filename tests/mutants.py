@@ -39,7 +39,11 @@ PARTS = ("_norms/", "_clipping/", "_schedules/", "_pipeline/")
 ALSO = {
     "_clipping/_bounds": ["_clipping/test_loss.py"],
     "_clipping/_transformations": ["_clipping/test_clip_groups.py"],
-    "_clipping/_coefficient": ["_clipping/test_clip_groups.py", "integrations/test_modes.py"],
+    "_clipping/_coefficient": [
+        "_clipping/test_clip_groups.py",
+        "_clipping/test_every_16_bit.py",
+        "integrations/test_modes.py",
+    ],
     "_norms/_adding": [
         "_norms/test_frame.py",
         "_norms/test_sums.py",
